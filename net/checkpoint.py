@@ -1,0 +1,125 @@
+"""`.ptmodel` files: `torch.save` of a plain dict, always read with `weights_only=True`.
+
+    {"format": "deep-compression 1",
+     "state_dict": {name: tensor},          # of the plain architecture: a pruned weight is a zero
+     "arch": "lenet-300-100", "stage": "retrained", "dataset": "mnist",
+     "options": {option: value},            # what made it; no paths, no clock: same run, same bytes
+     "metrics": {name: number}}
+"""
+
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from net.errors import UserError
+from net.files import atomic_write
+
+FORMAT = "deep-compression 1"
+
+
+class CheckpointError(UserError):
+    """The file is missing, damaged, unsafe, or not a model."""
+
+
+@dataclass
+class Checkpoint:
+    """A model between two stages.  `arch` and `dataset` are None for a bare state dict."""
+
+    state_dict: dict[str, torch.Tensor]
+    arch: str | None = None
+    stage: str | None = None
+    dataset: str | None = None
+    options: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
+
+
+def save(path, checkpoint: Checkpoint) -> int:
+    """Write `checkpoint` to `path` atomically; return the size of the file in bytes."""
+    save_dict(path, {"format": FORMAT, **shallow_dict(checkpoint)})
+    return Path(path).stat().st_size
+
+
+def shallow_dict(checkpoint: Checkpoint) -> dict:
+    return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
+
+
+def load(path) -> Checkpoint:
+    """Read a checkpoint, or a bare state dict that somebody else saved.
+
+    Tensors are memory-mapped where the file allows it, so that a large model is read tensor by
+    tensor.  Raises CheckpointError; never runs code from the file.
+    """
+    content = load_dict(path)
+    if content.get("format") == FORMAT:
+        fields = {name: content.get(name) for name in Checkpoint.__dataclass_fields__}
+        valid = (
+            is_state_dict(fields["state_dict"])
+            and all(isinstance(fields[k], str | None) for k in ("arch", "stage", "dataset"))
+            and all(isinstance(fields[k], dict) for k in ("options", "metrics"))
+        )
+        if not valid:
+            raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
+        return Checkpoint(**fields)
+    # The two layouts in which state dicts are commonly published.
+    for candidate in (content, content.get("state_dict")):
+        if is_state_dict(candidate):
+            return Checkpoint(dict(candidate))
+    raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
+
+
+def save_dict(path, content: dict) -> None:
+    # Given a file object, torch.save names the archive "archive" whatever the path, so that equal
+    # content gives equal bytes.
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def load_dict(path) -> dict:
+    """The dict in a file written by `torch.save`, unpickled with `weights_only=True`."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no model at {path}{origin(path)}")
+    try:
+        # Only the zip layout (PyTorch 1.6 and later) can be mapped.
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} is refused: it is not a file of plain tensors, and reading more than that "
+            "could run code; save its state_dict() instead"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception:  # torch.load raises whatever a damaged zip or pickle leads to
+        raise CheckpointError(
+            f"{path} is not a checkpoint, or is damaged or cut off; make it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
+    return content
+
+
+def is_state_dict(content) -> bool:
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items())
+    )
+
+
+MADE_BY = {
+    "initial_model.ptmodel": "python pruning.py",
+    "model_after_retraining.ptmodel": "python pruning.py",
+    "model_after_weight_sharing.ptmodel": "python weight_share.py saves/model_after_retraining.ptmodel",
+    "model_after_decoding.ptmodel": "python huffman_decode.py",
+}
+
+
+def origin(path) -> str:
+    """'; make it with: COMMAND' for the files that a stage writes, else a general hint."""
+    command = MADE_BY.get(Path(path).name)
+    return f"; make it with: {command}" if command else "; give the path of a saved model"

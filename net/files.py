@@ -1,0 +1,59 @@
+"""Writing files so that a crash leaves the old file or the new one, never a part of either."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from net.errors import UserError
+
+
+@contextmanager
+def atomic_write(path):
+    """Yield a binary file that replaces `path` when the block ends without an exception.
+
+    The bytes go to a hidden sibling (same file system, so that the rename is atomic), which is
+    removed when the block fails.  Raises UserError where `path` cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp's 0600 would surprise the user
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from None
+        raise
+
+
+def check_writable(folder):
+    """Create `folder` if need be and make sure that files can be written there.
+
+    Called before the work starts: an hour of training must not end in "permission denied".
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def unwritable(path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}; name another place")
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
