@@ -1,10 +1,10 @@
 """`.ptmodel` files: `torch.save` of a plain dict, always read with `weights_only=True`.
 
-    {"format": "deep-compression 1",
-     "state_dict": {name: tensor},          # of the plain architecture: a pruned weight is a zero
-     "arch": "lenet-300-100", "stage": "retrained", "dataset": "mnist",
-     "options": {option: value},            # what made it; no paths, no clock: same run, same bytes
-     "metrics": {name: number}}
+{"format": "deep-compression 1",
+ "state_dict": {name: tensor},          # of the plain architecture: a pruned weight is a zero
+ "arch": "lenet-300-100", "stage": "retrained", "dataset": "mnist",
+ "options": {option: value},            # what made it; no paths, no clock: same run, same bytes
+ "metrics": {name: number}}
 """
 
 import pickle
@@ -112,14 +112,14 @@ def is_state_dict(content) -> bool:
 
 
 MADE_BY = {
-    "initial_model.ptmodel": "python pruning.py",
-    "model_after_retraining.ptmodel": "python pruning.py",
-    "model_after_weight_sharing.ptmodel": "python weight_share.py saves/model_after_retraining.ptmodel",
-    "model_after_decoding.ptmodel": "python huffman_decode.py",
+    "initial_model.ptmodel": "pruning.py",
+    "model_after_retraining.ptmodel": "pruning.py",
+    "model_after_weight_sharing.ptmodel": "weight_share.py",
+    "model_after_decoding.ptmodel": "huffman_decode.py",
 }
 
 
 def origin(path) -> str:
-    """'; make it with: COMMAND' for the files that a stage writes, else a general hint."""
-    command = MADE_BY.get(Path(path).name)
-    return f"; make it with: {command}" if command else "; give the path of a saved model"
+    """What to do about a missing file: the script that makes it, if it is a stage's."""
+    script = MADE_BY.get(Path(path).name)
+    return f"; run {script} first" if script else "; give the path of a saved model"

@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Compare the stages: error, non-zeros and bytes, beside the paper's figures.
+
+python compare_stages.py
+python compare_stages.py --json figures.json --plot figures.png
+"""
+
+import sys
+
+from net import cli
+
+
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument(
+        "--path", default="saves/", metavar="DIR", help="the folder of the stages (default: saves/)"
+    )
+    cli.add_directory(parser)
+    cli.add_comparison(parser)
+    cli.add_common(parser)
+    return parser
+
+
+def body(args) -> None:
+    from net import comparison, report
+
+    figures = comparison.compare(args)
+    report.show(figures, args)
+
+
+def main(argv=None) -> int:
+    return cli.run(parser(), body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

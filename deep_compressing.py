@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""The whole of Deep Compression: train, prune, share, encode, decode, compare.
+
+    python deep_compressing.py
+    python deep_compressing.py --dataset digits
+
+The same as pruning.py, weight_share.py, huffman_encode.py, huffman_decode.py and
+compare_stages.py one after the other, in one process.  Writes the models of all stages into
+saves/ and the encoded model into encodings/.
+"""
+
+import sys
+
+from net import cli
+
+
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    cli.add_preset(parser)
+    cli.add_output_folder(parser)
+    cli.add_directory(parser)
+    cli.add_training(parser)
+    cli.add_pruning(parser)
+    cli.add_sharing(parser)
+    cli.add_comparison(parser)
+    cli.add_log(parser)
+    cli.add_common(parser)
+    return parser
+
+
+def body(args) -> None:
+    from pathlib import Path
+
+    from net import checkpoint, comparison, report, stages
+
+    output = Path(args.output)
+    with stages.open_log(args) as log:
+        dataset = stages.load_data(args)
+        retrained = stages.run_pruning(args, log, dataset)
+        shared = stages.run_sharing(retrained, args, log, output / stages.SHARED, dataset)
+    stages.encode(shared, args.directory)
+    checkpoint.save(output / stages.DECODED, stages.decode(args.directory))
+    args.path = args.output
+    report.show(comparison.compare(args, dataset), args)
+
+
+def main(argv=None) -> int:
+    return cli.run(parser(), body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+"""Decode the folder that huffman_encode.py wrote: the same model again, bit for bit.
+
+    python huffman_decode.py
+
+Writes saves/model_after_decoding.ptmodel.
+"""
+
+import sys
+
+from net import cli
+
+
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    cli.add_directory(parser)
+    parser.add_argument(
+        "--output",
+        default="saves/model_after_decoding.ptmodel",
+        metavar="FILE",
+        help="default: %(default)s",
+    )
+    cli.add_common(parser)
+    return parser
+
+
+def body(args) -> None:
+    from net import checkpoint, stages
+
+    decoded = stages.decode(args.directory)
+    size = checkpoint.save(args.output, decoded)
+    print(f"{len(decoded.state_dict)} tensors decoded into {args.output} ({size:,} bytes)")
+
+
+def main(argv=None) -> int:
+    return cli.run(parser(), body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

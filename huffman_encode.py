@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Encode a model losslessly: sparse positions and shared values as Huffman streams.
+
+    python huffman_encode.py saves/model_after_weight_sharing.ptmodel
+
+Writes one file per tensor and a manifest into the folder encodings/ (docs/format.md).
+"""
+
+import sys
+
+from net import cli
+
+
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
+    cli.add_directory(parser)
+    cli.add_common(parser)
+    return parser
+
+
+def body(args) -> None:
+    from net import checkpoint, stages
+
+    stages.encode(checkpoint.load(args.model), args.directory)
+
+
+def main(argv=None) -> int:
+    return cli.run(parser(), body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""What the scripts share: flags, their checks, and how errors reach the user.
+
+Imports nothing heavy: `--help` must answer at once, so torch is imported after parsing.
+"""
+
+import argparse
+import math
+import os
+import signal
+import sys
+import threading
+
+from net.errors import UserError
+from net.presets import PRESETS, defaults_text, fill
+
+DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "digits")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and whose help is the script's docstring."""
+
+    def __init__(self, docstring: str):
+        super().__init__(
+            description=docstring,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message):
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def run(parser: Parser, body, argv=None) -> int:
+    """Parse `argv`, call `body(args)`, and turn what goes wrong into one line and an exit code.
+
+    Returns 0, 2 for bad usage, 130 for Ctrl-C or a kill, and 1 for anything else that a user can
+    cause.
+    """
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # --help and bad usage
+        return int(stop.code or 0)
+    if "preset" in args:
+        fill(args)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up too
+    try:
+        body(args)
+        sys.stdout.flush()
+    except UserError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished files are whole", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `script | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return fail(f"{error.strerror or error}: {error.filename or 'input or output'}")
+    except MemoryError:
+        return fail("out of memory; try a smaller --batch-size or model")
+    return 0
+
+
+def fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+# Types of options: a value that is out of range is bad usage, found before any work starts.
+
+
+def integer(low: int, high: float = math.inf):
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            span = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {span}")
+        return value
+
+    return parse
+
+
+def real(low: float = 0.0, high: float = math.inf):
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            span = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {span}")
+        return value
+
+    return parse
+
+
+def preset_option(group, flag: str, kind, text: str, dest: str | None = None, **more) -> None:
+    """An option whose default comes from the preset."""
+    dest = dest or flag.lstrip("-").replace("-", "_")
+    group.add_argument(flag, type=kind, dest=dest, help=f"{text} ({defaults_text(dest)})", **more)
+
+
+# Groups of options, each declared once for the stage script and deep_compressing.py.
+
+
+def add_common(parser: Parser) -> None:
+    group = parser.add_argument_group("common")
+    group.add_argument("--seed", type=integer(0, 2**63 - 1), default=42, help="default: 42")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group.add_argument("--no-cuda", action="store_true", help="the same as --device cpu")
+    group.add_argument(
+        "--data-dir",
+        default="data",
+        metavar="DIR",
+        help="where data sets are, or are downloaded to (default: data)",
+    )
+    group.add_argument(
+        "--dataset",
+        choices=DATASETS,
+        default="auto",
+        help="auto: the one that the model was trained on; for a new model MNIST if it is there "
+        "or can be downloaded, else scikit-learn's digits",
+    )
+    group.add_argument(
+        "--test-batch-size", type=integer(1), default=1000, metavar="N", help="default: 1000"
+    )
+
+
+def add_preset(parser: Parser) -> None:
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="paper",
+        help="the defaults of the options marked below (default: paper)",
+    )
+
+
+def add_training(parser: Parser) -> None:
+    """What every stage that trains needs."""
+    group = parser.add_argument_group("training")
+    preset_option(group, "--batch-size", integer(1), "images per step", metavar="N")
+    preset_option(
+        group,
+        "--distortion",
+        real(),
+        "strength of the random affine distortions of the training images, 0 for none",
+        metavar="R",
+    )
+
+
+def add_log(parser: Parser) -> None:
+    group = parser.add_argument_group("log")
+    group.add_argument(
+        "--log-interval",
+        type=integer(1),
+        default=50,
+        metavar="N",
+        help="batches between two training figures (default: 50)",
+    )
+    group.add_argument(
+        "--log", metavar="FILE", help="write one line per event; JSON lines if it ends in .jsonl"
+    )
+
+
+def add_pruning(parser: Parser) -> None:
+    group = parser.add_argument_group("dense training, pruning, retraining")
+    group.add_argument(
+        "--arch",
+        default="lenet-300-100",
+        metavar="NAME",
+        help="lenet-300-100 (default) or lenet-5",
+    )
+    preset_option(group, "--epochs", integer(0), "epochs of dense training", metavar="N")
+    preset_option(group, "--retrain-epochs", integer(0), "epochs after pruning", metavar="N")
+    preset_option(group, "--lr", real(), "peak of Adam's learning rate", metavar="R")
+    preset_option(group, "--retrain-lr", real(), "the same for retraining", metavar="R")
+    preset_option(group, "--weight-decay", real(), "L2 penalty of dense training", metavar="R")
+    preset_option(group, "--dropout", real(0, 0.99), "in dense training", metavar="P")
+    preset_option(group, "--retrain-dropout", real(0, 0.99), "in retraining", metavar="P")
+    preset_option(
+        group,
+        "--sensitivity",
+        real(),
+        "prune weights smaller than this times the standard deviation of their layer",
+        metavar="R",
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="go on with a run of the same options that was killed"
+    )
+
+
+def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
+    """`prefix` tells the options apart from those of pruning where one script has both."""
+    group = parser.add_argument_group("weight sharing")
+    preset_option(
+        group, "--bits", integer(1, 16), "2**bits shared values per layer at most", metavar="N"
+    )
+    group.add_argument(
+        "--init",
+        choices=("linear", "density", "random"),
+        default="linear",
+        help="initial centroids (section 3.2 of the paper; default: linear)",
+    )
+    preset_option(
+        group,
+        f"--{prefix}epochs",
+        integer(0),
+        "epochs of centroid fine-tuning; 0 for clustering alone",
+        dest="finetune_epochs",
+        metavar="N",
+    )
+    preset_option(
+        group,
+        f"--{prefix}lr",
+        real(),
+        "peak of Adam's learning rate for the centroids",
+        dest="finetune_lr",
+        metavar="R",
+    )
+
+
+def add_output_folder(parser: Parser) -> None:
+    parser.add_argument(
+        "--output",
+        default="saves/",
+        metavar="DIR",
+        help="the folder of the models (default: saves/)",
+    )
+
+
+def add_directory(parser: Parser) -> None:
+    parser.add_argument(
+        "--directory",
+        default="encodings/",
+        metavar="DIR",
+        help="the folder of the encoded model (default: encodings/)",
+    )
+
+
+def add_comparison(parser: Parser) -> None:
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    group.add_argument("--plot", metavar="FILE", help="draw the comparison (.png, .svg or .pdf)")
+
+
+def device(args):
+    """The torch device that the flags ask for."""
+    import torch
+
+    if args.no_cuda or args.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if args.device == "cuda":
+        raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
+    return torch.device("cpu")

@@ -1,0 +1,38 @@
+"""Named sets of defaults.  An option that the user gives overrides its preset's value."""
+
+PRESETS = {
+    # The paper's three stages as they are: train, prune once by a threshold, retrain; share by
+    # k-means, fine-tune the centroids; Huffman coding.
+    "paper": {
+        "epochs": 20,
+        "retrain_epochs": 25,
+        "batch_size": 200,
+        "lr": 2e-3,
+        "retrain_lr": 2e-3,
+        "weight_decay": 0.0,
+        "dropout": 0.1,
+        "retrain_dropout": 0.0,
+        "distortion": 1.0,
+        "sensitivity": 1.8,
+        "bits": 5,
+        "finetune_epochs": 3,
+        "finetune_lr": 5e-4,
+    },
+}
+
+
+def fill(args) -> None:
+    """Set every option of `args` (an argparse namespace) that is None to its preset's value."""
+    for name, value in PRESETS[args.preset].items():
+        if getattr(args, name, value) is None:
+            setattr(args, name, value)
+
+
+def defaults_text(name: str) -> str:
+    """'default: 20' for the help of option `name`; presets that differ are listed."""
+    first, *others = PRESETS
+    text = f"default: {PRESETS[first][name]}"
+    for preset in others:
+        if PRESETS[preset][name] != PRESETS[first][name]:
+            text += f"; {preset}: {PRESETS[preset][name]}"
+    return text

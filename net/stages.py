@@ -1,0 +1,275 @@
+"""The stages of Deep Compression: functions from a checkpoint to the next one.
+
+    train -> prune -> share -> encode -> decode
+
+The scripts are front ends of these functions, and `deep_compressing.py` calls the same ones.
+`args` is the namespace of a script's options.  Every stage seeds torch's generator itself, so that
+it gives the same bytes in a process of its own as within the whole pipeline.
+"""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from net import checkpoint, cli, data, encoding, models, report
+from net.checkpoint import Checkpoint
+from net.errors import UserError
+from net.files import check_writable
+from net.log import Log
+from net.progress import Progress
+from net.prune import apply_masks, nonzero_mask, set_masks, threshold_mask
+from net.quantization import SharedWeight
+from net.training import Recipe, evaluate, fit
+
+INITIAL = "initial_model.ptmodel"
+RETRAINED = "model_after_retraining.ptmodel"
+SHARED = "model_after_weight_sharing.ptmodel"
+DECODED = "model_after_decoding.ptmodel"
+PROGRESS = "progress.ptmodel"
+
+# What a checkpoint records of the options that made it: no paths, so that equal runs give equal
+# bytes wherever they are.
+TRAINING_OPTIONS = ("seed", "epochs", "batch_size", "lr", "weight_decay", "dropout", "distortion")
+PRUNING_OPTIONS = (
+    *TRAINING_OPTIONS,
+    *("sensitivity", "retrain_epochs", "retrain_lr", "retrain_dropout"),
+)
+SHARING_OPTIONS = (
+    *("seed", "bits", "init", "finetune_epochs", "finetune_lr", "batch_size", "distortion"),
+)
+
+
+def recorded(args, names) -> dict:
+    return {name: getattr(args, name) for name in names}
+
+
+# Models and data
+
+
+def load_data(args, source: Checkpoint | None = None) -> data.Dataset:
+    """The data set that the user names; for "auto" the one that `source` was trained on."""
+    name = args.dataset
+    if name == "auto" and source is not None and source.dataset:
+        name = source.dataset
+    return data.load(name, args.data_dir, cli.device(args))
+
+
+def load_model(source: Checkpoint, device) -> torch.nn.Module:
+    """The module that `source` is the state dict of, on `device`."""
+    model = models.build(source.arch)
+    try:
+        model.load_state_dict(source.state_dict)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"the model does not fit the architecture {source.arch}: {reason}"
+        ) from None
+    return model.to(device)
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def compressible_names(source: Checkpoint) -> list[str]:
+    """The names in the state dict of the weights that are pruned and shared.
+
+    From the architecture where it is known; for a bare state dict every floating-point tensor of
+    two or more dimensions, which takes in embeddings.
+    """
+    if source.arch is not None:
+        with torch.device("meta"):  # shapes and types without memory
+            model = models.build(source.arch)
+        return [f"{name}.weight" for name in models.compressible_layers(model)]
+    return [n for n, t in source.state_dict.items() if t.is_floating_point() and t.dim() >= 2]
+
+
+def test(model, stage: str, dataset, args, log) -> float:
+    """The top-1 error of `model` on the test set in percent, logged as that of `stage`."""
+    _, error = evaluate(model, dataset.test, args.test_batch_size)
+    text = f"{stage}: test error {error:.2f} % ({dataset.name})"
+    log.result(text, event="test", stage=stage, test_error_percent=error)
+    return error
+
+
+def parameter_names(arch: str) -> set[str]:
+    """The names in the state dict that are parameters, not buffers."""
+    with torch.device("meta"):
+        return {name for name, _ in models.build(arch).named_parameters()}
+
+
+@contextmanager
+def open_log(args):
+    """The log of a script that trains; closed at the end of the block."""
+    log = Log(args.log, args.log_interval, append=getattr(args, "resume", False))
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+# Training and pruning
+
+
+def run_pruning(args, log, dataset) -> Checkpoint:
+    """Train, prune and retrain; write the initial and the retrained model, return the latter."""
+    output = Path(args.output)
+    check_writable(output)
+    options = {"arch": args.arch, "dataset": dataset.name, **recorded(args, PRUNING_OPTIONS)}
+    progress = Progress(output / PROGRESS, options, args.resume)
+    if args.resume and progress.record is None and finished(output / RETRAINED, options):
+        log.result(f"{output / RETRAINED}: finished already", event="finished")
+        return checkpoint.load(output / RETRAINED)
+    if progress.reached("retrain"):
+        initial = checkpoint.load(output / INITIAL)
+    else:
+        initial = train(args, dataset, log, progress)
+        checkpoint.save(output / INITIAL, initial)
+    retrained = prune(initial, args, dataset, log, progress)
+    checkpoint.save(output / RETRAINED, retrained)
+    progress.finish()
+    return retrained
+
+
+def finished(path: Path, options: dict) -> bool:
+    if not path.exists():
+        return False
+    found = checkpoint.load(path)
+    return {"arch": found.arch, "dataset": found.dataset, **found.options} == options
+
+
+def train(args, dataset, log, progress=None) -> Checkpoint:
+    """The dense model, trained from scratch."""
+    torch.manual_seed(args.seed)
+    model = models.build(args.arch).to(cli.device(args))
+    recipe = Recipe(
+        args.epochs, args.batch_size, args.lr, args.weight_decay, args.dropout, args.distortion
+    )
+    fit(model, model.parameters(), dataset, recipe, phase="train", log=log, progress=progress)
+    metrics = {"test_error_percent": test(model, "trained", dataset, args, log)}
+    options = recorded(args, TRAINING_OPTIONS)
+    return Checkpoint(state_of(model), args.arch, "initial", dataset.name, options, metrics)
+
+
+def prune(initial: Checkpoint, args, dataset, log, progress=None) -> Checkpoint:
+    """Prune by threshold (Han et al. 2015), then retrain the survivors."""
+    torch.manual_seed(args.seed + 1)
+    model = load_model(initial, cli.device(args))
+    set_masks(model, lambda weight: threshold_mask(weight, args.sensitivity))
+    print(report.pruning_table(model.state_dict()))
+    recipe = Recipe(
+        args.retrain_epochs,
+        args.batch_size,
+        args.retrain_lr,
+        dropout=args.retrain_dropout,
+        distortion=args.distortion,
+    )
+    fit(
+        model,
+        model.parameters(),
+        dataset,
+        recipe,
+        phase="retrain",
+        log=log,
+        after_step=lambda _: apply_masks(model),
+        progress=progress,
+    )
+    metrics = {"test_error_percent": test(model, "retrained", dataset, args, log)}
+    options = recorded(args, PRUNING_OPTIONS)
+    return Checkpoint(state_of(model), initial.arch, "retrained", dataset.name, options, metrics)
+
+
+# Weight sharing
+
+
+def run_sharing(source: Checkpoint, args, log, path, dataset=None) -> Checkpoint:
+    """Share the weights of `source`, and write the result to `path`."""
+    check_writable(Path(path).parent)
+    if dataset is None and source.arch is not None:
+        dataset = load_data(args, source)
+    if dataset is None and args.finetune_epochs:
+        raise UserError(
+            "a bare state dict can be clustered, not fine-tuned: its architecture is not known; "
+            "use --epochs 0"
+        )
+    shared = share(source, args, log, dataset)
+    checkpoint.save(path, shared)
+    return shared
+
+
+def share(source: Checkpoint, args, log, dataset=None) -> Checkpoint:
+    """Share the survivors of every compressible weight, then fine-tune the centroids.
+
+    `dataset` may be None for a model that is only clustered, neither evaluated nor fine-tuned.
+    """
+    state = {name: tensor.clone() for name, tensor in source.state_dict.items()}
+    shared = {}
+    for name in compressible_names(source):
+        shared[name] = SharedWeight(state[name], args.bits, args.init, args.seed)
+        shared[name].write(state[name])
+    print(report.sharing_table(shared))
+    options = recorded(args, SHARING_OPTIONS)
+    clustered = Checkpoint(state, source.arch, "weight_shared", source.dataset, options)
+    if dataset is None:
+        return clustered
+    device = cli.device(args)
+    model = load_model(source, device)
+    test(model, "before weight sharing", dataset, args, log)
+    model.load_state_dict(state)
+    error = test(model, "after clustering", dataset, args, log)
+    if args.finetune_epochs:
+        finetune(model, shared, args, dataset, log)
+        error = test(model, "after fine-tuning", dataset, args, log)
+    clustered.state_dict, clustered.dataset = state_of(model), dataset.name
+    clustered.metrics = {"test_error_percent": error}
+    return clustered
+
+
+def finetune(model, shared: dict[str, SharedWeight], args, dataset, log) -> None:
+    """Train the centroids by equation 3, and what is not shared; assignments stay."""
+    torch.manual_seed(args.seed + 2)
+    parameters = dict(model.named_parameters())
+    own = [p for name, p in parameters.items() if name not in shared]
+    for weight in shared.values():
+        weight.to(own[0].device if own else cli.device(args))
+
+    def after_backward():
+        for name, weight in shared.items():
+            weight.gather_gradient(parameters[name])
+
+    def after_step(_):
+        for name, weight in shared.items():
+            weight.write(parameters[name])
+
+    fit(
+        model,
+        [*own, *(weight.centroids for weight in shared.values())],
+        dataset,
+        Recipe(args.finetune_epochs, args.batch_size, args.finetune_lr, distortion=args.distortion),
+        phase="finetune",
+        log=log,
+        after_backward=after_backward,
+        after_step=after_step,
+    )
+
+
+# Coding
+
+
+def encode(source: Checkpoint, directory) -> None:
+    """Write `source` to the folder `directory`, losslessly, and print what each tensor takes."""
+    meta = {key: getattr(source, key) for key in ("arch", "dataset") if getattr(source, key)}
+    encoding.save(source.state_dict, directory, meta)
+    tensors = encoding.describe(directory)
+    print(report.encoding_table(tensors, encoding.directory_bytes(directory)))
+    weights = set(compressible_names(source))
+    for tensor in tensors:
+        if tensor.name in weights and not tensor.kind.startswith("shared"):
+            print(f"note: {tensor.name} is not weight-shared and is stored as it is")
+
+
+def decode(directory) -> Checkpoint:
+    """The model in the folder `directory`, bit for bit."""
+    state, meta = encoding.load(directory)
+    return Checkpoint(state, meta.get("arch"), "decoded", meta.get("dataset"))

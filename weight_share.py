@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Share the weights of a pruned model: 1-D k-means per layer, then centroid fine-tuning.
+
+    python weight_share.py saves/model_after_retraining.ptmodel
+    python weight_share.py some_state_dict.pt --epochs 0     # any model: clustering alone
+
+Writes saves/model_after_weight_sharing.ptmodel.
+"""
+
+import sys
+
+from net import cli
+
+
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
+    cli.add_preset(parser)
+    parser.add_argument(
+        "--output",
+        default="saves/model_after_weight_sharing.ptmodel",
+        metavar="FILE",
+        help="default: %(default)s",
+    )
+    cli.add_sharing(parser, prefix="")
+    cli.add_training(parser)
+    cli.add_log(parser)
+    cli.add_common(parser)
+    return parser
+
+
+def body(args) -> None:
+    from net import checkpoint, stages
+
+    source = checkpoint.load(args.model)
+    with stages.open_log(args) as log:
+        stages.run_sharing(source, args, log, args.output)
+
+
+def main(argv=None) -> int:
+    return cli.run(parser(), body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
