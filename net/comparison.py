@@ -15,12 +15,6 @@ STAGE_FILES = {
     "weight_shared": stages.SHARED,
     "decoded": stages.DECODED,
 }
-MADE_BY = {
-    "initial": "pruning.py",
-    "retrained": "pruning.py",
-    "weight_shared": "weight_share.py",
-    "decoded": "huffman_decode.py",
-}
 
 
 def compare(args, dataset=None) -> dict:
@@ -35,12 +29,12 @@ def compare(args, dataset=None) -> dict:
         if path.exists():
             found[stage] = checkpoint.load(path)
         else:
-            missing.append(f"no {path}: run {MADE_BY[stage]}")
+            missing.append(f"no {path}{checkpoint.origin(path)}")
     tensors = None
     if Path(args.directory).is_dir() and any(Path(args.directory).glob("[!.]*")):
         tensors = encoding.describe(args.directory)
     else:
-        missing.append(f"no encoded model in {args.directory}: run huffman_encode.py")
+        missing.append(f"no encoded model in {args.directory}; run huffman_encode.py first")
     if not found:
         raise UserError(f"no stage is in {args.path}; run deep_compressing.py or pruning.py first")
     reference = next((c for c in found.values() if c.arch), next(iter(found.values())))

@@ -82,7 +82,7 @@ def load(name: str, data_dir, device) -> Dataset:
 
 
 def normalised(name, train_images, train_labels, test_images, test_labels, device) -> Dataset:
-    """From images [N, C, H, W] and integer labels; the last part of the training set is held out."""
+    """From images [N, C, H, W] and integer labels; the last of the training images are held out."""
     train_images, test_images = train_images.float().to(device), test_images.float().to(device)
     mean, std = train_images.mean(), train_images.std()
     train_images.sub_(mean).div_(std)

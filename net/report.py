@@ -79,7 +79,7 @@ def sharing_table(shared: dict) -> str:
 
 
 def encoding_table(tensors: list[TensorInfo], directory_bytes: int) -> str:
-    """Per tensor: bytes dense and encoded, bits per weight and per index before and after Huffman."""
+    """Per tensor: bytes, and bits per weight and per index before and after Huffman coding."""
     rows = [
         [
             t.name,

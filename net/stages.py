@@ -18,7 +18,7 @@ from net.errors import UserError
 from net.files import check_writable
 from net.log import Log
 from net.progress import Progress
-from net.prune import apply_masks, nonzero_mask, set_masks, threshold_mask
+from net.prune import apply_masks, set_masks, threshold_mask
 from net.quantization import SharedWeight
 from net.training import Recipe, evaluate, fit
 
