@@ -1,0 +1,33 @@
+# docker build -t deep-compression .
+# docker run --rm -v "$PWD/saves:/app/saves" -v "$PWD/encodings:/app/encodings" deep-compression
+FROM python:3.12-slim
+
+# Where torch and torchvision come from.  The CPU wheels are a tenth of the size; for a GPU:
+#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 ...
+# and with an empty value pip's own default index.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# requirements-dev.txt for an image that can run the tests.
+ARG REQUIREMENTS=requirements.txt
+
+WORKDIR /app
+
+# The dependencies before the code: they change less often, and this layer is the slow one.
+COPY requirements.txt requirements-dev.txt ./
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision \
+    && pip install --no-cache-dir -r "$REQUIREMENTS"
+
+COPY . .
+
+# Not root.  The folders are world-writable, since a volume's owner is only known when it is
+# mounted: `--user "$(id -u):$(id -g)"` then works with a folder of the host's.
+RUN useradd --create-home app \
+    && mkdir -p saves encodings data \
+    && chown app saves encodings data \
+    && chmod 777 saves encodings data
+USER app
+# Both would otherwise look for a home that `--user` does not have.
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor
+
+# `docker run IMAGE weight_share.py --help` runs another script.
+ENTRYPOINT ["python"]
+CMD ["deep_compressing.py"]
