@@ -8,6 +8,7 @@
 """
 
 import pickle
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,10 +84,12 @@ def load_dict(path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"no model at {path}{origin(path)}")
     try:
-        # Only the zip layout (PyTorch 1.6 and later) can be mapped.
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings():  # of pickle protocols, which say nothing to a user
+            warnings.simplefilter("ignore")
+            # Only the zip layout (PyTorch 1.6 and later) can be mapped.
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is refused: it is not a file of plain tensors, and reading more than that "

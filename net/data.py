@@ -117,10 +117,8 @@ def read_torchvision(name: str, data_dir: Path):
 
     kind = getattr(datasets, DOWNLOADABLE[name])
     raw = data_dir / DOWNLOADABLE[name] / "raw"
-    try:
-        if not kind(data_dir, download=False)._check_exists():
-            raise RuntimeError
-    except RuntimeError:  # what torchvision raises where the files are missing
+    files = [raw / Path(archive).stem for archive, _ in kind.resources]
+    if not all(file.is_file() for file in files):
         download(kind, data_dir, f"the data set {name!r} is not in {raw}")
     try:
         train, test = kind(data_dir, train=True), kind(data_dir, train=False)

@@ -19,7 +19,7 @@ from net.files import check_writable
 from net.log import Log
 from net.progress import Progress
 from net.prune import apply_masks, set_masks, threshold_mask
-from net.quantization import SharedWeight
+from net.sharing import SharedWeight
 from net.training import Recipe, evaluate, fit
 
 INITIAL = "initial_model.ptmodel"
@@ -232,7 +232,7 @@ def finetune(model, shared: dict[str, SharedWeight], args, dataset, log) -> None
     parameters = dict(model.named_parameters())
     own = [p for name, p in parameters.items() if name not in shared]
     for weight in shared.values():
-        weight.to(own[0].device if own else cli.device(args))
+        weight.to(cli.device(args))
 
     def after_backward():
         for name, weight in shared.items():

@@ -1,0 +1,49 @@
+"""What several tests share: data sets too small to wait for, and one run of the whole pipeline."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import deep_compressing
+from net.data import Dataset, Split
+
+torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring
+
+# A pipeline of seconds; every test that changes one of these says so itself.
+FAST = (
+    *("--dataset", "digits", "--device", "cpu", "--seed", "7", "--batch-size", "64"),
+    *("--epochs", "3", "--retrain-epochs", "2", "--finetune-epochs", "1"),
+)
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory):
+    """The folders and files of one run of deep_compressing.py on the digits; read only."""
+    root = tmp_path_factory.mktemp("pipeline")
+    run = SimpleNamespace(
+        saves=root / "saves",
+        encodings=root / "encodings",
+        json=root / "figures.json",
+        log=root / "log.jsonl",
+    )
+    code = deep_compressing.main(
+        [*FAST, "--output", str(run.saves), "--directory", str(run.encodings)]
+        + ["--json", str(run.json), "--log", str(run.log)]
+    )
+    assert code == 0
+    return run
+
+
+@pytest.fixture
+def blobs():
+    """A data set that a linear model learns in a few steps: [N, 1, 28, 28], 3 classes."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(3, 1, 28, 28, generator=generator)
+
+    def split(n):
+        labels = torch.arange(n) % 3
+        noise = torch.randn(n, 1, 28, 28, generator=generator)
+        return Split(centres[labels] + 0.5 * noise, labels)
+
+    return Dataset("blobs", split(96), split(30), split(30))

@@ -1,0 +1,112 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from net import checkpoint
+from net.checkpoint import Checkpoint, CheckpointError
+from net.models import build
+
+
+@pytest.fixture
+def model():
+    state = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([-0.0, float("nan")])}
+    return Checkpoint(state, "lenet-5", "retrained", "digits", {"seed": 1}, {"error": 2.5})
+
+
+def test_round_trip(tmp_path, model):
+    size = checkpoint.save(tmp_path / "m.ptmodel", model)
+    assert size == (tmp_path / "m.ptmodel").stat().st_size
+    loaded = checkpoint.load(tmp_path / "m.ptmodel")
+    assert (loaded.arch, loaded.stage, loaded.dataset) == ("lenet-5", "retrained", "digits")
+    assert (loaded.options, loaded.metrics) == ({"seed": 1}, {"error": 2.5})
+    for name, tensor in model.state_dict.items():
+        assert torch.equal(loaded.state_dict[name].view(torch.int32), tensor.view(torch.int32))
+
+
+def test_equal_content_gives_equal_bytes_under_any_name(tmp_path, model):
+    checkpoint.save(tmp_path / "one.ptmodel", model)
+    checkpoint.save(tmp_path / "two.ptmodel", model)
+    assert (tmp_path / "one.ptmodel").read_bytes() == (tmp_path / "two.ptmodel").read_bytes()
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_of_somebody_else(tmp_path, wrap, zipped):
+    state = build("lenet-300-100").state_dict()
+    torch.save(wrap(state), tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
+    loaded = checkpoint.load(tmp_path / "m.pt")
+    assert loaded.arch is None
+    assert loaded.stage is None
+    assert list(loaded.state_dict) == list(state)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, zipped):
+    trace = tmp_path / "executed"
+    torch.save(
+        {"state_dict": Malicious(trace)},
+        tmp_path / "bad.ptmodel",
+        _use_new_zipfile_serialization=zipped,
+    )
+    with pytest.raises(CheckpointError, match=r"bad\.ptmodel is refused.*could run code"):
+        checkpoint.load(tmp_path / "bad.ptmodel")
+    (tmp_path / "raw.ptmodel").write_bytes(pickle.dumps(Malicious(trace)))
+    with pytest.raises(CheckpointError, match=r"raw\.ptmodel is "):
+        checkpoint.load(tmp_path / "raw.ptmodel")
+    assert not trace.exists()
+
+
+def test_a_whole_module_is_refused(tmp_path):
+    torch.save(build("lenet-300-100"), tmp_path / "module.pt")
+    with pytest.raises(CheckpointError, match="save its state_dict"):
+        checkpoint.load(tmp_path / "module.pt")
+
+
+def test_missing(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no model at .*x\.pt; give the path"):
+        checkpoint.load(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"run pruning\.py first"):
+        checkpoint.load(tmp_path / "model_after_retraining.ptmodel")
+    with pytest.raises(CheckpointError, match="no model at"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_a_truncated_file(tmp_path, model, keep):
+    path = tmp_path / "m.ptmodel"
+    checkpoint.save(path, model)
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
+    with pytest.raises(CheckpointError, match=r"m\.ptmodel"):
+        checkpoint.load(path)
+
+
+def test_not_a_checkpoint(tmp_path):
+    (tmp_path / "text").write_text("hello, world\n" * 100)
+    with pytest.raises(CheckpointError, match="text is"):
+        checkpoint.load(tmp_path / "text")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, torch.zeros(3), {"state_dict": {}}])
+def test_a_file_without_a_model(tmp_path, content):
+    torch.save(content, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="holds no model"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
+def test_a_checkpoint_without_a_field(tmp_path, model):
+    checkpoint.save_dict(
+        tmp_path / "m.ptmodel", {"format": checkpoint.FORMAT, "state_dict": model.state_dict}
+    )
+    with pytest.raises(CheckpointError, match="fields are missing"):
+        checkpoint.load(tmp_path / "m.ptmodel")
