@@ -178,9 +178,14 @@ def add_pruning(parser: Parser) -> None:
     preset_option(group, "--retrain-epochs", integer(0), "epochs after pruning", metavar="N")
     preset_option(group, "--lr", real(), "peak of Adam's learning rate", metavar="R")
     preset_option(group, "--retrain-lr", real(), "the same for retraining", metavar="R")
-    preset_option(group, "--weight-decay", real(), "L2 penalty of dense training", metavar="R")
     preset_option(group, "--dropout", real(0, 0.99), "in dense training", metavar="P")
-    preset_option(group, "--retrain-dropout", real(0, 0.99), "in retraining", metavar="P")
+    preset_option(
+        group,
+        "--l1",
+        real(),
+        "L1 penalty on the weights in dense training: each step takes l1 x lr off every magnitude",
+        metavar="R",
+    )
     preset_option(
         group,
         "--sensitivity",
@@ -198,6 +203,13 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
     group = parser.add_argument_group("weight sharing")
     preset_option(
         group, "--bits", integer(1, 16), "2**bits shared values per layer at most", metavar="N"
+    )
+    preset_option(
+        group,
+        "--bias-bits",
+        integer(0, 16),
+        "the same for the layer's biases; 0 leaves them as they are",
+        metavar="N",
     )
     group.add_argument(
         "--init",

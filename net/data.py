@@ -1,5 +1,6 @@
 """Data sets, read once into tensors on the device; a batch is an index slice of them."""
 
+import math
 import socket
 import sys
 import threading
@@ -170,17 +171,18 @@ def reachable(urls: list[str], seconds: float = 6.0) -> bool:
 def distort(images: torch.Tensor, strength: float) -> torch.Tensor:
     """Each image of a batch [N, C, H, W] under a small random affine map of its own.
 
-    At strength 1: rotations of up to 15 degrees, scales and shears of up to 15 %, shifts of up to
-    2 pixels in 28.  What comes in from outside is the edge's colour.
+    At strength 1: rotations of up to 10 degrees, scales of up to 10 %, shears of up to 7 %, shifts
+    of up to 1.5 pixels in 28.  What comes in from outside has the colour of the edge.
     """
     n, device = len(images), images.device
     # Uniform in [-strength, strength]: rotation, scale x, scale y, shear, shift x, shift y.
     u = (torch.rand(6, n) * 2 - 1).to(device) * strength
-    angle = u[0] * 0.26  # radians
+    angle = math.radians(10) * u[0]
     cos, sin = angle.cos(), angle.sin()
-    scale_x, scale_y, shear = 1 + 0.15 * u[1], 1 + 0.15 * u[2], 0.15 * u[3]
+    scale_x, scale_y, shear = 1 + 0.1 * u[1], 1 + 0.1 * u[2], 0.07 * u[3]
+    shift_x, shift_y = 1.5 / 14 * u[4], 1.5 / 14 * u[5]  # in halves of the image
     theta = torch.stack(
-        [scale_x * cos, shear - sin, u[4] / 7, sin, scale_y * cos, u[5] / 7], dim=1
+        [scale_x * cos, shear - scale_y * sin, shift_x, scale_x * sin, scale_y * cos, shift_y], 1
     ).view(n, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

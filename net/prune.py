@@ -8,6 +8,7 @@ stays that of the plain architecture, and the mask of a loaded model is `weight 
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from net.models import compressible_layers
 
@@ -39,3 +40,16 @@ def apply_masks(model: nn.Module) -> None:
     for layer in compressible_layers(model).values():
         # masked_fill rather than a product: 0 * negative would leave -0.0, and 0 * inf a NaN.
         layer.weight.masked_fill_(~layer.mask, 0.0)
+
+
+@torch.no_grad()
+def shrink(model: nn.Module, amount: float) -> None:
+    """Move every compressible weight towards zero by `amount`, and no further.
+
+    With `amount` = penalty x learning rate after each step this is the proximal step of an L1
+    penalty.  Apart from the gradient, so that Adam does not scale it: it pulls on every weight
+    alike, and those that do not matter gather at zero, below any threshold.
+    """
+    if amount:
+        for layer in compressible_layers(model).values():
+            layer.weight.copy_(F.softshrink(layer.weight, amount))

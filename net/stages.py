@@ -18,7 +18,7 @@ from net.errors import UserError
 from net.files import check_writable
 from net.log import Log
 from net.progress import Progress
-from net.prune import apply_masks, set_masks, threshold_mask
+from net.prune import apply_masks, set_masks, shrink, threshold_mask
 from net.sharing import SharedWeight
 from net.training import Recipe, evaluate, fit
 
@@ -30,13 +30,11 @@ PROGRESS = "progress.ptmodel"
 
 # What a checkpoint records of the options that made it: no paths, so that equal runs give equal
 # bytes wherever they are.
-TRAINING_OPTIONS = ("seed", "epochs", "batch_size", "lr", "weight_decay", "dropout", "distortion")
-PRUNING_OPTIONS = (
-    *TRAINING_OPTIONS,
-    *("sensitivity", "retrain_epochs", "retrain_lr", "retrain_dropout"),
-)
+TRAINING_OPTIONS = ("seed", "epochs", "batch_size", "lr", "dropout", "l1", "distortion")
+PRUNING_OPTIONS = (*TRAINING_OPTIONS, "sensitivity", "retrain_epochs", "retrain_lr")
 SHARING_OPTIONS = (
-    *("seed", "bits", "init", "finetune_epochs", "finetune_lr", "batch_size", "distortion"),
+    *("seed", "bits", "bias_bits", "init", "finetune_epochs", "finetune_lr"),
+    *("batch_size", "distortion"),
 )
 
 
@@ -143,10 +141,16 @@ def train(args, dataset, log, progress=None) -> Checkpoint:
     """The dense model, trained from scratch."""
     torch.manual_seed(args.seed)
     model = models.build(args.arch).to(cli.device(args))
-    recipe = Recipe(
-        args.epochs, args.batch_size, args.lr, args.weight_decay, args.dropout, args.distortion
+    fit(
+        model,
+        model.parameters(),
+        dataset,
+        Recipe(args.epochs, args.batch_size, args.lr, args.dropout, args.distortion),
+        phase="train",
+        log=log,
+        after_step=lambda done, lr: shrink(model, args.l1 * lr),
+        progress=progress,
     )
-    fit(model, model.parameters(), dataset, recipe, phase="train", log=log, progress=progress)
     metrics = {"test_error_percent": test(model, "trained", dataset, args, log)}
     options = recorded(args, TRAINING_OPTIONS)
     return Checkpoint(state_of(model), args.arch, "initial", dataset.name, options, metrics)
@@ -157,22 +161,14 @@ def prune(initial: Checkpoint, args, dataset, log, progress=None) -> Checkpoint:
     torch.manual_seed(args.seed + 1)
     model = load_model(initial, cli.device(args))
     set_masks(model, lambda weight: threshold_mask(weight, args.sensitivity))
-    print(report.pruning_table(model.state_dict()))
-    recipe = Recipe(
-        args.retrain_epochs,
-        args.batch_size,
-        args.retrain_lr,
-        dropout=args.retrain_dropout,
-        distortion=args.distortion,
-    )
     fit(
         model,
         model.parameters(),
         dataset,
-        recipe,
+        Recipe(args.retrain_epochs, args.batch_size, args.retrain_lr, distortion=args.distortion),
         phase="retrain",
         log=log,
-        after_step=lambda _: apply_masks(model),
+        after_step=lambda done, lr: apply_masks(model),
         progress=progress,
     )
     metrics = {"test_error_percent": test(model, "retrained", dataset, args, log)}
@@ -207,7 +203,11 @@ def share(source: Checkpoint, args, log, dataset=None) -> Checkpoint:
     shared = {}
     for name in compressible_names(source):
         shared[name] = SharedWeight(state[name], args.bits, args.init, args.seed)
-        shared[name].write(state[name])
+        bias = name.removesuffix("weight") + "bias"
+        if args.bias_bits and bias in state:
+            shared[bias] = SharedWeight(state[bias], args.bias_bits, args.init, args.seed)
+    for name, weight in shared.items():
+        weight.write(state[name])
     print(report.sharing_table(shared))
     options = recorded(args, SHARING_OPTIONS)
     clustered = Checkpoint(state, source.arch, "weight_shared", source.dataset, options)
@@ -238,7 +238,7 @@ def finetune(model, shared: dict[str, SharedWeight], args, dataset, log) -> None
         for name, weight in shared.items():
             weight.gather_gradient(parameters[name])
 
-    def after_step(_):
+    def after_step(done, lr):
         for name, weight in shared.items():
             weight.write(parameters[name])
 
@@ -263,10 +263,11 @@ def encode(source: Checkpoint, directory) -> None:
     encoding.save(source.state_dict, directory, meta)
     tensors = encoding.describe(directory)
     print(report.encoding_table(tensors, encoding.directory_bytes(directory)))
-    weights = set(compressible_names(source))
-    for tensor in tensors:
-        if tensor.name in weights and not tensor.kind.startswith("shared"):
-            print(f"note: {tensor.name} is not weight-shared and is stored as it is")
+    for name in compressible_names(source):
+        values = source.state_dict[name].flatten()
+        values = values[values != 0]
+        if len(values) and len(values.unique()) > len(values) / 2:
+            print(f"note: {name} is not weight-shared; its values are stored as they are")
 
 
 def decode(directory) -> Checkpoint:

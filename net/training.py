@@ -18,7 +18,6 @@ class Recipe:
     epochs: int
     batch_size: int
     lr: float
-    weight_decay: float = 0.0
     dropout: float = 0.0
     distortion: float = 0.0
 
@@ -49,12 +48,10 @@ def fit(
 ) -> None:
     """Minimise the cross-entropy on `data.train` over `parameters` with Adam.
 
-    `after_backward()` and `after_step(fraction of the phase done)` are called in every step;
-    `progress`, if given, keeps what a killed run needs to go on (see net.stages.Progress).
+    `after_backward()` and `after_step(fraction of the phase done, learning rate)` are called in
+    every step; `progress` keeps what a killed run needs to go on (net.progress).
     """
-    optimizer = torch.optim.Adam(
-        parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
-    )
+    optimizer = torch.optim.Adam(parameters, lr=recipe.lr, fused=True)
     steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
     set_dropout(model, recipe.dropout)
@@ -71,7 +68,8 @@ def fit(
         )
         for i, (images, labels) in enumerate(bar):
             step = epoch * steps_per_epoch + i
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, recipe.lr)
+            lr = learning_rate(step, steps, recipe.lr)
+            optimizer.param_groups[0]["lr"] = lr
             if recipe.distortion:
                 images = distort(images, recipe.distortion)
             loss = F.cross_entropy(model(images), labels)
@@ -81,7 +79,7 @@ def fit(
                 after_backward()
             optimizer.step()
             if after_step:
-                after_step((step + 1) / steps)
+                after_step((step + 1) / steps, lr)
             total += loss.detach()
             if (i + 1) % log.interval == 0:
                 log.batch(phase, epoch + 1, i + 1, loss.item(), bar)
@@ -94,8 +92,8 @@ def fit(
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Half a cosine from `peak` to 0, after a linear rise over the first 2 % of the steps."""
-    warmup = max(1, steps // 50)
+    """Half a cosine from `peak` to 0, after a linear rise over the first tenth of the steps."""
+    warmup = max(1, steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,84 @@
+import json
+import shutil
+
+import pytest
+
+import compare_stages
+from net import stages
+
+
+@pytest.fixture
+def figures(pipeline):
+    return json.loads(pipeline.json.read_text())
+
+
+def test_json_has_the_documented_layout(figures):
+    assert {
+        *("dataset", "arch", "original_bytes", "encoded_bytes", "compression_ratio"),
+        *("stages", "layers"),
+    } <= figures.keys()
+    assert (figures["dataset"], figures["arch"]) == ("digits", "lenet-300-100")
+    names = [stage["stage"] for stage in figures["stages"]]
+    assert names == ["initial", "retrained", "weight_shared", "decoded"]
+    for stage in figures["stages"]:
+        assert {"error_percent", "parameters", "nonzero", "bytes"} <= stage.keys()
+    assert [layer["name"] for layer in figures["layers"]] == ["fc1", "fc2", "fc3"]
+    for layer in figures["layers"]:
+        assert {"parameters", "nonzero", "weight_bits", "index_bits"} <= layer.keys()
+
+
+def test_the_ratio_counts_every_byte_on_disk(figures, pipeline):
+    on_disk = sum(p.stat().st_size for p in pipeline.encodings.rglob("*") if p.is_file())
+    assert figures["original_bytes"] == 1_066_440
+    assert figures["encoded_bytes"] == on_disk
+    assert figures["compression_ratio"] == 1_066_440 / on_disk
+
+
+def test_stages_are_evaluated(figures):
+    initial, retrained, shared, decoded = figures["stages"]
+    assert initial["parameters"] == initial["nonzero"] == 266_610
+    assert retrained["nonzero"] < 0.3 * 266_610
+    assert decoded["nonzero"] == shared["nonzero"]
+    assert decoded["error_percent"] == shared["error_percent"] < 50
+    assert figures["decoded_equals_weight_shared"] is True
+
+
+def test_the_script_gives_the_same_figures(figures, pipeline, tmp_path, capsys):
+    arguments = ["--path", str(pipeline.saves), "--directory", str(pipeline.encodings)]
+    arguments += ["--json", str(tmp_path / "f.json"), "--device", "cpu"]
+    assert compare_stages.main(arguments) == 0
+    assert json.loads((tmp_path / "f.json").read_text()) == figures
+    printed = capsys.readouterr().out
+    assert "paper" in printed
+    assert "digits" in printed
+    assert all(len(line) <= 100 for line in printed.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [
+        (stages.INITIAL, "pruning.py"),
+        (stages.SHARED, "weight_share.py"),
+        (stages.DECODED, "huffman_decode.py"),
+    ],
+)
+def test_a_missing_stage_is_named_and_the_others_shown(pipeline, tmp_path, capsys, name, script):
+    shutil.copytree(pipeline.saves, tmp_path / "s")
+    (tmp_path / "s" / name).unlink()
+    arguments = ["--path", str(tmp_path / "s"), "--directory", str(pipeline.encodings)]
+    assert compare_stages.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert f"{name}; run {script} first" in printed
+    assert "retrained" in printed
+
+
+def test_a_missing_encoding_is_named(pipeline, tmp_path, capsys):
+    arguments = ["--path", str(pipeline.saves), "--directory", str(tmp_path)]
+    assert compare_stages.main([*arguments, "--json", str(tmp_path / "f.json")]) == 0
+    assert "run huffman_encode.py first" in capsys.readouterr().out
+    assert json.loads((tmp_path / "f.json").read_text())["compression_ratio"] is None
+
+
+def test_nothing_to_compare(tmp_path, capsys):
+    assert compare_stages.main(["--path", str(tmp_path), "--directory", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: no stage is in ")

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+import pruning
+from net import checkpoint, stages
+from net.models import build, compressible_layers
+from tests.conftest import FAST
+
+OPTIONS = [*FAST[:-2]]  # without --finetune-epochs, which pruning.py does not have
+
+
+def test_writes_the_models_of_the_pipeline(tmp_path, pipeline, capsys):
+    assert pruning.main([*OPTIONS, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for column in ("tensor", "shape", "non-zeros", "parameters", "density", "total"):
+        assert column in printed
+    for name in (stages.INITIAL, stages.RETRAINED):
+        assert (tmp_path / name).read_bytes() == (pipeline.saves / name).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [stages.INITIAL, stages.RETRAINED]
+
+
+def test_prunes_below_sensitivity_times_the_standard_deviation(pipeline):
+    initial = checkpoint.load(pipeline.saves / stages.INITIAL)
+    retrained = checkpoint.load(pipeline.saves / stages.RETRAINED)
+    sensitivity = retrained.options["sensitivity"]
+    for name, tensor in initial.state_dict.items():
+        after = retrained.state_dict[name]
+        if name.endswith("weight"):
+            kept = tensor.abs() >= sensitivity * tensor.std(correction=0)
+            assert torch.equal(after != 0, kept)
+            assert 0 < kept.sum() < kept.numel()
+            assert not torch.equal(after[kept], tensor[kept])  # retrained
+
+
+@pytest.mark.parametrize("die_in", [("train", 1), ("train", 3), ("retrain", 1), ("retrain", 2)])
+def test_resume_after_a_kill_gives_the_same_bytes(tmp_path, pipeline, monkeypatch, die_in):
+    class Killed(Exception):
+        pass
+
+    save = stages.Progress.save
+
+    def save_and_die(self, phase, epoch, *state):
+        save(self, phase, epoch, *state)
+        if (phase, epoch) == die_in:
+            raise Killed
+
+    arguments = [*OPTIONS, "--output", str(tmp_path)]
+    monkeypatch.setattr(stages.Progress, "save", save_and_die)
+    with pytest.raises(Killed):
+        pruning.main(arguments)
+    monkeypatch.setattr(stages.Progress, "save", save)
+    assert pruning.main([*arguments, "--resume"]) == 0
+    for name in (stages.INITIAL, stages.RETRAINED):
+        assert (tmp_path / name).read_bytes() == (pipeline.saves / name).read_bytes()
+
+
+def test_resume_of_a_finished_run_does_nothing(pipeline, capsys):
+    path = pipeline.saves / stages.RETRAINED
+    before = path.stat().st_mtime_ns
+    assert pruning.main([*OPTIONS, "--output", str(pipeline.saves), "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert path.stat().st_mtime_ns == before
+
+
+def test_unknown_architecture(tmp_path, capsys):
+    assert pruning.main([*OPTIONS, "--output", str(tmp_path), "--arch", "lenet-6"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: unknown architecture 'lenet-6'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_output_is_found_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stages, "train", lambda *args: pytest.fail("trained first"))
+    (tmp_path / "file").write_text("precious")
+    assert pruning.main([*OPTIONS, "--output", str(tmp_path / "file")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_lenet_5(tmp_path):
+    code = pruning.main(
+        ["--dataset", "digits", "--arch", "lenet-5", "--output", str(tmp_path), "--device", "cpu"]
+        + ["--epochs", "1", "--retrain-epochs", "1", "--batch-size", "200"]
+    )
+    assert code == 0
+    model = build("lenet-5")
+    model.load_state_dict(checkpoint.load(tmp_path / stages.RETRAINED).state_dict)
+    for layer in compressible_layers(model).values():
+        assert 0 < layer.weight.count_nonzero() < layer.weight.numel()

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+import weight_share
+from net import checkpoint, stages
+from net.models import build
+from tests.conftest import FAST
+
+OPTIONS = ["--device", "cpu", "--seed", "7", "--batch-size", "64", "--epochs", "1"]
+
+
+def share(model, output, *options):
+    return weight_share.main([str(model), "--output", str(output), *options])
+
+
+def test_the_same_bytes_as_the_pipeline(pipeline, tmp_path):
+    assert FAST[-1] == "1"  # the pipeline's --finetune-epochs
+    assert share(pipeline.saves / stages.RETRAINED, tmp_path / "m", *OPTIONS) == 0
+    assert (tmp_path / "m").read_bytes() == (pipeline.saves / stages.SHARED).read_bytes()
+
+
+def test_prints_values_and_errors(pipeline, tmp_path, capsys):
+    share(pipeline.saves / stages.RETRAINED, tmp_path / "m", *OPTIONS)
+    printed = capsys.readouterr().out
+    for text in ("values before", "values after", "mean squared error"):
+        assert text in printed
+    for text in ("before weight sharing", "after clustering", "after fine-tuning"):
+        assert f"{text}: test error" in printed
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_few_values_and_the_pruned_positions_of_the_stage_before(pipeline, tmp_path, bits):
+    source = checkpoint.load(pipeline.saves / stages.RETRAINED)
+    share(pipeline.saves / stages.RETRAINED, tmp_path / "m", *OPTIONS, "--bits", str(bits))
+    shared = checkpoint.load(tmp_path / "m")
+    for name in stages.compressible_names(source):
+        weight = shared.state_dict[name]
+        assert torch.equal(weight != 0, source.state_dict[name] != 0)
+        assert 1 < len(weight[weight != 0].unique()) <= 2**bits
+
+
+def test_fine_tuning_moves_centroids_not_assignments(pipeline, tmp_path):
+    source = pipeline.saves / stages.RETRAINED
+    share(source, tmp_path / "clustered", *OPTIONS, "--epochs", "0")
+    share(source, tmp_path / "tuned", *OPTIONS)
+    clustered = checkpoint.load(tmp_path / "clustered").state_dict["fc1.weight"]
+    tuned = checkpoint.load(tmp_path / "tuned").state_dict["fc1.weight"]
+    assert not torch.equal(clustered, tuned)
+    for value in clustered.unique():
+        assert len(tuned[clustered == value].unique()) == 1
+
+
+def test_a_bare_state_dict_is_clustered_without_its_architecture(tmp_path):
+    torch.manual_seed(0)
+    state = {"a.weight": torch.randn(9, 9), "norm.weight": torch.randn(9), "n": torch.tensor(3)}
+    torch.save(state, tmp_path / "m.pt")
+    assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "0", "--bits", "2") == 0
+    shared = checkpoint.load(tmp_path / "out")
+    assert shared.arch is None
+    assert len(shared.state_dict["a.weight"].unique()) == 4
+    assert torch.equal(shared.state_dict["norm.weight"], state["norm.weight"])
+    assert shared.state_dict["n"] == 3
+
+
+def test_a_bare_state_dict_cannot_be_fine_tuned(tmp_path, capsys):
+    torch.save(build("lenet-300-100").state_dict(), tmp_path / "m.pt")
+    assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "2") == 1
+    assert "use --epochs 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_odd_layers(tmp_path):
+    """Entirely pruned, constant, fewer values than clusters."""
+    state = {
+        "pruned.weight": torch.zeros(4, 4),
+        "constant.weight": torch.full((4, 4), 0.25),
+        "few.weight": torch.tensor([[1.0, 0.0], [-1.0, 0.5]]),
+    }
+    torch.save(state, tmp_path / "m.pt")
+    assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "0") == 0
+    shared = checkpoint.load(tmp_path / "out").state_dict
+    for name, tensor in state.items():
+        assert torch.equal(shared[name], tensor)
+
+
+def test_missing_model(tmp_path, capsys):
+    assert share(tmp_path / stages.RETRAINED, tmp_path / "out") == 1
+    assert "run pruning.py first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bits", ["0", "99", "nan"])
+def test_bits_out_of_range(bits, capsys):
+    assert weight_share.main(["m", "--bits", bits]) == 2
+    assert "argument --bits" in capsys.readouterr().err
