@@ -29,9 +29,14 @@ class SharedWeight:
 
     @torch.no_grad()
     def gather_gradient(self, tensor: torch.Tensor) -> None:
-        """Equation 3: dL/dC_k is the sum of dL/dW over the weights assigned to centroid k."""
+        """Equation 3: dL/dC_k is the sum of dL/dW over the weights assigned to centroid k.
+
+        Moves the gradient: `tensor.grad` is None afterwards, since no optimiser that knows the
+        centroids alone would clear it before the next step.
+        """
         gradient = tensor.grad.take(self.positions)
         self.centroids.grad = torch.zeros_like(self.centroids).index_add_(0, self.labels, gradient)
+        tensor.grad = None
 
     @torch.no_grad()
     def write(self, tensor: torch.Tensor) -> None:

@@ -59,6 +59,11 @@ def test_gradient_of_a_centroid_is_the_sum_over_its_weights():
     (x @ dense.T - target).square().sum().backward()
     assert torch.allclose(shared.centroids.grad, centroids.grad, rtol=1e-5)
 
+    # The next step starts from nothing.
+    (x @ weight.T - target).square().sum().backward()
+    shared.gather_gradient(weight)
+    assert torch.allclose(shared.centroids.grad, centroids.grad, rtol=1e-5)
+
 
 def test_centroids_are_stored_as_float16_values(weight):
     shared = SharedWeight(weight, bits=3)
