@@ -278,7 +278,9 @@ def _parse_manifest(directory: Path, data: bytes) -> tuple[list[Entry], dict]:
     if len(unpacker.unused_data) != 4 * len(tensors):
         raise ValueError("not one checksum for each tensor")
     sums = np.frombuffer(unpacker.unused_data, ">u4").tolist()
-    entries = [_entry(directory, i, *pair) for i, pair in enumerate(zip(tensors, sums))]
+    entries = [
+        _entry(directory, i, *pair) for i, pair in enumerate(zip(tensors, sums, strict=True))
+    ]
     if len({entry.name for entry in entries}) < len(entries):
         raise ValueError("two tensors of the same name")
     return entries, meta

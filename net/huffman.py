@@ -5,6 +5,8 @@ the functions beside it are the same machinery on a shared bit string, without t
 the surrounding format implies. The bit layout is specified in docs/format.md.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from net.bits import PACK_CHUNK, BitReader, BitWriter, HuffmanError
@@ -155,7 +157,10 @@ class Code:
 
     def read(self, reader: BitReader, count: int, dtype: type = np.int64) -> np.ndarray:
         """``count`` symbols as ``dtype``."""
-        return self.symbols.astype(dtype)[self.read_ranks(reader, count)]
+        ranks = self.read_ranks(reader, count)
+        if self.symbols[-1] == len(self.symbols) - 1:  # 0, 1, 2, ...: the ranks are the symbols
+            return ranks.astype(dtype, copy=False)
+        return self.symbols.astype(dtype).take(ranks)
 
     def read_ranks(self, reader: BitReader, count: int) -> np.ndarray:
         """Indexes into ``symbols`` of the next ``count`` symbols."""
@@ -169,16 +174,18 @@ class Code:
         sizes = _read_jump_table(reader, count)
         return self._read_segments(reader, count, sizes)
 
-    def _lookup(self) -> np.ndarray:
-        """uint32[2**max_length]: rank << 5 | length of the code word that each window begins."""
-        entries = self._by_code.astype(np.uint32) << np.uint32(5)
-        entries |= self.lengths[self._by_code].astype(np.uint32)
+    def _lookup(self) -> np.ndarray | None:
+        """[2**max_length]: rank << 5 | length of the code word that each window begins."""
+        if self.max_length > TABLE_BITS:
+            return None
+        kind = np.uint16 if len(self.symbols) <= 1 << 11 else np.uint32
+        entries = self._by_code.astype(kind) << kind(5) | self.lengths[self._by_code].astype(kind)
         return np.repeat(entries, self._sizes.astype(np.int64))
 
     def _entries(self, windows: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:
         """rank << 5 | length for windows of max_length bits."""
         if lookup is not None:
-            return lookup.take(windows.astype(np.int64))
+            return lookup.take(windows.view(np.int64))
         order = np.searchsorted(np.cumsum(self._sizes), windows, side="right")
         index = self._by_code[order]
         return index << 5 | self.lengths[index].astype(np.int64)
@@ -188,8 +195,7 @@ class Code:
         span = min(reader.remaining, count * self.max_length)
         at = np.arange(span, dtype=np.int64)
         windows = reader.peek(at + reader.position, np.int64(self.max_length))
-        lookup = self._lookup() if self.max_length <= TABLE_BITS else None
-        entries = self._entries(windows, lookup)
+        entries = self._entries(windows, self._lookup()).astype(np.int64)
         following = np.append(np.minimum(at + (entries & 31), span + 1), [span + 1, span + 1])
         positions = _follow(following, count)
         if int(positions[-1]) >= span or int(following[positions[-1]]) > span:
@@ -203,26 +209,37 @@ class Code:
         if int(ends[-1]) > reader.end:
             raise HuffmanError("the data ends early")
         starts = ends - sizes
-        lookup = self._lookup() if self.max_length <= TABLE_BITS else None
+        lookup = self._lookup()
+        kind = np.int64 if lookup is None else lookup.dtype
+        entries = np.empty((SEGMENT, len(sizes)), kind)
+        at = starts.astype(np.uint64)
+        window, index, width = (np.empty(len(sizes), np.uint64) for _ in range(3))
         shift = np.uint64(64 - self.max_length)
         per_window = 33 // self.max_length  # symbols that a window surely holds
-        at = starts.copy()
-        ranks = np.empty((SEGMENT, len(sizes)), np.uint32 if lookup is not None else np.int64)
         for i in range(0, SEGMENT, per_window):
-            window = np.take(reader.windows, at >> 5, mode="clip")
-            window <<= (at & 31).view(np.uint64)
-            for row in ranks[i : i + per_window]:
-                row[:] = self._entries(window >> shift, lookup)
-                width = row & 31
-                window <<= width.astype(np.uint64)
-                at += width
+            np.right_shift(at, 5, out=index)
+            reader.windows.take(index.view(np.int64), out=window, mode="clip")
+            np.bitwise_and(at, 31, out=index)
+            np.left_shift(window, index, out=window)
+            for row in entries[i : i + per_window]:
+                np.right_shift(window, shift, out=index)
+                if lookup is None:
+                    row[:] = self._entries(index, None)
+                else:
+                    lookup.take(index.view(np.int64), out=row, mode="clip")
+                np.bitwise_and(row, 31, out=width, casting="unsafe")
+                np.left_shift(window, width, out=window)
+                np.add(at, width, out=at)
         if not np.array_equal(at, ends):
             raise HuffmanError("a segment does not end where the next one begins")
-        ranks >>= 5
+        entries >>= 5
         reader.position = int(ends[-1])
-        tail = count - SEGMENT * len(sizes)
-        ranks = ranks.T.ravel()
-        return np.concatenate([ranks, self._read_chain(reader, tail)]) if tail else ranks
+        ranks = np.empty(count, kind)
+        whole = SEGMENT * len(sizes)
+        ranks[:whole].reshape(-1, SEGMENT)[:] = entries.T
+        if whole < count:
+            ranks[whole:] = self._read_chain(reader, count - whole)
+        return ranks
 
 
 def histogram(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -438,13 +455,15 @@ def _checked_code(symbols: np.ndarray, lengths: np.ndarray) -> Code:
 # --- integers of any size -----------------------------------------------------------------------
 
 
-def tokens(values: np.ndarray, split: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
+def tokens(
+    values: np.ndarray, magnitude: np.ndarray, split: int, kept: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and the number of raw bits of non-negative integers (JPEG XL's hybrid integers).
 
     A value below 2**split is its own token. A larger one, of b + 1 bits, has a token made of b
     and the ``kept`` bits after the leading one; the other b - kept bits are stored raw.
+    ``magnitude`` is b, -1 for 0.
     """
-    magnitude = _magnitude(values)
     raw = np.where(magnitude >= split, magnitude - kept, 0)
     large = (1 << split) + ((magnitude - split) << kept) + ((values >> raw) & ((1 << kept) - 1))
     return np.where(magnitude >= split, large, values), raw
@@ -469,7 +488,7 @@ def write_integers(writer: BitWriter, values: np.ndarray) -> None:
     split, kept, code = _best_split(values)
     writer.write(split, 4)
     writer.write(kept, 2)
-    token, raw = tokens(values, split, kept)
+    token, raw = tokens(values, _magnitude(values), split, kept)
     _write_small_table(writer, code)
     code.write(writer, token)
     if raw.any():
@@ -509,44 +528,47 @@ def _token_values(token: np.ndarray, split: int, kept: int) -> tuple[np.ndarray,
 
 def integer_bits(values: np.ndarray) -> float:
     """About as many bits as ``write_integers`` takes."""
-    return _splits(*histogram(values))[0][0] if values.size else 0.0
+    return _splits(*histogram(values))[0].cost if values.size else 0.0
 
 
 def _best_split(values: np.ndarray) -> tuple[int, int, Code]:
     """The split and kept bits with the fewest bits in all, and the code of their tokens."""
-    distinct, counts = histogram(values)
     best = None
-    for _, split, kept in _splits(distinct, counts)[:4]:
-        symbols, token_counts, raw_bits = _tokenhistogram(distinct, counts, split, kept)
-        code = Code.from_counts(symbols, token_counts)
+    for found in _splits(*histogram(values))[:4]:  # the estimate is that good
+        code = Code.from_counts(found.symbols, found.counts)
         table = BitWriter()
         _write_small_table(table, code)
-        cost = table.length + raw_bits + int(np.sum(token_counts * code.lengths))
+        cost = table.length + found.raw_bits + int(np.sum(found.counts * code.lengths))
         if best is None or cost < best[0]:
-            best = cost, split, kept, code
+            best = cost, found.split, found.kept, code
     return best[1:]
 
 
-def _splits(distinct: np.ndarray, counts: np.ndarray) -> list[tuple[float, int, int]]:
-    """(bits by entropy and a guess at the table, split, kept), the cheapest first."""
-    largest = int(_magnitude(distinct[-1:])[0]) + 1
+class Split(NamedTuple):
+    cost: float  # bits, by entropy and a guess at the table
+    split: int
+    kept: int
+    symbols: np.ndarray  # the tokens that occur
+    counts: np.ndarray
+    raw_bits: int
+
+
+def _splits(distinct: np.ndarray, counts: np.ndarray) -> list[Split]:
+    """All ways to make tokens of the values, the cheapest first."""
+    magnitude = _magnitude(distinct)
+    largest = int(magnitude[-1]) + 1
     found = []
     for split in range(min(largest, MAX_SPLIT) + 1):
         # with nothing above the split, the kept bits do not matter
-        for kept in range(min(split, 3) + 1 if split < largest else 1):
-            symbols, token_counts, raw = _tokenhistogram(distinct, counts, split, kept)
-            if symbols[-1] < SMALL_ALPHABET:
-                share = token_counts / token_counts.sum()
-                entropy = -float(np.sum(token_counts * np.log2(share)))
-                table = 2.0 * len(symbols) + 3.0 * (int(symbols[-1]) + 1 - len(symbols))
-                found.append((entropy + raw + table, split, kept))
-    return sorted(found)
-
-
-def _tokenhistogram(
-    distinct: np.ndarray, counts: np.ndarray, split: int, kept: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Tokens, how often each occurs, and the raw bits of all of them."""
-    token, raw = tokens(distinct, split, kept)
-    first = np.flatnonzero(np.diff(token, prepend=-1))  # tokens rise with the values
-    return token[first], np.add.reduceat(counts, first), int(np.sum(counts * raw))
+        for kept in range(min(split, 2) + 1 if split < largest else 1):
+            token, raw = tokens(distinct, magnitude, split, kept)
+            if token[-1] < SMALL_ALPHABET:
+                changes = np.flatnonzero(token[1:] != token[:-1]) + 1  # tokens rise with values
+                first = np.concatenate([[0], changes])
+                sums = np.add.reduceat(counts, first)
+                raw_bits = int(np.dot(counts, raw))
+                entropy = float(np.dot(sums, np.log2(sums.sum() / sums)))
+                table = 3.0 * (int(token[-1]) + 1) - 1.0 * len(first)
+                cost = entropy + raw_bits + table
+                found.append(Split(cost, split, kept, token[first], sums, raw_bits))
+    return sorted(found, key=lambda each: each[:3])

@@ -34,8 +34,20 @@ def write_positions(writer: BitWriter, positions: np.ndarray, shape: tuple[int, 
     writer.write_number(positions.size)
     if positions.size == 0:
         return positions
-    view, row_classes, column_classes = _choose(positions, shape)
-    grid = Grid.of(positions, shape, view, row_classes, column_classes)
+    # the estimates are within a few per cent of each other where the sizes are
+    kept = _choose(positions, shape)[: 3 if positions.size <= 1 << 18 else 1]
+    coded = [_write_grid(positions, shape, *choice) for choice in kept]
+    best, order = min(coded, key=lambda each: each[0].length)
+    writer.extend(best)
+    return order
+
+
+def _write_grid(
+    positions: np.ndarray, shape: tuple[int, ...], view: int, rows: int, columns: int
+) -> tuple[BitWriter, np.ndarray]:
+    """The grid with at most so many classes of rows and columns, and the order of its blocks."""
+    grid = Grid.of(positions, shape, view, rows, columns)
+    writer = BitWriter()
     writer.write(view, 2)
     grid.rows.write(writer)
     grid.columns.write(writer)
@@ -43,7 +55,7 @@ def write_positions(writer: BitWriter, positions: np.ndarray, shape: tuple[int, 
         if i < len(grid.blocks) - 1:  # the last count follows from the total
             writer.write_number(block.size)
         write_integers(writer, np.diff(block, prepend=-1) - 1)
-    return grid.order
+    return writer, grid.order
 
 
 def read_positions(reader: BitReader, shape: tuple[int, ...]) -> np.ndarray:
@@ -174,17 +186,19 @@ class Grid:
         columns: Lines,
     ) -> None:
         self.rows, self.columns = rows, columns
-        block = (rows.classes[row] - 1) * columns.count + columns.classes[column] - 1
-        height, width = _ranks(rows), _ranks(columns)
-        widths = np.bincount(columns.classes, minlength=columns.count + 1)
-        inside = height[row] * widths[columns.classes[column]] + width[column]
-        if rows.count * columns.count > 1:
-            # one byte per block number: NumPy sorts these by radix
-            by_block = np.argsort(block.astype(np.uint8), kind="stable")
-            inside = inside[by_block]
+        count = rows.count * columns.count
+        widths = np.bincount(columns.classes, minlength=columns.count + 1)[columns.classes]
+        inside = _ranks(rows)[row] * widths[column] + _ranks(columns)[column]
+        if count == 1:
+            self.blocks = [inside]
+        else:
+            # at most 64 blocks: NumPy sorts single bytes by radix
+            block = ((rows.classes - 1) * columns.count).astype(np.uint8)[row]
+            block += (columns.classes - 1).astype(np.uint8)[column]
+            by_block = np.argsort(block, kind="stable")
+            ends = np.cumsum(np.bincount(block, minlength=count))
+            self.blocks = np.split(inside[by_block], ends[:-1])
             order = by_block if order is None else order[by_block]
-        sizes = np.bincount(block, minlength=rows.count * columns.count)
-        self.blocks = np.split(inside, np.cumsum(sizes)[:-1])
         self.order = np.arange(len(row)) if order is None else order
 
     @classmethod
@@ -223,7 +237,7 @@ def _coordinates(
     positions: np.ndarray, shape: tuple[int, ...], view: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Row and column of each position in row-major order of the view, and that order."""
-    height, width = matrix_views(shape)[view & 2]
+    _, width = matrix_views(shape)[view & 2]
     row, column = np.divmod(positions, width)
     if not view & 1:
         return row, column, None
@@ -232,27 +246,27 @@ def _coordinates(
     return column[order], row[order], order
 
 
-def _choose(positions: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """View, row classes and column classes with the fewest estimated bits."""
-    best = (math.inf, 0, 1, 1)
-    for view in matrix_views(shape):
+def _choose(positions: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(View, row classes, column classes), those with the fewest estimated bits first."""
+    costs = {}
+
+    def attempt(view: int, choices: list[tuple[int, int]]) -> None:
         row, column, order = _coordinates(positions, shape, view)
         height, width = matrix_views(shape)[view]
         row_sums = np.bincount(row, minlength=height)
         column_sums = np.bincount(column, minlength=width)
-        for r, c in _class_counts(positions.size):
-            rows, columns = Lines.of(row_sums, r), Lines.of(column_sums, c)
-            if (rows.count, columns.count) != (r, c):
-                continue  # too few distinct densities: the same as a smaller choice
-            bits = Grid(row, column, order, rows, columns).estimate()
-            best = min(best, (bits, view, r, c))
-    return best[1:]
+        for choice in choices:
+            rows, columns = Lines.of(row_sums, choice[0]), Lines.of(column_sums, choice[1])
+            costs[view, *choice] = Grid(row, column, order, rows, columns).estimate()
 
-
-def _class_counts(nonzeros: int) -> list[tuple[int, int]]:
-    if nonzeros > 1 << 18:
-        return [(1, 1), (3, 3)]
-    return [(r, c) for r in range(1, 5) for c in range(1, 5)]
+    for view in matrix_views(shape):
+        attempt(view, [(1, 1), (3, 3)] if positions.size > 32 else [(1, 1)])
+    best = min(costs, key=costs.get)
+    # a second look around the best one, at what is left to gain there: up to 3 %
+    if 32 < positions.size <= 1 << 18:
+        near = [(1, 2), (2, 1), (2, 2), (1, 3), (3, 1)]
+        attempt(best[0], near if best[1:] == (1, 1) else [(3, 2), (2, 3), (4, 3), (3, 4), (4, 4)])
+    return sorted(costs, key=costs.get)
 
 
 # --- sets -----------------------------------------------------------------------------------

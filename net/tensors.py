@@ -122,25 +122,36 @@ class Narrow:
     (bfloat16 in float32, small integers in int64) and left out.
     """
 
-    def __init__(self, half: bool, shift: int, width: int, signed: bool) -> None:
-        self.half, self.shift, self.width = half, shift, width
-        self.signed = signed  # the top bit is the sign of a float
+    def __init__(
+        self,
+        bits: int,
+        floating: bool,
+        shift: int = 0,
+        width: int | None = None,
+        half: bool = False,
+    ) -> None:
+        self.half, self.shift = half, shift
+        self.width = 16 if half else bits if width is None else width
+        self.whole = self.width == bits
+        self.signed = half or (floating and shift + self.width == bits)  # the top bit is a sign
 
     @classmethod
     def of(cls, values: np.ndarray, floating: bool) -> "Narrow":
         bits = 8 * values.itemsize
         if floating and bits > 16 and _fits_half(values):
-            return cls(True, 0, 16, True)
+            return cls(bits, True, half=True)
         used = int(np.bitwise_or.reduce(values))
         width = used.bit_length()
         shift = (used & -used).bit_length() - 1 if used else 0
-        return cls(False, shift, max(width - shift, 1), floating and width == bits)
+        return cls(bits, floating, shift=shift, width=max(width - shift, 1))
 
     def write(self, writer: BitWriter) -> None:
         writer.write(self.half, 1)
         if not self.half:
-            writer.write(self.shift, 6)
-            writer.write(self.width - 1, 6)
+            writer.write(not self.whole, 1)
+            if not self.whole:
+                writer.write(self.shift, 6)
+                writer.write(self.width - 1, 6)
 
     @classmethod
     def read(cls, reader: BitReader, kind: np.dtype, floating: bool) -> "Narrow":
@@ -148,11 +159,13 @@ class Narrow:
         if reader.read(1):
             if not floating or bits <= 16:
                 raise HuffmanError("half precision for a type that has none")
-            return cls(True, 0, 16, True)
+            return cls(bits, True, half=True)
+        if not reader.read(1):
+            return cls(bits, floating)
         shift, width = reader.read(6), reader.read(6) + 1
-        if shift + width > bits:
-            raise HuffmanError("values wider than their type")
-        return cls(False, shift, width, floating and shift + width == bits)
+        if shift + width > bits or width == bits:
+            raise HuffmanError("values as wide as their type, or wider")
+        return cls(bits, floating, shift=shift, width=width)
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         if self.half:
@@ -192,7 +205,10 @@ def _as_half(values: np.ndarray) -> np.ndarray:
 def _fits_half(values: np.ndarray) -> bool:
     for i in range(0, values.size, SAMPLE):  # most tensors do not: stop at the first part
         part = values[i : i + SAMPLE]
-        if not np.array_equal(_as_half(part).astype(f"f{part.itemsize}").view(part.dtype), part):
+        # processors differ in what they make of a NaN's payload
+        if np.isnan(part.view(f"f{part.itemsize}")).any() or not np.array_equal(
+            _as_half(part).astype(f"f{part.itemsize}").view(part.dtype), part
+        ):
             return False
     return True
 
