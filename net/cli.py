@@ -11,6 +11,7 @@ import sys
 import threading
 
 from net.errors import UserError
+from net.patterns import per_layer
 from net.presets import PRESETS, defaults_text, fill
 
 DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "digits")
@@ -189,7 +190,7 @@ def add_pruning(parser: Parser) -> None:
     preset_option(
         group,
         "--sensitivity",
-        real(),
+        per_layer(real()),
         "prune weights smaller than this times the standard deviation of their layer",
         metavar="R",
     )
@@ -202,12 +203,16 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
     """`prefix` tells the options apart from those of pruning where one script has both."""
     group = parser.add_argument_group("weight sharing")
     preset_option(
-        group, "--bits", integer(1, 16), "2**bits shared values per layer at most", metavar="N"
+        group,
+        "--bits",
+        per_layer(integer(1, 16)),
+        "2**bits shared values per layer at most",
+        metavar="N",
     )
     preset_option(
         group,
         "--bias-bits",
-        integer(0, 16),
+        per_layer(integer(0, 16)),
         "the same for the layer's biases; 0 leaves them as they are",
         metavar="N",
     )

@@ -59,6 +59,10 @@ def build(arch: str, num_classes: int = 10, in_channels: int = 1) -> nn.Module:
 COMPRESSIBLE = (nn.Linear, nn.modules.conv._ConvNd)
 
 
+def layer_kind(layer: nn.Module) -> str:
+    return "linear" if isinstance(layer, nn.Linear) else "conv"
+
+
 def compressible_layers(model: nn.Module) -> dict[str, nn.Module]:
     """{name: layer} of every layer whose `weight` is pruned and shared, in definition order.
 

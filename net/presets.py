@@ -13,7 +13,7 @@ PRESETS = {
         "l1": 0.05,
         "distortion": 1.0,
         "sensitivity": 1.5,
-        "bits": 5,
+        "bits": {"@conv": 8, "@linear": 5},  # table 1 of the paper
         "bias_bits": 4,
         "finetune_epochs": 3,
         "finetune_lr": 5e-4,
@@ -31,8 +31,15 @@ def fill(args) -> None:
 def defaults_text(name: str) -> str:
     """'default: 20' for the help of option `name`; presets that differ are listed."""
     first, *others = PRESETS
-    text = f"default: {PRESETS[first][name]}"
+    text = f"default: {shown(PRESETS[first][name])}"
     for preset in others:
         if PRESETS[preset][name] != PRESETS[first][name]:
-            text += f"; {preset}: {PRESETS[preset][name]}"
+            text += f"; {preset}: {shown(PRESETS[preset][name])}"
     return text
+
+
+def shown(value) -> str:
+    """A value as the user would type it."""
+    if isinstance(value, dict):
+        return ",".join(f"{pattern}={number}" for pattern, number in value.items())
+    return str(value)

@@ -22,16 +22,11 @@ def threshold_mask(weight: torch.Tensor, sensitivity: float) -> torch.Tensor:
 
 
 def set_masks(model: nn.Module, rule) -> None:
-    """Give every compressible layer the mask `rule(weight)` and apply it."""
-    for layer in compressible_layers(model).values():
+    """Give every compressible layer the mask `rule(name, weight)` and apply it."""
+    for name, layer in compressible_layers(model).items():
         with torch.no_grad():
-            layer.register_buffer("mask", rule(layer.weight), persistent=False)
+            layer.register_buffer("mask", rule(name, layer.weight), persistent=False)
     apply_masks(model)
-
-
-def nonzero_mask(weight: torch.Tensor) -> torch.Tensor:
-    """The mask of a weight that was pruned before."""
-    return weight != 0
 
 
 @torch.no_grad()

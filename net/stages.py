@@ -17,6 +17,7 @@ from net.checkpoint import Checkpoint
 from net.errors import UserError
 from net.files import check_writable
 from net.log import Log
+from net.patterns import resolve
 from net.progress import Progress
 from net.prune import apply_masks, set_masks, shrink, threshold_mask
 from net.sharing import SharedWeight
@@ -70,17 +71,27 @@ def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def compressible_names(source: Checkpoint) -> list[str]:
-    """The names in the state dict of the weights that are pruned and shared.
+def layer_kinds(source: Checkpoint) -> dict[str, str]:
+    """{name: "linear" or "conv"} of the layers whose weight is pruned and shared.
 
-    From the architecture where it is known; for a bare state dict every floating-point tensor of
-    two or more dimensions, which takes in embeddings.
+    From the architecture where it is known; for a bare state dict every floating-point tensor
+    NAME.weight of two or more dimensions, which takes in embeddings.
     """
     if source.arch is not None:
         with torch.device("meta"):  # shapes and types without memory
             model = models.build(source.arch)
-        return [f"{name}.weight" for name in models.compressible_layers(model)]
-    return [n for n, t in source.state_dict.items() if t.is_floating_point() and t.dim() >= 2]
+        layers = models.compressible_layers(model)
+        return {name: models.layer_kind(layer) for name, layer in layers.items()}
+    return {
+        name.removesuffix(".weight"): "linear" if tensor.dim() == 2 else "conv"
+        for name, tensor in source.state_dict.items()
+        if name.endswith(".weight") and tensor.is_floating_point() and tensor.dim() >= 2
+    }
+
+
+def compressible_names(source: Checkpoint) -> list[str]:
+    """The names of those layers' weights in the state dict."""
+    return [f"{name}.weight" for name in layer_kinds(source)]
 
 
 def test(model, stage: str, dataset, args, log) -> float:
@@ -160,7 +171,8 @@ def prune(initial: Checkpoint, args, dataset, log, progress=None) -> Checkpoint:
     """Prune by threshold (Han et al. 2015), then retrain the survivors."""
     torch.manual_seed(args.seed + 1)
     model = load_model(initial, cli.device(args))
-    set_masks(model, lambda weight: threshold_mask(weight, args.sensitivity))
+    sensitivity = resolve(args.sensitivity, layer_kinds(initial))
+    set_masks(model, lambda name, weight: threshold_mask(weight, sensitivity[name]))
     fit(
         model,
         model.parameters(),
@@ -200,14 +212,14 @@ def share(source: Checkpoint, args, log, dataset=None) -> Checkpoint:
     `dataset` may be None for a model that is only clustered, neither evaluated nor fine-tuned.
     """
     state = {name: tensor.clone() for name, tensor in source.state_dict.items()}
+    kinds = layer_kinds(source)
+    bits, bias_bits = resolve(args.bits, kinds), resolve(args.bias_bits, kinds)
     shared = {}
-    for name in compressible_names(source):
-        shared[name] = SharedWeight(state[name], args.bits, args.init, args.seed)
-        bias = name.removesuffix("weight") + "bias"
-        if args.bias_bits and bias in state:
-            shared[bias] = SharedWeight(state[bias], args.bias_bits, args.init, args.seed)
-    for name, weight in shared.items():
-        weight.write(state[name])
+    for name in kinds:
+        for tensor, b in ((f"{name}.weight", bits[name]), (f"{name}.bias", bias_bits[name])):
+            if tensor in state and b:
+                shared[tensor] = SharedWeight(state[tensor], b, args.init, args.seed)
+                shared[tensor].write(state[tensor])
     print(report.sharing_table(shared))
     options = recorded(args, SHARING_OPTIONS)
     clustered = Checkpoint(state, source.arch, "weight_shared", source.dataset, options)

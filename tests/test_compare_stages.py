@@ -36,7 +36,8 @@ def test_the_ratio_counts_every_byte_on_disk(figures, pipeline):
 
 def test_stages_are_evaluated(figures):
     initial, retrained, shared, decoded = figures["stages"]
-    assert initial["parameters"] == initial["nonzero"] == 266_610
+    assert initial["parameters"] == 266_610
+    assert initial["nonzero"] > retrained["nonzero"]
     assert retrained["nonzero"] < 0.3 * 266_610
     assert decoded["nonzero"] == shared["nonzero"]
     assert decoded["error_percent"] == shared["error_percent"] < 50

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from net.prune import apply_masks, nonzero_mask, set_masks, threshold_mask
+from net.prune import apply_masks, set_masks, threshold_mask
 
 
 def test_threshold_is_sensitivity_times_the_standard_deviation():
@@ -24,7 +24,7 @@ def model():
 
 def test_the_mask_is_a_buffer_that_is_not_saved(model):
     names = list(model.state_dict())
-    set_masks(model, lambda w: threshold_mask(w, 1.0))
+    set_masks(model, lambda name, w: threshold_mask(w, 1.0))
     assert list(model.state_dict()) == names
     assert {name for name, _ in model.named_buffers()} == {"0.mask", "2.mask"}
     assert len(list(model.parameters())) == 4
@@ -44,7 +44,7 @@ def test_momentum_and_weight_decay_do_not_revive_a_pruned_weight(model, optimize
         optimizer.zero_grad()
         model(x).square().sum().backward()
         optimizer.step()
-    set_masks(model, lambda w: threshold_mask(w, 1.0))
+    set_masks(model, lambda name, w: threshold_mask(w, 1.0))
     masks = [layer.mask.clone() for layer in (model[0], model[2])]
     assert all(0 < mask.sum() < mask.numel() for mask in masks)
     for _ in range(5):
@@ -55,10 +55,3 @@ def test_momentum_and_weight_decay_do_not_revive_a_pruned_weight(model, optimize
     for layer, mask in zip((model[0], model[2]), masks, strict=True):
         assert torch.equal(layer.weight != 0, mask)
         assert (layer.weight[~mask].view(torch.int32) == 0).all()  # +0.0, no sign left behind
-
-
-def test_masks_of_a_loaded_model_are_its_non_zeros(model):
-    set_masks(model, lambda w: threshold_mask(w, 1.0))
-    before = model[2].mask.clone()
-    set_masks(model, nonzero_mask)
-    assert torch.equal(model[2].mask, before)
