@@ -24,6 +24,7 @@ from net.huffman import (
 MAX_CLASSES = 8
 MAX_LINES = 1 << 20
 FOLD = 1 << 14
+SMALL_GRIDS = [(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)]
 
 
 def write_positions(writer: BitWriter, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -257,15 +258,18 @@ def _choose(positions: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, in
         column_sums = np.bincount(column, minlength=width)
         for choice in choices:
             rows, columns = Lines.of(row_sums, choice[0]), Lines.of(column_sums, choice[1])
-            costs[view, *choice] = Grid(row, column, order, rows, columns).estimate()
+            costs[(view, *choice)] = Grid(row, column, order, rows, columns).estimate()
 
+    first = [(1, 1)]
+    if positions.size > 32:  # below, no second code table pays
+        first = [(1, 1), (3, 3)] if positions.size > 1 << 13 else SMALL_GRIDS
     for view in matrix_views(shape):
-        attempt(view, [(1, 1), (3, 3)] if positions.size > 32 else [(1, 1)])
-    best = min(costs, key=costs.get)
+        attempt(view, first)
     # a second look around the best one, at what is left to gain there: up to 3 %
     if 32 < positions.size <= 1 << 18:
-        near = [(1, 2), (2, 1), (2, 2), (1, 3), (3, 1)]
-        attempt(best[0], near if best[1:] == (1, 1) else [(3, 2), (2, 3), (4, 3), (3, 4), (4, 4)])
+        view, rows, columns = min(costs, key=costs.get)
+        near = [(rows + r, columns + c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
+        attempt(view, [pair for pair in near if min(pair) >= 1 and (view, *pair) not in costs])
     return sorted(costs, key=costs.get)
 
 
