@@ -151,6 +151,21 @@ def add_training(parser: Parser) -> None:
         "strength of the random affine distortions of the training images, 0 for none",
         metavar="R",
     )
+    preset_option(
+        group,
+        "--teacher",
+        str,
+        "learn from a model instead of the labels after dense training: none, an architecture "
+        "(--arch's own: the dense model; another is trained first), or a .ptmodel file",
+        metavar="NAME",
+    )
+    preset_option(
+        group,
+        "--teacher-copies",
+        integer(1),
+        "distorted versions of every image that the teacher sees",
+        metavar="N",
+    )
 
 
 def add_log(parser: Parser) -> None:
@@ -194,6 +209,15 @@ def add_pruning(parser: Parser) -> None:
         "prune weights smaller than this times the standard deviation of their layer",
         metavar="R",
     )
+    preset_option(
+        group,
+        "--density",
+        per_layer(real(0, 1)),
+        "instead of the threshold: the fraction of weights to keep, of all layers together or "
+        "per layer, reached gradually by saliency per bit",
+        metavar="R",
+    )
+    preset_option(group, "--prune-epochs", integer(0), "epochs of gradual pruning", metavar="N")
     group.add_argument(
         "--resume", action="store_true", help="go on with a run of the same options that was killed"
     )
@@ -229,6 +253,13 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
         "epochs of centroid fine-tuning; 0 for clustering alone",
         dest="finetune_epochs",
         metavar="N",
+    )
+    preset_option(
+        group,
+        "--reassign",
+        real(0, 1),
+        "fraction of the fine-tuning in which weights may still change their cluster",
+        metavar="R",
     )
     preset_option(
         group,

@@ -12,11 +12,38 @@ PRESETS = {
         "dropout": 0.0,
         "l1": 0.05,
         "distortion": 1.0,
+        "teacher": "none",
+        "teacher_copies": 8,
         "sensitivity": 1.5,
+        "density": None,
+        "prune_epochs": 20,
         "bits": {"@conv": 8, "@linear": 5},  # table 1 of the paper
         "bias_bits": 4,
         "finetune_epochs": 3,
         "finetune_lr": 5e-4,
+        "reassign": 0.0,
+    },
+    # The fewest bytes at the paper's error: prune gradually by saliency per bit, to a density over
+    # all layers, learning from a convolutional teacher; share few values, assigned while training.
+    "smallest": {
+        "epochs": 12,
+        "retrain_epochs": 40,
+        "batch_size": 250,
+        "lr": 2e-3,
+        "retrain_lr": 2e-3,
+        "dropout": 0.0,
+        "l1": 0.0,
+        "distortion": 1.0,
+        "teacher": "lenet-5",
+        "teacher_copies": 8,
+        "sensitivity": 1.5,
+        "density": 0.015,
+        "prune_epochs": 20,
+        "bits": 3,
+        "bias_bits": 3,
+        "finetune_epochs": 15,
+        "finetune_lr": 2e-3,
+        "reassign": 0.7,
     },
 }
 

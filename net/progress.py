@@ -7,12 +7,14 @@ import torch
 from net import checkpoint
 from net.errors import UserError
 
+PHASES = ("teacher", "train", "prune", "retrain")
+
 
 class Progress:
     """The state of training at the end of its last whole epoch, in the file `path`.
 
-    Everything that the next step depends on is in it (weights, optimiser, generators), so that a
-    resumed run ends with the same weights as one that was not interrupted.
+    Everything that the next step depends on is in it (weights, masks, optimiser, generators), so
+    that a resumed run ends with the same weights as one that was not interrupted.
     """
 
     def __init__(self, path: Path, options: dict, resume: bool):
@@ -26,14 +28,21 @@ class Progress:
                 )
             self.record = record
 
-    def reached(self, phase: str) -> bool:
-        return self.record is not None and self.record["phase"] == phase
+    def passed(self, phase: str) -> bool:
+        """Whether the interrupted run was in a later phase than this."""
+        return self.record is not None and (
+            PHASES.index(self.record["phase"]) > PHASES.index(phase)
+        )
 
-    def restore(self, phase: str, model, optimizer) -> int:
-        """Put the state back if it is of this phase; return the number of epochs already done."""
-        if not self.reached(phase):
+    def restore(self, phase: str, epochs: int, model, optimizer) -> int:
+        """Put the state back if it is of this phase; return the number of `epochs` already done."""
+        if self.passed(phase):
+            return epochs
+        if self.record is None or self.record["phase"] != phase:
             return 0
         model.load_state_dict(self.record["state_dict"])
+        for name, mask in self.record["masks"].items():
+            model.get_buffer(name).copy_(mask)
         optimizer.load_state_dict(self.record["optimizer"])
         torch.set_rng_state(self.record["rng"])
         if torch.cuda.is_available():
@@ -41,11 +50,13 @@ class Progress:
         return self.record["epoch"]
 
     def save(self, phase: str, epoch: int, model, optimizer) -> None:
+        state = model.state_dict()
         content = {
             "options": self.options,
             "phase": phase,
             "epoch": epoch,
-            "state_dict": model.state_dict(),
+            "state_dict": state,
+            "masks": {name: b for name, b in model.named_buffers() if name not in state},
             "optimizer": optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

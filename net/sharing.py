@@ -10,8 +10,8 @@ class SharedWeight:
     """The non-zero entries of a tensor as `centroids[labels]` (section 3 of the paper).
 
     `positions` int64 [n] are the flat indexes of the survivors, `labels` int64 [n] their clusters,
-    `centroids` floating-point [k'] the parameter that is fine-tuned.  Assignments stay, and pruned
-    entries stay zero, since nothing but `write` touches the tensor.
+    `centroids` floating-point [k'] the parameter that is fine-tuned.  Assignments stay, unless
+    `reassign` is called, and pruned entries stay zero, since only `write` touches the tensor.
     """
 
     def __init__(self, tensor: torch.Tensor, bits: int, init: str = "linear", seed: int = 42):
@@ -22,6 +22,8 @@ class SharedWeight:
         self.centroids = torch.nn.Parameter(
             torch.from_numpy(centroids).to(tensor.device, tensor.dtype)
         )
+        # Follows the gradient of every single weight; only `reassign` looks at it.
+        self.latent = torch.nn.Parameter(tensor.detach().take(self.positions))
         # What a user wants to know of the clustering.
         self.values_before = len(np.unique(survivors))
         error = survivors - self.stored_centroids().double().cpu().numpy()[labels]
@@ -36,7 +38,15 @@ class SharedWeight:
         """
         gradient = tensor.grad.take(self.positions)
         self.centroids.grad = torch.zeros_like(self.centroids).index_add_(0, self.labels, gradient)
+        self.latent.grad = gradient
         tensor.grad = None
+
+    @torch.no_grad()
+    def reassign(self) -> None:
+        """Assign each survivor anew to the centroid nearest to its latent weight."""
+        self.centroids.copy_(self.centroids.sort().values)
+        middles = (self.centroids[1:] + self.centroids[:-1]) / 2
+        self.labels = torch.bucketize(self.latent, middles)
 
     @torch.no_grad()
     def write(self, tensor: torch.Tensor) -> None:
@@ -56,4 +66,5 @@ class SharedWeight:
         """Move everything to `device`, before an optimiser sees `centroids`."""
         self.positions, self.labels = self.positions.to(device), self.labels.to(device)
         self.centroids.data = self.centroids.data.to(device)
+        self.latent.data = self.latent.data.to(device)
         return self

@@ -11,19 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 from net import checkpoint, cli, data, encoding, models, report
 from net.checkpoint import Checkpoint
+from net.distillation import Distilled, Distorted, distillation_loss
 from net.errors import UserError
 from net.files import check_writable
 from net.log import Log
 from net.patterns import resolve
 from net.progress import Progress
-from net.prune import apply_masks, set_masks, shrink, threshold_mask
+from net.prune import GradualPruning, apply_masks, set_masks, shrink, threshold_mask
 from net.sharing import SharedWeight
 from net.training import Recipe, evaluate, fit
 
 INITIAL = "initial_model.ptmodel"
+TEACHER = "teacher_model.ptmodel"
 RETRAINED = "model_after_retraining.ptmodel"
 SHARED = "model_after_weight_sharing.ptmodel"
 DECODED = "model_after_decoding.ptmodel"
@@ -31,11 +34,15 @@ PROGRESS = "progress.ptmodel"
 
 # What a checkpoint records of the options that made it: no paths, so that equal runs give equal
 # bytes wherever they are.
-TRAINING_OPTIONS = ("seed", "epochs", "batch_size", "lr", "dropout", "l1", "distortion")
-PRUNING_OPTIONS = (*TRAINING_OPTIONS, "sensitivity", "retrain_epochs", "retrain_lr")
+COMMON_OPTIONS = ("seed", "batch_size", "distortion", "teacher", "teacher_copies")
+TRAINING_OPTIONS = (*COMMON_OPTIONS, "epochs", "lr", "dropout", "l1")
+PRUNING_OPTIONS = (
+    *TRAINING_OPTIONS,
+    *("sensitivity", "density", "prune_epochs", "retrain_epochs", "retrain_lr"),
+)
 SHARING_OPTIONS = (
-    *("seed", "bits", "bias_bits", "init", "finetune_epochs", "finetune_lr"),
-    *("batch_size", "distortion"),
+    *COMMON_OPTIONS,
+    *("bits", "bias_bits", "init", "finetune_epochs", "finetune_lr", "reassign"),
 )
 
 
@@ -124,65 +131,133 @@ def open_log(args):
 def run_pruning(args, log, dataset) -> Checkpoint:
     """Train, prune and retrain; write the initial and the retrained model, return the latter."""
     output = Path(args.output)
+    check_options(args)
     check_writable(output)
     options = {"arch": args.arch, "dataset": dataset.name, **recorded(args, PRUNING_OPTIONS)}
     progress = Progress(output / PROGRESS, options, args.resume)
-    if args.resume and progress.record is None and finished(output / RETRAINED, options):
+    if args.resume and progress.record is None and made_with(output / RETRAINED, options):
         log.result(f"{output / RETRAINED}: finished already", event="finished")
         return checkpoint.load(output / RETRAINED)
-    if progress.reached("retrain"):
+    if progress.passed("train"):
         initial = checkpoint.load(output / INITIAL)
     else:
-        initial = train(args, dataset, log, progress)
+        initial = train(args.arch, "train", args, dataset, log, progress)
         checkpoint.save(output / INITIAL, initial)
-    retrained = prune(initial, args, dataset, log, progress)
+    split, loss_of = teaching(args, args.arch, output, dataset, log, progress)
+    retrained = prune(initial, split, loss_of, args, dataset, log, progress)
     checkpoint.save(output / RETRAINED, retrained)
     progress.finish()
     return retrained
 
 
-def finished(path: Path, options: dict) -> bool:
+def check_options(args) -> None:
+    """Find before hours of training what would stop the run after them.  Raises UserError."""
+    kinds = layer_kinds(Checkpoint({}, args.arch))
+    resolve(args.sensitivity, kinds)
+    if isinstance(args.density, dict):
+        resolve(args.density, kinds)
+    if is_file_name(args.teacher):
+        checkpoint.load(args.teacher)
+    elif args.teacher != "none":
+        layer_kinds(Checkpoint({}, args.teacher))
+
+
+def is_file_name(teacher: str) -> bool:
+    return bool(Path(teacher).suffix)
+
+
+def made_with(path: Path, options: dict) -> bool:
+    """Whether the checkpoint at `path` exists and was made with `options`."""
     if not path.exists():
         return False
     found = checkpoint.load(path)
     return {"arch": found.arch, "dataset": found.dataset, **found.options} == options
 
 
-def train(args, dataset, log, progress=None) -> Checkpoint:
-    """The dense model, trained from scratch."""
+def train(arch: str, phase: str, args, dataset, log, progress=None) -> Checkpoint:
+    """A dense model of the architecture `arch`, trained from scratch on the labels."""
     torch.manual_seed(args.seed)
-    model = models.build(args.arch).to(cli.device(args))
+    model = models.build(arch).to(cli.device(args))
     fit(
         model,
         model.parameters(),
-        dataset,
-        Recipe(args.epochs, args.batch_size, args.lr, args.dropout, args.distortion),
-        phase="train",
+        Distorted(dataset.train, args.distortion),
+        dataset.validation,
+        Recipe(args.epochs, args.batch_size, args.lr, args.dropout),
+        phase=phase,
         log=log,
-        after_step=lambda done, lr: shrink(model, args.l1 * lr),
+        after_step=lambda step: shrink(model, args.l1 * step.lr),
         progress=progress,
     )
-    metrics = {"test_error_percent": test(model, "trained", dataset, args, log)}
+    metrics = {"test_error_percent": test(model, phase, dataset, args, log)}
     options = recorded(args, TRAINING_OPTIONS)
-    return Checkpoint(state_of(model), args.arch, "initial", dataset.name, options, metrics)
+    return Checkpoint(state_of(model), arch, "initial", dataset.name, options, metrics)
 
 
-def prune(initial: Checkpoint, args, dataset, log, progress=None) -> Checkpoint:
-    """Prune by threshold (Han et al. 2015), then retrain the survivors."""
+def teaching(args, arch: str, folder: Path, dataset, log, progress=None):
+    """(the split to train on, the loss) for every stage after dense training.
+
+    With --teacher the split holds the teacher's logits instead of labels.  It is kept with the
+    data set, since it takes a while to make and the stages of a pipeline share it.
+    """
+    if args.teacher == "none":
+        return Distorted(dataset.train, args.distortion), F.cross_entropy
+    if dataset.distilled is None:
+        teacher = load_teacher(args, arch, folder, dataset, log, progress)
+        torch.manual_seed(args.seed + 3)
+        dataset.distilled = Distilled(
+            dataset.train, teacher, args.teacher_copies, args.distortion, args.test_batch_size
+        )
+    return dataset.distilled, distillation_loss
+
+
+def load_teacher(args, arch: str, folder: Path, dataset, log, progress=None) -> torch.nn.Module:
+    """The model that --teacher names: a file, the dense model itself, or one of another
+    architecture, which is trained first unless `folder` has it from an earlier run."""
+    if args.teacher == arch:
+        path = folder / INITIAL
+    elif is_file_name(args.teacher):
+        path = Path(args.teacher)
+    else:
+        path = folder / TEACHER
+        options = {
+            **{"arch": args.teacher, "dataset": dataset.name},
+            **recorded(args, TRAINING_OPTIONS),
+        }
+        if not made_with(path, options):
+            checkpoint.save(path, train(args.teacher, "teacher", args, dataset, log, progress))
+    return load_model(checkpoint.load(path), cli.device(args))
+
+
+def prune(initial: Checkpoint, split, loss_of, args, dataset, log, progress=None) -> Checkpoint:
+    """Prune at once by threshold (Han et al. 2015) or gradually to a density, then retrain."""
     torch.manual_seed(args.seed + 1)
     model = load_model(initial, cli.device(args))
-    sensitivity = resolve(args.sensitivity, layer_kinds(initial))
-    set_masks(model, lambda name, weight: threshold_mask(weight, sensitivity[name]))
-    fit(
-        model,
-        model.parameters(),
-        dataset,
-        Recipe(args.retrain_epochs, args.batch_size, args.retrain_lr, distortion=args.distortion),
-        phase="retrain",
-        log=log,
-        after_step=lambda done, lr: apply_masks(model),
-        progress=progress,
-    )
+    kinds = layer_kinds(initial)
+
+    def train_on(phase, epochs, after_step):
+        fit(
+            model,
+            model.parameters(),
+            split,
+            dataset.validation,
+            Recipe(epochs, args.batch_size, args.retrain_lr),
+            phase=phase,
+            log=log,
+            loss_of=loss_of,
+            after_step=after_step,
+            progress=progress,
+        )
+
+    if args.density is None:
+        sensitivity = resolve(args.sensitivity, kinds)
+        set_masks(model, lambda name, weight: threshold_mask(weight, sensitivity[name]))
+    else:
+        set_masks(model, lambda name, weight: torch.ones_like(weight, dtype=torch.bool))
+        by_layer = isinstance(args.density, dict)
+        density = resolve(args.density, kinds) if by_layer else args.density
+        train_on("prune", args.prune_epochs, GradualPruning(model, density))
+    train_on("retrain", args.retrain_epochs, lambda step: apply_masks(model))
     metrics = {"test_error_percent": test(model, "retrained", dataset, args, log)}
     options = recorded(args, PRUNING_OPTIONS)
     return Checkpoint(state_of(model), initial.arch, "retrained", dataset.name, options, metrics)
@@ -201,15 +276,16 @@ def run_sharing(source: Checkpoint, args, log, path, dataset=None) -> Checkpoint
             "a bare state dict can be clustered, not fine-tuned: its architecture is not known; "
             "use --epochs 0"
         )
-    shared = share(source, args, log, dataset)
+    shared = share(source, args, log, dataset, Path(path).parent)
     checkpoint.save(path, shared)
     return shared
 
 
-def share(source: Checkpoint, args, log, dataset=None) -> Checkpoint:
+def share(source: Checkpoint, args, log, dataset=None, folder=None) -> Checkpoint:
     """Share the survivors of every compressible weight, then fine-tune the centroids.
 
     `dataset` may be None for a model that is only clustered, neither evaluated nor fine-tuned.
+    `folder` has the teacher, if there is one.
     """
     state = {name: tensor.clone() for name, tensor in source.state_dict.items()}
     kinds = layer_kinds(source)
@@ -231,15 +307,20 @@ def share(source: Checkpoint, args, log, dataset=None) -> Checkpoint:
     model.load_state_dict(state)
     error = test(model, "after clustering", dataset, args, log)
     if args.finetune_epochs:
-        finetune(model, shared, args, dataset, log)
+        finetune(model, shared, source.arch, folder, args, dataset, log)
         error = test(model, "after fine-tuning", dataset, args, log)
     clustered.state_dict, clustered.dataset = state_of(model), dataset.name
     clustered.metrics = {"test_error_percent": error}
     return clustered
 
 
-def finetune(model, shared: dict[str, SharedWeight], args, dataset, log) -> None:
-    """Train the centroids by equation 3, and what is not shared; assignments stay."""
+def finetune(model, shared: dict[str, SharedWeight], arch, folder, args, dataset, log) -> None:
+    """Train the centroids by equation 3, and what is not shared.
+
+    Assignments stay, but for the fraction --reassign of the steps in which each weight still
+    follows its own gradient and moves to the centroid that is nearest then.
+    """
+    split, loss_of = teaching(args, arch, folder, dataset, log)
     torch.manual_seed(args.seed + 2)
     parameters = dict(model.named_parameters())
     own = [p for name, p in parameters.items() if name not in shared]
@@ -250,17 +331,25 @@ def finetune(model, shared: dict[str, SharedWeight], args, dataset, log) -> None
         for name, weight in shared.items():
             weight.gather_gradient(parameters[name])
 
-    def after_step(done, lr):
+    def after_step(step):
         for name, weight in shared.items():
+            if step.done <= args.reassign:
+                weight.reassign()
             weight.write(parameters[name])
 
+    weights = shared.values()
     fit(
         model,
-        [*own, *(weight.centroids for weight in shared.values())],
-        dataset,
-        Recipe(args.finetune_epochs, args.batch_size, args.finetune_lr, distortion=args.distortion),
+        [
+            {"params": own + [weight.centroids for weight in weights]},
+            {"params": [weight.latent for weight in weights], "lr_factor": 0.25},
+        ],
+        split,
+        dataset.validation,
+        Recipe(args.finetune_epochs, args.batch_size, args.finetune_lr),
         phase="finetune",
         log=log,
+        loss_of=loss_of,
         after_backward=after_backward,
         after_step=after_step,
     )

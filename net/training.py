@@ -1,14 +1,13 @@
-"""Train and evaluate: one loop for dense training, retraining and centroid fine-tuning."""
+"""Train and evaluate: one loop for dense training, pruning, retraining and fine-tuning."""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
-
-from net.data import Dataset, Split, distort
 
 
 @dataclass
@@ -19,11 +18,19 @@ class Recipe:
     batch_size: int
     lr: float
     dropout: float = 0.0
-    distortion: float = 0.0
+
+
+class Step(NamedTuple):
+    """What a hook after an optimiser step may want to know."""
+
+    done_before: float  # fraction of the phase before this step
+    done: float  # and after it
+    lr: float  # of the first parameter group
+    optimizer: torch.optim.Optimizer
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> tuple[float, float]:
+def evaluate(model: nn.Module, split, batch_size: int = 1000) -> tuple[float, float]:
     """(mean cross-entropy in nats, top-1 error in percent) of `model` on `split`."""
     model.eval()
     loss, wrong = 0.0, 0
@@ -37,56 +44,54 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> tuple[fl
 def fit(
     model: nn.Module,
     parameters,
-    data: Dataset,
+    train,
+    validation,
     recipe: Recipe,
     *,
     phase: str,
     log,
+    loss_of=F.cross_entropy,
     after_backward=None,
     after_step=None,
     progress=None,
 ) -> None:
-    """Minimise the cross-entropy on `data.train` over `parameters` with Adam.
+    """Minimise `loss_of(logits, target)` over the batches of `train` with Adam.
 
-    `after_backward()` and `after_step(fraction of the phase done, learning rate)` are called in
-    every step; `progress` keeps what a killed run needs to go on (net.progress).
+    `parameters` are tensors or Adam's parameter groups, in which "lr_factor" scales the learning
+    rate.  `after_backward()` and `after_step(Step)` are called in every step; `progress` keeps what
+    a killed run needs to go on (net.progress).  `validation` is evaluated after every epoch.
     """
     optimizer = torch.optim.Adam(parameters, lr=recipe.lr, fused=True)
-    steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
+    steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
     set_dropout(model, recipe.dropout)
-    first = progress.restore(phase, model, optimizer) if progress else 0
+    first = progress.restore(phase, recipe.epochs, model, optimizer) if progress else 0
     for epoch in range(first, recipe.epochs):
         model.train()
-        total = torch.zeros((), device=data.train.images.device)
+        total = 0.0
         bar = tqdm(
-            data.train.batches(recipe.batch_size, shuffle=True),
+            train.batches(recipe.batch_size, shuffle=True),
             desc=f"{phase} {epoch + 1}/{recipe.epochs}",
             total=steps_per_epoch,
             leave=False,
             disable=None,  # none where stderr is no terminal
         )
-        for i, (images, labels) in enumerate(bar):
-            step = epoch * steps_per_epoch + i
-            lr = learning_rate(step, steps, recipe.lr)
-            optimizer.param_groups[0]["lr"] = lr
-            if recipe.distortion:
-                images = distort(images, recipe.distortion)
-            loss = F.cross_entropy(model(images), labels)
+        for i, (images, target) in enumerate(bar):
+            number = epoch * steps_per_epoch + i
+            lr = set_learning_rate(optimizer, learning_rate(number, steps, recipe.lr))
+            loss = loss_of(model(images), target)
             optimizer.zero_grad()
             loss.backward()
             if after_backward:
                 after_backward()
             optimizer.step()
             if after_step:
-                after_step((step + 1) / steps, lr)
-            total += loss.detach()
+                after_step(Step(number / steps, (number + 1) / steps, lr, optimizer))
+            total += loss.detach()  # a tensor: no wait for the device in every step
             if (i + 1) % log.interval == 0:
                 log.batch(phase, epoch + 1, i + 1, loss.item(), bar)
-        validation_loss, error = evaluate(model, data.validation)
-        log.epoch(
-            phase, epoch + 1, recipe.epochs, total.item() / steps_per_epoch, validation_loss, error
-        )
+        figures = evaluate(model, validation)
+        log.epoch(phase, epoch + 1, recipe.epochs, float(total) / steps_per_epoch, *figures)
         if progress:
             progress.save(phase, epoch + 1, model, optimizer)
 
@@ -97,6 +102,12 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def set_learning_rate(optimizer, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+    return lr
 
 
 def set_dropout(model: nn.Module, p: float) -> None:

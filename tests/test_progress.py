@@ -3,9 +3,11 @@ import torch
 from torch import nn
 
 from net import checkpoint
+from net.distillation import Distorted
 from net.errors import UserError
 from net.log import Log
 from net.progress import Progress
+from net.prune import GradualPruning, set_masks
 from net.training import Recipe, fit
 
 
@@ -29,8 +31,18 @@ class KilledAfter(Progress):
 def train(data, progress):
     torch.manual_seed(3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 3), nn.Dropout(0.5))
-    recipe = Recipe(4, 16, 1e-2, dropout=0.2, distortion=1.0)
-    fit(model, model.parameters(), data, recipe, phase="train", log=Log(), progress=progress)
+    set_masks(model, lambda name, weight: torch.ones_like(weight, dtype=torch.bool))
+    fit(
+        model,
+        model.parameters(),
+        Distorted(data.train, 1.0),
+        data.validation,
+        Recipe(4, 16, 1e-2, dropout=0.2),
+        phase="prune",
+        log=Log(),
+        after_step=GradualPruning(model, 0.1),
+        progress=progress,
+    )
     return model[1].weight
 
 
@@ -61,12 +73,12 @@ def test_a_damaged_file_is_refused(tmp_path):
         Progress(tmp_path / "p", {}, True)
 
 
-def test_another_phase_starts_from_its_beginning(tmp_path, blobs):
+def test_earlier_phases_are_done_and_later_ones_begin(tmp_path, blobs):
     train(blobs, Progress(tmp_path / "p", {}, False))
     progress = Progress(tmp_path / "p", {}, True)
-    assert progress.reached("train")
-    assert not progress.reached("retrain")
-    assert progress.restore("retrain", None, None) == 0
+    assert [progress.passed(p) for p in ("train", "prune", "retrain")] == [True, False, False]
+    assert progress.restore("train", 9, None, None) == 9
+    assert progress.restore("retrain", 9, None, None) == 0
 
 
 def test_finish_removes_the_file(tmp_path, blobs):

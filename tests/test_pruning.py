@@ -7,6 +7,7 @@ from net.models import build, compressible_layers
 from tests.conftest import FAST
 
 OPTIONS = [*FAST[:-2]]  # without --finetune-epochs, which pruning.py does not have
+SMALLEST = [*OPTIONS, "--preset", "smallest", "--prune-epochs", "2", "--teacher-copies", "2"]
 
 
 def test_writes_the_models_of_the_pipeline(tmp_path, pipeline, capsys):
@@ -87,3 +88,75 @@ def test_lenet_5(tmp_path):
     model.load_state_dict(checkpoint.load(tmp_path / stages.RETRAINED).state_dict)
     for layer in compressible_layers(model).values():
         assert 0 < layer.weight.count_nonzero() < layer.weight.numel()
+
+
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory):
+    """The folder of a short run of --preset smallest, which has all four phases."""
+    folder = tmp_path_factory.mktemp("smallest")
+    assert pruning.main([*SMALLEST, "--density", "0.05", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_gradual_pruning_to_a_density(smallest):
+    names = sorted(path.name for path in smallest.iterdir())
+    assert names == sorted([stages.INITIAL, stages.RETRAINED, stages.TEACHER])
+    assert checkpoint.load(smallest / stages.TEACHER).arch == "lenet-5"
+    retrained = checkpoint.load(smallest / stages.RETRAINED)
+    weights = [retrained.state_dict[name] for name in stages.compressible_names(retrained)]
+    total = sum(weight.numel() for weight in weights)
+    assert sum(int(w.count_nonzero()) for w in weights) == pytest.approx(0.05 * total, rel=0.01)
+
+
+@pytest.mark.parametrize("die_in", [("teacher", 2), ("prune", 1), ("retrain", 1)])
+def test_resume_in_every_phase_of_smallest(tmp_path, smallest, monkeypatch, die_in):
+    class Killed(Exception):
+        pass
+
+    save = stages.Progress.save
+
+    def save_and_die(self, phase, epoch, *state):
+        save(self, phase, epoch, *state)
+        if (phase, epoch) == die_in:
+            raise Killed
+
+    arguments = [*SMALLEST, "--density", "0.05", "--output", str(tmp_path)]
+    monkeypatch.setattr(stages.Progress, "save", save_and_die)
+    with pytest.raises(Killed):
+        pruning.main(arguments)
+    monkeypatch.setattr(stages.Progress, "save", save)
+    assert pruning.main([*arguments, "--resume"]) == 0
+    for name in (stages.INITIAL, stages.RETRAINED, stages.TEACHER):
+        assert (tmp_path / name).read_bytes() == (smallest / name).read_bytes()
+
+
+def test_density_per_layer(tmp_path):
+    density = "*=0.5,fc1=0.1"
+    arguments = [*OPTIONS, "--density", density, "--prune-epochs", "2", "--output", str(tmp_path)]
+    assert pruning.main(arguments) == 0
+    state = checkpoint.load(tmp_path / stages.RETRAINED).state_dict
+    for name, kept in (("fc1", 0.1), ("fc2", 0.5), ("fc3", 0.5)):
+        weight = state[f"{name}.weight"]
+        assert int(weight.count_nonzero()) == pytest.approx(kept * weight.numel(), rel=0.02)
+
+
+def test_the_dense_model_as_its_own_teacher(tmp_path):
+    arguments = [*SMALLEST, "--teacher", "lenet-300-100", "--output", str(tmp_path)]
+    assert pruning.main(arguments) == 0
+    assert not (tmp_path / stages.TEACHER).exists()
+
+
+@pytest.mark.parametrize("teacher", ["lenet-6", "absent.ptmodel"])
+def test_a_teacher_that_is_not_there(tmp_path, capsys, teacher):
+    arguments = [*SMALLEST, "--teacher", teacher, "--output", str(tmp_path)]
+    assert pruning.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert teacher in err
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_layer_is_refused_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stages, "train", lambda *args: pytest.fail("trained first"))
+    for option in ("--sensitivity", "--density"):
+        assert pruning.main([*OPTIONS, option, "*=1,fc9=0.5", "--output", str(tmp_path)]) == 1
+        assert "no layer matches 'fc9'" in capsys.readouterr().err

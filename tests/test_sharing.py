@@ -103,3 +103,26 @@ def test_a_fully_pruned_weight_has_an_empty_gradient():
     shared.gather_gradient(weight)
     assert shared.centroids.grad.shape == (0,)
     assert np.isclose(shared.mean_squared_error, 0)
+
+
+def test_reassign_moves_a_weight_to_its_nearest_centroid():
+    weight = torch.tensor([[1.0, 1.2, 0.0], [3.0, 3.2, 0.0]])
+    shared = SharedWeight(weight, bits=1)
+    assert shared.labels.tolist() == [0, 0, 1, 1]
+    with torch.no_grad():
+        shared.latent[1] = 2.9  # what its own gradient made of 1.2
+    shared.reassign()
+    shared.write(weight)
+    assert shared.labels.tolist() == [0, 1, 1, 1]
+    assert weight[0, 1] == weight[1, 0]
+    assert weight[:, 2].tolist() == [0.0, 0.0]
+
+
+def test_reassign_keeps_centroids_in_order():
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    shared = SharedWeight(weight, bits=2)
+    with torch.no_grad():
+        shared.centroids.copy_(torch.tensor([3.0, 1.0, 2.0]))
+    shared.reassign()
+    assert shared.centroids.tolist() == [1.0, 2.0, 3.0]
+    assert shared.labels.tolist() == [0, 1, 2]

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from net.log import Log
 from net.models import build
@@ -12,6 +13,10 @@ from net.training import Recipe, evaluate, fit, learning_rate, set_dropout
 def linear():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
+
+
+def run(model, parameters, data, recipe, **options):
+    fit(model, parameters, data.train, data.validation, recipe, phase="train", log=Log(), **options)
 
 
 def test_evaluate_counts_errors(blobs):
@@ -28,7 +33,7 @@ def test_evaluate_counts_errors(blobs):
 def test_fit_learns(blobs):
     model = linear()
     before = evaluate(model, blobs.test)[1]
-    fit(model, model.parameters(), blobs, Recipe(3, 16, 1e-2), phase="train", log=Log())
+    run(model, model.parameters(), blobs, Recipe(3, 16, 1e-2))
     assert evaluate(model, blobs.test)[1] < min(5, before)
 
 
@@ -36,8 +41,7 @@ def test_fit_is_reproducible(blobs):
     weights = []
     for _ in range(2):
         model = linear()
-        recipe = Recipe(2, 16, 1e-2, distortion=1.0)
-        fit(model, model.parameters(), blobs, recipe, phase="train", log=Log())
+        run(model, model.parameters(), blobs, Recipe(2, 16, 1e-2, dropout=0.5))
         weights.append(model[1].weight.detach().clone())
     assert torch.equal(*weights)
 
@@ -45,24 +49,48 @@ def test_fit_is_reproducible(blobs):
 def test_hooks_see_every_step(blobs):
     seen = []
     model = linear()
-    fit(
+    run(
         model,
         model.parameters(),
         blobs,
         Recipe(2, 48, 1e-2),
-        phase="train",
-        log=Log(),
         after_backward=lambda: seen.append(model[1].weight.grad is not None),
-        after_step=lambda done, lr: seen.append(done),
+        after_step=lambda step: seen.append((step.done_before, step.done)),
     )
-    assert seen == [True, 0.25, True, 0.5, True, 0.75, True, 1.0]
+    assert seen == [True, (0, 0.25), True, (0.25, 0.5), True, (0.5, 0.75), True, (0.75, 1.0)]
 
 
 def test_only_the_given_parameters_move(blobs):
     model = linear()
     weight = model[1].weight.detach().clone()
-    fit(model, [model[1].bias], blobs, Recipe(1, 16, 1e-2), phase="train", log=Log())
+    run(model, [model[1].bias], blobs, Recipe(1, 16, 1e-2))
     assert torch.equal(model[1].weight, weight)
+
+
+def test_lr_factor_scales_the_rate_of_its_group(blobs):
+    rates = []
+    model = linear()
+    run(
+        model,
+        [{"params": [model[1].bias]}, {"params": [model[1].weight], "lr_factor": 0.25}],
+        blobs,
+        Recipe(1, 48, 1e-2),
+        after_step=lambda step: rates.append([g["lr"] for g in step.optimizer.param_groups]),
+    )
+    assert all(slow == 0.25 * fast > 0 for fast, slow in rates)
+
+
+def test_another_loss_and_its_targets(blobs):
+    """The target of a batch goes to the loss as it is."""
+    shapes = []
+
+    def loss_of(logits, target):
+        shapes.append((logits.shape, target.shape))
+        return F.cross_entropy(logits, target)
+
+    model = linear()
+    run(model, model.parameters(), blobs, Recipe(1, 48, 1e-2), loss_of=loss_of)
+    assert shapes == [((48, 3), (48,))] * 2
 
 
 def test_learning_rate_rises_then_falls_to_zero():
