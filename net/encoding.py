@@ -21,7 +21,7 @@ from net.tensors import DTYPES, patterns, read_tensor, write_tensor
 MANIFEST = "manifest.huff"
 MAGIC = b"DCE\x01"  # Deep Compression encoding, version 1
 MAX_TENSOR_BYTES = 1 << 34
-MAX_MANIFEST_BYTES = 1 << 26
+MAX_MANIFEST_BYTES = 1 << 23
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-[0-9a-f]{8}\.huff(\.tmp)?|manifest\.huff\.tmp")
 
 # Likely text of a manifest for DEFLATE to refer to; the best matches come last.
@@ -238,7 +238,7 @@ def _pack_manifest(entries: list, sums: list[int], meta: dict | None) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         raise EncodingError(f"cannot store the meta data as JSON: {error}") from error
     if len(text) > MAX_MANIFEST_BYTES:
-        raise EncodingError("names and meta data of more than 64 MiB")
+        raise EncodingError("names and meta data of more than 8 MiB")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
     body = packer.compress(text) + packer.flush()
     body += np.array(sums, ">u4").tobytes()
@@ -268,7 +268,7 @@ def _parse_manifest(directory: Path, data: bytes) -> tuple[list[Entry], dict]:
     unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
     text = unpacker.decompress(data[8:], MAX_MANIFEST_BYTES)
     if not unpacker.eof:
-        raise ValueError("the data ends early, or is beyond 64 MiB")
+        raise ValueError("the data ends early, or is beyond 8 MiB")
     document = json.loads(text)
     if not isinstance(document, dict) or not isinstance(document.get("tensors"), list):
         raise ValueError("no list of tensors")

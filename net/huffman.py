@@ -5,6 +5,7 @@ the functions beside it are the same machinery on a shared bit string, without t
 the surrounding format implies. The bit layout is specified in docs/format.md.
 """
 
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -39,12 +40,16 @@ def encode(symbols: np.ndarray) -> bytes:
     writer = BitWriter()
     writer.write_number(symbols.size)
     write_symbols(writer, symbols)
-    return writer.getvalue()
+    data = writer.getvalue()
+    return data + zlib.crc32(data).to_bytes(4, "big")
 
 
 def decode(data: bytes) -> np.ndarray:
     """The int64 array that ``encode`` was given; HuffmanError for bytes that it cannot write."""
-    reader = BitReader(bytes(data))
+    body, checksum = bytes(data[:-4]), bytes(data[-4:])
+    if len(checksum) < 4 or zlib.crc32(body) != int.from_bytes(checksum, "big"):
+        raise HuffmanError("the checksum does not match: the stream is damaged or cut")
+    reader = BitReader(body)
     symbols = read_symbols(reader, reader.read_number())
     reader.finish()
     return symbols
@@ -437,7 +442,8 @@ def _read_wide_table(reader: BitReader) -> Code:
         raise HuffmanError("a code of no symbols")
     gaps = read_integers(reader, size).astype(np.uint64)
     after = np.cumsum(gaps + np.uint64(1))  # symbol + 1
-    if int(after.max()) > 1 << 63:  # each gap is below 2**63: seen before the sum wraps
+    # each gap is below 2**63, so that a sum beyond 2**63 shows before it wraps
+    if int(after.max()) > 1 << 63 or (after[1:] <= after[:-1]).any():
         raise HuffmanError("a symbol beyond 2**63")
     lengths = _read_small_table(reader).read(reader, size)
     if int(lengths.max()) > 31:

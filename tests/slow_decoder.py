@@ -1,0 +1,235 @@
+"""A second decoder, written from docs/format.md alone: no NumPy, no speed, no shortcuts.
+
+It shares nothing with net/ but the preset dictionary, which the format defines by reference.
+"""
+
+import json
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+
+from net.encoding import DICTIONARY
+
+BITS = {
+    "float16": 16, "bfloat16": 16, "float32": 32, "float64": 64, "complex32": 16, "complex64": 32,
+    "complex128": 64, "bool": 8, "int8": 8, "int16": 16, "int32": 32, "int64": 64, "uint8": 8,
+    "uint16": 16, "uint32": 32, "uint64": 64,
+}  # fmt: skip
+
+
+class Bits:
+    def __init__(self, data: bytes) -> None:
+        self.bits = "".join(f"{byte:08b}" for byte in data)
+        self.at = 0
+
+    def u(self, width: int) -> int:
+        assert self.at + width <= len(self.bits)
+        self.at += width
+        return int(self.bits[self.at - width : self.at] or "0", 2)
+
+    def number(self) -> int:
+        s = 1
+        while self.u(1) == 0:
+            s += 1
+        b = int("1" + format(self.u(s - 1), f"0{s - 1}b") if s > 1 else "1", 2)
+        return (1 << (b - 1)) + self.u(b - 1) - 1
+
+    def end(self) -> None:
+        assert len(self.bits) - self.at < 8
+        assert "1" not in self.bits[self.at :]
+
+
+def read_set(bits: Bits, count: int, universe: int) -> list[int]:
+    members = [0] * count
+    ranges = [(0, count, 0, universe)] if count else []
+    while ranges:
+        steps = []
+        for first, end, low, high in ranges:
+            middle = (first + end) // 2
+            least = low + middle - first
+            choices = high - (end - 1 - middle) - least
+            b = choices.bit_length() - 1
+            steps.append((middle, least, b, 2 ** (b + 1) - choices))
+        heads = [bits.u(b) for _, _, b, _ in steps]
+        for (middle, least, _, short), head in zip(steps, heads, strict=True):
+            offset = head if head < short else 2 * head + bits.u(1) - short
+            members[middle] = least + offset
+        left = [(f, s[0], lo, members[s[0]]) for (f, _, lo, _), s in zip(ranges, steps)]  # noqa: B905
+        right = [(s[0] + 1, e, members[s[0]] + 1, hi) for (_, e, _, hi), s in zip(ranges, steps)]  # noqa: B905
+        ranges = [each for each in left + right if each[0] < each[1]]
+    return members
+
+
+def small_table(bits: Bits) -> dict[int, int]:
+    lengths, before, total = {}, 4, 0.0
+    for symbol in range(1024):
+        if bits.u(1):
+            kind = bits.u(2)
+            if kind == 2:
+                continue
+            before = bits.u(5) if kind == 3 else before + (1, -1)[kind]
+        lengths[symbol] = before
+        total += 2.0**-before
+        if total == 1:
+            return lengths
+    raise AssertionError("no complete code")
+
+
+def table(bits: Bits) -> dict[int, int]:
+    if not bits.u(1):
+        return small_table(bits)
+    n, symbols, last = bits.number(), [], -1
+    for gap in integers(bits, n):
+        last += gap + 1
+        symbols.append(last)
+    return dict(zip(symbols, coded(bits, small_table(bits), n), strict=True))
+
+
+def coded(bits: Bits, lengths: dict[int, int], count: int) -> list[int]:
+    if len(lengths) == 1:
+        bits.u(count // 1024)
+        return list(lengths) * count
+    words, word, before = {}, -1, 0
+    for symbol in sorted(lengths, key=lambda s: (lengths[s], s)):
+        word = (word + 1) << (lengths[symbol] - before)
+        before = lengths[symbol]
+        words[format(word, f"0{before}b")] = symbol
+    if count >= 2**17:
+        bits.number()
+        width = bits.u(6)
+        bits.u(width * (count // 1024))
+    symbols = []
+    for _ in range(count):
+        start = bits.at
+        while bits.bits[start : bits.at] not in words:
+            bits.u(1)
+        symbols.append(words[bits.bits[start : bits.at]])
+    return symbols
+
+
+def integers(bits: Bits, count: int) -> list[int]:
+    if not count:
+        return []
+    split, kept = bits.u(4), bits.u(2)
+    values = []
+    for token in coded(bits, small_table(bits), count):
+        if token >= 2**split:
+            x = token - 2**split
+            r = (x >> kept) + split - kept
+            values.append(((2**kept + x % 2**kept) * 2**r, r))
+        else:
+            values.append((token, 0))
+    return [value + bits.u(r) for value, r in values]
+
+
+def values(bits: Bits, count: int, w0: int, floating: bool) -> list[int]:
+    if not count:
+        return []
+    half, shift, w = bits.u(1), 0, w0
+    if half:
+        w = 16
+    elif bits.u(1):
+        shift, w = bits.u(6), bits.u(6) + 1
+    if bits.u(1):
+        k = bits.number() + 1
+        book = read_set(bits, k, 2**w) if w <= 48 else [bits.u(w) for _ in range(k)]
+        if half or (floating and shift + w == w0):
+            book = [e ^ (2 ** (w - 1) if e >> (w - 1) else 2**w - 1) for e in book]
+        found = [book[i] for i in coded(bits, table(bits), count)]
+    else:
+        found = [0] * count
+        for low in range(0, w, 8):
+            width = min(8, w - low)
+            plane = coded(bits, table(bits), count) if bits.u(1) else None
+            for i in range(count):
+                found[i] |= (plane[i] if plane else bits.u(width)) << low
+    if half:
+        wide = {32: "<If", 64: "<Qd"}[w0]
+        return [
+            struct.unpack("<" + wide[1], struct.pack("<" + wide[2], _float16(v)))[0] for v in found
+        ]
+    return [value << shift for value in found]
+
+
+def _float16(pattern: int) -> float:
+    return struct.unpack("<e", struct.pack("<H", pattern))[0]
+
+
+def lines(bits: Bits, m: int) -> list[list[int]]:
+    dead = bits.number()
+    gone = set(read_set(bits, dead, m))
+    live = [line for line in range(m) if line not in gone]
+    if not live:
+        return []
+    c = bits.u(3) + 1
+    classes = coded(bits, table(bits), len(live)) if c > 1 else [0] * len(live)
+    return [[line for line, k in zip(live, classes, strict=True) if k == i] for i in range(c)]
+
+
+def positions(bits: Bits, shape: list[int]) -> list[int]:
+    n = math.prod(shape)
+    left = bits.number()
+    if not left:
+        return []
+    view = bits.u(2)
+    height = math.prod(shape[: 2 if view & 2 else 1])
+    width = n // height
+    if max(shape[0] if shape else 1, n // (shape[0] if shape else 1)) > 2**20:
+        height, width = -(-n // 16384), 16384
+    rows, columns = lines(bits, (height, width)[view & 1]), lines(bits, (width, height)[view & 1])
+    blocks = [(row, column) for row in rows for column in columns]
+    found = []
+    for i, (row, column) in enumerate(blocks):
+        count = bits.number() if i < len(blocks) - 1 else left
+        left -= count
+        at = -1
+        for gap in integers(bits, count):
+            at += gap + 1
+            r, c = row[at // len(column)], column[at % len(column)]
+            found.append(c * width + r if view & 1 else r * width + c)
+    return found
+
+
+def tensor(data: bytes, kind: str, shape: list[int]) -> list[int]:
+    """The bit patterns of all elements."""
+    floating = "float" in kind or "complex" in kind
+    shape = shape + [2] * ("complex" in kind)
+    bits, n = Bits(data), math.prod(shape)
+    if bits.u(1):
+        at = positions(bits, shape)
+        patterns = [0] * n
+        for where, value in zip(at, values(bits, len(at), BITS[kind], floating), strict=True):
+            patterns[where] = value
+    else:
+        patterns = values(bits, n, BITS[kind], floating)
+    bits.end()
+    return patterns
+
+
+def stream(data: bytes) -> list[int]:
+    """What ``net.huffman.encode`` was given."""
+    assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "big")
+    bits = Bits(data[:-4])
+    n = bits.number()
+    symbols = coded(bits, table(bits), n) if n else []
+    bits.end()
+    return symbols
+
+
+def folder(directory: Path) -> tuple[dict[str, tuple[str, list[int], list[int]]], dict]:
+    """{name: (type, shape, patterns)} and the meta data."""
+    data = (directory / "manifest.huff").read_bytes()
+    assert data[:4] == b"DCE\x01"
+    assert zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "big")
+    inflate = zlib.decompressobj(-15, zdict=DICTIONARY)
+    text = json.loads(inflate.decompress(data[8:]))
+    sums = struct.iter_unpack(">I", inflate.unused_data)
+    state = {}
+    for i, ((name, kind, shape), (checksum,)) in enumerate(zip(text["tensors"], sums, strict=True)):
+        safe = re.sub(r"[^A-Za-z0-9_.]", "_", name)[-40:]
+        content = (directory / f"{i:02d}-{safe}-{checksum:08x}.huff").read_bytes()
+        assert zlib.crc32(content) == checksum
+        state[name] = kind, shape, tensor(content, kind, shape)
+    return state, text.get("meta", {})

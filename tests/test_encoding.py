@@ -1,0 +1,560 @@
+import errno
+import json
+import math
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from net import encoding
+from net.bits import BitReader, BitWriter, HuffmanError
+from net.encoding import EncodingError, describe, directory_bytes, load, save
+from net.positions import MAX_LINES, read_positions, read_set, write_positions, write_set
+from net.tensors import DTYPES, patterns, read_tensor, write_tensor
+from tests import fuzz, slow_decoder
+from tests.test_huffman import bits
+
+
+def round_trip(tensor: torch.Tensor) -> int:
+    """Assert that the bits survive; return how many bytes they took."""
+    data = write_tensor(tensor).getvalue()
+    reader = BitReader(data)
+    decoded = read_tensor(reader, tuple(tensor.shape), tensor.dtype)
+    reader.finish()
+    assert decoded.dtype == tensor.dtype
+    assert decoded.shape == tensor.shape
+    assert np.array_equal(patterns(decoded), patterns(tensor))
+    return len(data)
+
+
+def random_bits(
+    shape: tuple[int, ...], dtype: torch.dtype, density: float, seed: int
+) -> torch.Tensor:
+    """Any bit patterns: NaN with any payload, infinities, denormals, -0.0."""
+    rng = np.random.default_rng(seed)
+    raw = rng.integers(0, 2 if dtype == torch.bool else 256, (*shape, dtype.itemsize), np.uint8)
+    raw *= (rng.random(shape) < density)[..., None]
+    return torch.from_numpy(raw.reshape(-1)).view(dtype).reshape(shape)
+
+
+def pruned(
+    shape: tuple[int, ...], density: float, clusters: int = 8, seed: int = 0
+) -> torch.Tensor:
+    """A pruned and weight-shared layer, denser in some rows and columns than in others."""
+    rng = np.random.default_rng(seed)
+    weight = rng.laplace(size=shape)
+    for axis, extent in enumerate(shape):
+        scale = np.exp(rng.normal(0, 1, extent))
+        weight *= scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    kept = np.abs(weight) > np.quantile(np.abs(weight), 1 - density)
+    codebook = np.sort(rng.normal(0, 0.1, clusters)).astype(np.float16).astype(np.float32)
+    return torch.from_numpy(np.where(kept, rng.choice(codebook, shape), 0).astype(np.float32))
+
+
+def lenet(density: float = 0.08) -> dict[str, torch.Tensor]:
+    state = {}
+    for i, shape in enumerate([(300, 784), (100, 300), (10, 100)], start=1):
+        state[f"fc{i}.weight"] = pruned(shape, density, seed=i)
+        state[f"fc{i}.bias"] = torch.linspace(-1, 1, shape[0])
+    return state
+
+
+# --- tensors ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(sorted(DTYPES)),
+    st.lists(st.integers(0, 7), max_size=4).map(tuple),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    st.integers(0, 2**32),
+)
+def test_any_bits_of_any_type_and_shape(
+    name: str, shape: tuple[int, ...], density: float, seed: int
+) -> None:
+    round_trip(random_bits(shape, DTYPES[name], density, seed))
+
+
+@pytest.mark.parametrize("name", sorted(DTYPES))
+def test_every_type_shared_and_sparse(name: str) -> None:
+    few = random_bits((4,), DTYPES[name], 1, 0)
+    index = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (30, 40)))
+    round_trip(few.view(torch.uint8).reshape(4, -1)[index].view(DTYPES[name]).reshape(index.shape))
+    round_trip(random_bits((30, 40), DTYPES[name], 0.1, 0))
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 255, 256, 257, 65_536, 70_000])
+def test_numbers_of_distinct_values(distinct: int) -> None:
+    values = torch.arange(distinct, dtype=torch.float32) + 0.5
+    round_trip(values)
+    round_trip(values.repeat(3))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([-0.0, 0.0, math.inf, -math.inf, math.nan, 1e-45]),
+        torch.randn(20, 30).t(),
+        torch.randn(20, 30)[::2, ::3],
+        torch.zeros(1).expand(50, 4),
+        torch.ones(5)[::3][:1],
+        torch.randn(4, dtype=torch.complex64).conj(),
+        torch.randn(4, dtype=torch.complex64).conj().imag,
+        torch.nn.Parameter(torch.randn(3)),
+        torch.zeros(1, MAX_LINES + 5).index_fill_(1, torch.tensor([3, MAX_LINES + 4]), 1.0),
+        (torch.arange(500_000) % 70_001 == 70_000).float(),
+        torch.zeros(1, 1, 1, 1),
+        torch.randn(1, 500) * (torch.rand(1, 500) < 0.1),
+        torch.randn(500, 1) * (torch.rand(500, 1) < 0.1),
+    ],
+)
+def test_special_tensors(tensor: torch.Tensor) -> None:
+    round_trip(tensor)
+
+
+@pytest.mark.parametrize(
+    "shape", [(300, 100), (12, 8, 5, 5), (40, 3, 11), (3000,), (2, 3, 4, 5, 6)]
+)
+@pytest.mark.parametrize("density", [0.002, 0.05, 0.4, 0.95])
+def test_pruned_layers(shape: tuple[int, ...], density: float) -> None:
+    round_trip(pruned(shape, density))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "size"),
+    [
+        (torch.zeros(1000, 1000), 1),
+        (torch.zeros(0, 3), 1),
+        (torch.ones(64), 6),
+        (torch.tensor(0), 1),
+        (torch.tensor(1000), 4),
+        (torch.tensor(1.5), 5),
+        (torch.randn(10, generator=torch.Generator().manual_seed(0)), 41),
+        (torch.arange(10).float(), 22),  # exact in half precision
+        (torch.arange(1000), 1260),  # 10 bits each
+    ],
+)
+def test_small_tensors_are_small(tensor: torch.Tensor, size: int) -> None:
+    assert round_trip(tensor) <= size
+
+
+def test_dead_rows_and_columns_cost_next_to_nothing() -> None:
+    live = pruned((30, 40), 0.1)
+    padded = torch.zeros(300, 784)
+    padded[100:130, 300:340] = live
+    assert round_trip(padded) <= round_trip(live) + 16
+
+
+def test_uneven_density_pays() -> None:
+    # the entropy of the mask under one density for all elements, and 4 bits for 16 clusters
+    layer = pruned((300, 784), 0.05, clusters=16)
+    p, n = 0.05, layer.numel()
+    uniform = -n * (p * math.log2(p) + (1 - p) * math.log2(1 - p)) + 4 * p * n
+    assert round_trip(layer) < 0.85 * uniform / 8
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
+def test_sets(universe_and_members: tuple[int, set[int]]) -> None:
+    universe, members = universe_and_members
+    writer = BitWriter()
+    write_set(writer, np.array(sorted(members), np.int64), universe)
+    read = read_set(BitReader(writer.getvalue()), len(members), universe)
+    assert read.tolist() == sorted(members)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.data())
+def test_positions(a: int, b: int, c: int, data: st.DataObject) -> None:
+    flat = data.draw(st.sets(st.integers(0, a * b * c - 1), max_size=a * b * c - 1))
+    positions = np.array(sorted(flat), np.int64)
+    writer = BitWriter()
+    order = write_positions(writer, positions, (a, b, c))
+    read = read_positions(BitReader(writer.getvalue()), (a, b, c))
+    assert np.array_equal(read, positions[order])
+
+
+# --- folders ----------------------------------------------------------------------------------
+
+
+def test_names_meta_and_order_survive(tmp_path: Path) -> None:
+    names = ["z", "a/b", "../../x", "", "ü\n\0", "X", "x", "." * 300, "a" * 10_000, "\ud800"]
+    state = OrderedDict((name, torch.tensor(i)) for i, name in enumerate(names))
+    meta = {"arch": "lenet-300-100", "nested": [1, {"é": None}], "rate": 0.1}
+    written = save(state, tmp_path / "new" / "folder", meta)
+    read, read_meta = load(tmp_path / "new" / "folder")
+    assert list(read) == names
+    assert fuzz.same(read, state)
+    assert read_meta == meta
+    assert written == directory_bytes(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    save({}, tmp_path)
+    assert load(tmp_path) == ({}, {})
+
+
+def test_lenet_costs_at_most_120_bytes_beside_its_streams(tmp_path: Path) -> None:
+    state = lenet()
+    written = save(state, tmp_path, {"arch": "lenet-300-100", "dataset": "mnist"})
+    streams = sum(write_tensor(tensor).length for tensor in state.values()) / 8
+    assert written - streams <= 60
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        save(lenet(), tmp_path / name, {"seed": 42})
+    content = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "ab"]
+    assert content[0] == content[1]
+
+
+def test_describe_accounts_for_every_byte(tmp_path: Path) -> None:
+    state = lenet(0.05) | {"steps": torch.tensor(7)}
+    written = save(state, tmp_path)
+    infos = {info.name: info for info in describe(tmp_path)}
+    assert list(infos) == list(state)
+    for info in infos.values():
+        assert sum(info.sections.values()) == pytest.approx(info.encoded_bytes + 4)
+    manifest = (tmp_path / "manifest.huff").stat().st_size
+    assert sum(info.encoded_bytes for info in infos.values()) + manifest == written
+    fc1 = infos["fc1.weight"]
+    assert (fc1.kind, fc1.parameters, fc1.dense_bytes) == ("sparse shared", 235_200, 940_800)
+    assert fc1.nonzero == int((state["fc1.weight"] != 0).sum())
+    assert fc1.weight_bits_before == 3
+    assert 2 < fc1.weight_bits <= 3.1
+    assert fc1.value_stream.frequencies.sum() == fc1.nonzero
+    assert sum(stream.frequencies.sum() for stream in fc1.gap_streams) == fc1.nonzero
+    assert infos["fc1.bias"].kind == "raw"
+
+
+def test_fixed_index_bits_count_padding_zeros() -> None:
+    # gaps of 7 and 8 zeros: 3 bits need one padding zero for the second, 4 bits none
+    assert encoding.fixed_index_bits(np.array([7]), 5) == 3
+    assert encoding.fixed_index_bits(np.array([8]), 5) == 4
+
+
+GOLDEN = {
+    "00-fc1.weight-67ca9ee1.huff": "b56f82400e135700e0e2d0e0",
+    "01-fc1.bias-e58d6863.huff": "000006680000033001800198003fc03d00",
+    "manifest.huff": "444345013daeb26123caf3263a66b83d6e42d8e2da5a0067ca9ee1e58d6863",
+}
+
+
+def golden_state() -> dict[str, torch.Tensor]:
+    weight = torch.zeros(4, 6)
+    weight[0, 1], weight[1, 2], weight[3, 1], weight[3, 2] = 0.5, -0.25, 0.5, 0.5
+    return {"fc1.weight": weight, "fc1.bias": torch.tensor([1.5, -2.0, 0.1, 0.0])}
+
+
+def test_golden_folder(tmp_path: Path) -> None:
+    for name, content in GOLDEN.items():
+        (tmp_path / name).write_bytes(bytes.fromhex(content))
+    state, meta = load(tmp_path)
+    assert fuzz.same(state, golden_state())
+    assert meta == {"arch": "lenet-300-100"}
+    save(golden_state(), tmp_path / "again", meta)
+    again = {path.name: path.read_bytes().hex() for path in (tmp_path / "again").iterdir()}
+    if "ng" in zlib.ZLIB_RUNTIME_VERSION:  # compresses as well, with other bytes
+        del again["manifest.huff"]
+    assert again.items() <= GOLDEN.items()
+
+
+def test_a_decoder_written_from_the_document_agrees(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    state = {
+        "conv": pruned((12, 8, 5, 5), 0.2),
+        "fc": pruned((60, 80), 0.1, clusters=32),
+        "columns": pruned((200, 20), 0.02),
+        "plain": torch.from_numpy(rng.normal(size=50)),
+        "half": torch.arange(20).double() / 4,
+        "brain": torch.from_numpy(rng.normal(size=30)).bfloat16().float(),
+        "wave": torch.polar(torch.ones(9), torch.arange(9.0)),
+        "long": torch.zeros(MAX_LINES + 9).index_fill_(0, torch.tensor([5, MAX_LINES + 8]), 2.0),
+        "ids": torch.arange(600) * 1000,
+        "many": torch.from_numpy(rng.integers(0, 3000, 9000)),
+        "runs": torch.ones(3000),
+        "jump": torch.from_numpy(rng.integers(0, 3, (1 << 17) + 5).astype(np.uint8)),
+        "empty": torch.zeros(2, 0),
+        "scalar": torch.tensor(True),
+    }
+    save(state, tmp_path, {"a": 1})
+    decoded, meta = slow_decoder.folder(tmp_path)
+    assert meta == {"a": 1}
+    assert list(decoded) == list(state)
+    for name, (kind, shape, values) in decoded.items():
+        assert (f"torch.{kind}", shape) == (str(state[name].dtype), list(state[name].shape))
+        assert values == patterns(state[name]).tolist(), name
+
+
+# --- writing: crashes, full disks, unsuitable input -------------------------------------------
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
+def test_a_failure_at_any_step_keeps_the_earlier_encoding(
+    function: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save({"a": torch.tensor([1, 2, 3]), "same": torch.tensor(5)}, tmp_path)
+    (tmp_path / ".gitkeep").touch()
+    before = content(tmp_path)
+    new = {"a": torch.tensor([4.0]), "same": torch.tensor(5), "b": torch.tensor(1)}
+    real = getattr(os, function)
+    for step in range(3):  # two new tensors and the manifest
+        calls = iter(range(9))
+
+        def fail(*arguments: object, step: int = step, calls: object = calls) -> None:
+            if next(calls) == step:
+                raise error
+            real(*arguments)
+
+        monkeypatch.setattr(os, function, fail)
+        with pytest.raises(EncodingError if isinstance(error, OSError) else KeyboardInterrupt):
+            save(new, tmp_path)
+        assert content(tmp_path) == before
+    monkeypatch.undo()
+    save(new, tmp_path)
+    assert fuzz.same(load(tmp_path)[0], new)
+    assert len(content(tmp_path)) == 5  # three tensors, the manifest, .gitkeep
+
+
+def save_killed_at(step: int, state: dict[str, torch.Tensor], folder: Path) -> bool:
+    """Save in a process that dies before its file operation number ``step``; False: it lived."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1] != 0
+    calls = iter(range(99))
+
+    def deadly(real: Callable) -> Callable:
+        def call(*arguments: object, **options: object) -> object:
+            if next(calls) == step:
+                os._exit(9)
+            return real(*arguments, **options)
+
+        return call
+
+    os.replace, os.fsync, Path.unlink = map(deadly, (os.replace, os.fsync, Path.unlink))
+    save(state, folder)
+    os._exit(0)
+
+
+def test_a_killed_writer_leaves_the_earlier_or_the_new_encoding(tmp_path: Path) -> None:
+    old = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(1)}
+    new = {"a": torch.tensor([3.0, 4.0]), "c": torch.ones(9)}
+    step, killed = 0, True
+    while killed:
+        save(old, tmp_path)
+        killed = save_killed_at(step, new, tmp_path)
+        state, _ = load(tmp_path)
+        assert fuzz.same(state, old) or fuzz.same(state, new)
+        step += 1
+    assert step > 6  # three files written, two removed
+    assert fuzz.same(state, new)
+    assert len(content(tmp_path)) == 3
+
+
+def test_a_full_disk_gives_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EncodingError, match="No space left on device; what was there before") as e:
+        save({"a": torch.ones(3)}, tmp_path)
+    assert "\n" not in str(e.value)
+    assert not content(tmp_path)
+
+
+def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EncodingError, match=r"cannot write .*file"):
+        save({}, tmp_path / "file")
+
+
+def test_other_files_stay(tmp_path: Path) -> None:
+    kept = [".gitkeep", "notes.txt", "model.huff", "00-a.huff"]
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "00-a-00000000.huff").write_text("of an earlier encoding")
+    (tmp_path / "manifest.huff.tmp").write_text("of a killed run")
+    save({"a": torch.ones(2)}, tmp_path)
+    assert {*kept} < content(tmp_path).keys()
+    assert len(content(tmp_path)) == len(kept) + 2
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": 3}, "cannot encode 'a': a int, not a tensor"),
+        ({3: torch.ones(1)}, "cannot encode 3: "),
+        ({"a": torch.eye(3).to_sparse()}, "cannot encode 'a': make it a dense"),
+        ({"a": torch.ones(2, device="meta")}, "cannot encode 'a': make it a dense"),
+        ({"a": torch.zeros(1, dtype=torch.float64).expand(2**32)}, "cannot encode 'a': more than"),
+    ],
+)
+def test_states_that_cannot_be_encoded(state: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(EncodingError, match=message):
+        save(state, tmp_path)
+    assert not content(tmp_path)
+
+
+def test_meta_that_json_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(EncodingError, match="cannot store the meta data as JSON"):
+        save({}, tmp_path, {"a": torch.ones(1)})
+
+
+# --- reading what nobody wrote --------------------------------------------------------------------
+
+
+def test_no_encoding_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        EncodingError, match=r"manifest.huff: No such file .*; encode a model first"
+    ):
+        load(tmp_path)
+
+
+def test_missing_swapped_and_damaged_files(tmp_path: Path) -> None:
+    save({"a": torch.ones(40), "b": torch.zeros(40)}, tmp_path)
+    a, b = sorted(tmp_path.glob("0*.huff"))
+    first, second = a.read_bytes(), b.read_bytes()
+    for contents, message in [
+        ((second, first), "00-a-.*: the checksum does not match"),
+        ((first + b"\0", second), "00-a-.*: the checksum does not match"),
+        ((first[:-1], second), "00-a-.*: the checksum does not match"),
+        ((bytes(9999), second), "00-a-.*: longer than its tensor"),
+        ((None, second), "00-a-.*: No such file"),
+    ]:
+        for path, data in zip((a, b), contents, strict=True):
+            path.unlink(missing_ok=True)
+            if data is not None:
+                path.write_bytes(data)
+        with pytest.raises(EncodingError, match=message):
+            load(tmp_path)
+
+
+def write_manifest(
+    folder: Path, text: bytes, sums: bytes = b"", magic: bytes = encoding.MAGIC
+) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=encoding.DICTIONARY)
+    body = packer.compress(text) + packer.flush() + sums
+    data = magic + zlib.crc32(body).to_bytes(4, "big") + body
+    (folder / encoding.MANIFEST).write_bytes(data)
+
+
+BAD_LINE = "tensor 0: not a name, a known type and a shape within the limits"
+
+
+@pytest.mark.parametrize(
+    ("text", "sums", "message"),
+    [
+        (b"", 0, "Expecting value"),
+        (b"\xff", 0, "utf-8"),
+        (b"[" * 100_000, 0, "recursion|nested"),
+        (b"[]", 0, "no list of tensors"),
+        (b'{"tensors":3}', 0, "no list of tensors"),
+        (b'{"tensors":[],"meta":3}', 0, "fields that this version does not have"),
+        (b'{"tensors":[],"more":3}', 0, "fields that this version does not have"),
+        (b'{"tensors":[]}', 1, "not one checksum for each tensor"),
+        (b'{"tensors":[["a","bool",[]]]}', 0, "not one checksum for each tensor"),
+        (b'{"tensors":[["a","bool",[]],["a","bool",[]]]}', 2, "two tensors of the same name"),
+        (b'{"tensors":[["a","quint8",[]]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[-1]]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[1.0]]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[true]]]}', 1, BAD_LINE),
+        (b'{"tensors":[[1,"bool",[1]]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool"]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[17179869185]]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[0,1152921504606846976]]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",%s]]}' % json.dumps([1] * 65).encode(), 1, BAD_LINE),
+        (b" " * ((1 << 23) + 1), 0, "the data ends early, or is beyond 8 MiB"),
+    ],
+)
+def test_malformed_manifests(text: bytes, sums: int, message: str, tmp_path: Path) -> None:
+    write_manifest(tmp_path, text, bytes(4 * sums))
+    with pytest.raises(EncodingError, match=rf"manifest.huff: .*({message}).*; encode") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_manifests_of_other_programs_and_versions(tmp_path: Path) -> None:
+    for magic, message in [(b"PK\3\4", "not a manifest"), (b"DCE\2", "format version 02")]:
+        write_manifest(tmp_path, b'{"tensors":[]}', magic=magic)
+        with pytest.raises(EncodingError, match=message):
+            load(tmp_path)
+    path = tmp_path / encoding.MANIFEST
+    path.write_bytes(encoding.MAGIC + bytes(4) + b"x")
+    with pytest.raises(EncodingError, match="the checksum does not match"):
+        load(tmp_path)
+    body = b"\x07"  # a block type that DEFLATE does not have
+    path.write_bytes(encoding.MAGIC + zlib.crc32(body).to_bytes(4, "big") + body)
+    with pytest.raises(EncodingError, match="invalid block type"):
+        load(tmp_path)
+
+
+ONE_VALUE = "0 11100000"  # a code table of the symbol 0 alone
+MALFORMED_TENSORS = {
+    "half of integers": ((4,), torch.int32, ("0 1",), "half precision for a type that has none"),
+    "half of half": ((4,), torch.float16, ("0 1",), "half precision for a type that has none"),
+    "too wide": ((4,), torch.int32, ("0 01 000001 011111",), "values as wide as their type"),
+    "codebook": ((4,), torch.int8, ("0 00 1", 256), "a codebook of too many values"),
+    "codebook of 2**60": ((4,), torch.int64, ("0 00 1", 1 << 60), "a codebook of too many values"),
+    "codebook order": ((4,), torch.int64, ("0 00 1", 1, "0" * 128), "not in ascending order"),
+    "index": ((4,), torch.int64, ("0 00 1", 0, "0" * 64, "0 110 11100000"), "beyond the codebook"),
+    "plane": (
+        (4,), torch.uint8, ("0 01 000000 000000 0 1", "0 110 110 11100000"), "beyond its width"
+    ),
+    "all present": ((4,), torch.uint8, ("1", 4), "as many non-zeros as elements"),
+    "2**60 present": ((4,), torch.uint8, ("1", 1 << 60), "as many non-zeros as elements"),
+    "view": ((4,), torch.uint8, ("1", 1, "01"), "a matrix view that this shape does not have"),
+    "dead lines": ((4,), torch.uint8, ("1", 1, "00", 5), "more dead lines than lines"),
+    "nothing alive": ((4,), torch.uint8, ("1", 1, "00", 4, 0, "000"), "whose lines are all zero"),
+    "class": (
+        (4,), torch.uint8, ("1", 1, "00", 0, "001", "0 110 110 11100000"), "beyond the last one"
+    ),
+    "block": (
+        (4,), torch.uint8, ("1", 2, "00", 0, "001", "0 11100001 0", "0011", 0, "000", 3),
+        "more non-zeros than elements",
+    ),
+    "gap": (
+        (4,), torch.uint8, ("1", 1, "00", 0, "000", 0, "000", "1010 00", "110" * 4, "11100000"),
+        "a non-zero outside the tensor",
+    ),
+    "gaps": (
+        (4,), torch.uint8, ("1", 3, "00", 0, "000", 0, "000", "1010 00", "110" * 2, "11100000"),
+        "a non-zero outside the tensor",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MALFORMED_TENSORS)
+def test_malformed_tensors(case: str) -> None:
+    shape, dtype, parts, message = MALFORMED_TENSORS[case]
+    reader = BitReader(bits(*parts).getvalue())
+    with pytest.raises(HuffmanError, match=message):
+        read_tensor(reader, shape, dtype)
+
+
+def test_a_promise_of_gigabytes_is_refused_before_they_are_allocated(tmp_path: Path) -> None:
+    data = bits("0 00 1", 0, "0" * 64, ONE_VALUE).getvalue()  # a constant of any length
+    text = b'{"tensors":[["a","int64",[2147483648]]]}'
+    write_manifest(tmp_path, text, zlib.crc32(data).to_bytes(4, "big"))
+    (tmp_path / f"00-a-{zlib.crc32(data):08x}.huff").write_bytes(data)
+    with pytest.raises(EncodingError, match=r"00-a-.*: the data ends early"):
+        load(tmp_path)
+
+
+def test_a_short_fuzz() -> None:
+    counts = fuzz.fuzz(seconds=4, seed=1)
+    assert counts["mutations"] > 100
