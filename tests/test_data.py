@@ -1,3 +1,5 @@
+import hashlib
+import pickle
 import types
 
 import numpy as np
@@ -6,6 +8,7 @@ import torch
 
 from net import data
 from net.errors import UserError
+from net.models import Input
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_auto_falls_back_to_digits_and_says_so(offline, tmp_path, capsys):
     assert "NOT for MNIST" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist", "cifar10"])
 def test_a_named_data_set_never_falls_back(offline, tmp_path, name):
     with pytest.raises(UserError, match=f"the data set '{name}' is not in .*--dataset digits"):
         data.load(name, tmp_path, "cpu")
@@ -102,6 +105,83 @@ def test_damaged_files_are_reported(mnist_files, offline):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"damaged.*delete them"):
         data.load("mnist", mnist_files, "cpu")
+
+
+@pytest.fixture
+def cifar_files(tmp_path, monkeypatch):
+    """CIFAR-10's files, small; torchvision is told their MD5 sums."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch(name):
+        pixels = rng.integers(0, 256, (20, 3072)).astype(np.uint8)
+        return write(name, {"data": pixels, "labels": list(range(10)) * 2})
+
+    monkeypatch.setattr(CIFAR10, "train_list", [batch("data_batch_1"), batch("data_batch_2")])
+    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch")])
+    name, md5 = write("batches.meta", {"label_names": list("abcdefghij")})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    return tmp_path
+
+
+def test_cifar10(cifar_files, offline):
+    found = data.load("cifar10", cifar_files, "cpu")
+    assert [len(split) for split in found.splits] == [37, 3, 20]
+    assert (found.classes, found.shape) == (10, (3, 32, 32))
+    assert found.train.images.dtype == torch.uint8  # a quarter of the memory
+    every = torch.cat([next(s.batches(100))[0] for s in (found.train, found.validation)])
+    assert every.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (every.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_damaged_cifar10(cifar_files, offline):
+    path = cifar_files / "cifar-10-batches-py" / "test_batch"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(UserError, match=r"damaged.*delete them"):
+        data.load("cifar10", cifar_files, "cpu")
+
+
+# Adapting to a model
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shape"),
+    [
+        (Input(), (1, 28, 28)),
+        (Input(None, (28, 28)), (1, 28, 28)),
+        (Input(3, None, 21), (3, 28, 28)),
+        (Input(3, None, 63), (3, 63, 63)),
+        (Input(1, (12, 14)), (1, 12, 14)),
+    ],
+)
+def test_batches_are_as_the_model_wants_them(wanted, shape):
+    found = data.load("digits", "unused", "cpu", wanted)
+    assert found.shape == shape
+    for split in found.splits:
+        images, _ = next(split.batches(5))
+        assert images.shape == (5, *shape)
+        assert split.images.shape[1:] == (1, 28, 28)  # stored as they were
+        assert torch.equal(images[:, 0], images[:, -1])
+
+
+def test_grey_from_colours(cifar_files, offline):
+    colour = data.load("cifar10", cifar_files, "cpu")
+    grey = data.load("cifar10", cifar_files, "cpu", Input(1, (28, 28)))
+    assert grey.shape == (1, 28, 28)
+    images = next(colour.test.batches(20))[0]
+    assert abs(images.mean() - next(grey.test.batches(20))[0].mean()) < 0.01
+
+
+def test_channels_that_cannot_be_adapted(cifar_files, offline):
+    with pytest.raises(UserError, match="the model takes images of 4 channels, cifar10 has 3"):
+        data.load("cifar10", cifar_files, "cpu", Input(4))
 
 
 def test_a_download_that_fails_is_one_line(monkeypatch, tmp_path):
