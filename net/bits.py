@@ -4,6 +4,8 @@ The writer takes whole arrays of (value, width) pairs and sums the shifted value
 words; the reader gathers 64-bit windows. Neither loops over single bits in Python.
 """
 
+import sys
+
 import numpy as np
 
 from net.errors import UserError
@@ -58,16 +60,25 @@ class BitWriter:
         self._parts.extend(other._parts)
         self.length += other.length
 
-    def getvalue(self) -> bytes:
-        """The bits so far, padded with zero bits to a whole number of bytes."""
+    def finish(self) -> bytes:
+        """The bits, padded with zeros to a whole number of bytes; the writer is empty then.
+
+        Parts are let go once they are packed: the largest tensors need the memory.
+        """
         self._flush()
+        size = (self.length + 7) >> 3
         words = np.zeros((self.length >> 6) + 2, np.uint64)
         end = 0
-        for values, widths in self._parts:
+        self._parts.reverse()
+        while self._parts:
+            values, widths = self._parts.pop()
             for i in range(0, len(values), PACK_CHUNK):
                 chunk = widths[i : i + PACK_CHUNK]
                 end = _pack(words, end, values[i : i + PACK_CHUNK], chunk)
-        return words.astype(">u8").tobytes()[: (self.length + 7) >> 3]
+        self.length = 0
+        if sys.byteorder == "little":
+            words.byteswap(inplace=True)
+        return words.view(np.uint8)[:size].tobytes()
 
     def _flush(self) -> None:
         if self._values:
@@ -114,20 +125,23 @@ class BitReader:
         self.sections: dict[str, int] = {}
         self.notes: list[tuple[str, object, np.ndarray]] | None = None
         self._section, self._begun = "header", 0
-        self._windows: np.ndarray | None = None
 
     @property
     def remaining(self) -> int:
         return self.end - self.position
 
-    @property
-    def windows(self) -> np.ndarray:
-        """uint64 array: windows[i] holds the 64 bits that begin at bit 32 * i."""
-        if self._windows is None:
-            padded = self.data + bytes(8 + -len(self.data) % 4)
-            halves = np.frombuffer(padded, ">u4").astype(np.uint64)
-            self._windows = halves[:-1] << np.uint64(32) | halves[1:]
-        return self._windows
+    def windows(self, bits: int) -> np.ndarray:
+        """uint64 array that covers the next ``bits`` bits, with zeros beyond the end of the data.
+
+        Element i holds the 64 bits from bit ``32 * i`` on, counted from the last multiple of 32
+        at or before the position: a shift left by ``at & 31`` leaves 33 bits at least.
+        """
+        first = (self.position >> 5) * 4
+        last = ((self.position + bits) >> 5) * 4 + 12
+        part = self.data[first:last]
+        part += bytes(last - first - len(part))
+        halves = np.frombuffer(part, ">u4").astype(np.uint64)
+        return halves[:-1] << np.uint64(32) | halves[1:]
 
     def read(self, width: int) -> int:
         """The next ``width`` bits as an integer."""
@@ -157,13 +171,14 @@ class BitReader:
         ends = np.cumsum(widths, dtype=np.int64)
         total = int(ends[-1]) if len(ends) else 0
         self._need(total)
-        starts = ends - widths + self.position
-        self.position += total
+        windows = self.windows(total)
         widths = widths.astype(np.int64, copy=False)
-        low = np.minimum(widths, 32)  # a window holds at least 33 bits from any position on
-        values = self.peek(starts + widths - low, low)
+        starts = ends - widths + (self.position & 31)
+        self.position += total
+        low = np.minimum(widths, 32)
+        values = peek(windows, starts + widths - low, low)
         if len(widths) and widths.max() > 32:
-            values |= self.peek(starts, widths - low) << np.uint64(32)
+            values |= peek(windows, starts, widths - low) << np.uint64(32)
         return values
 
     def read_fixed(self, count: int, width: int) -> np.ndarray:
@@ -173,9 +188,12 @@ class BitReader:
 
     def read_bytes(self, count: int) -> np.ndarray:
         """``count`` uint8 values of 8 bits each."""
-        words = self.read_fixed(count // 8, 64).astype(">u8").view(np.uint8)
-        tail = self.read_fixed(count % 8, 8).astype(np.uint8)
-        return np.concatenate([words, tail]) if len(tail) else words
+        self._need(8 * count)
+        shift = self.position & 7
+        first = self.position >> 3
+        self.position += 8 * count
+        values = np.frombuffer(self.data, np.uint8, count + (shift > 0 and count > 0), first)
+        return values[:-1] << shift | values[1:] >> (8 - shift) if shift else values
 
     def begin(self, section: str) -> None:
         """Charge the bits read since the last call to the section begun then."""
@@ -189,14 +207,6 @@ class BitReader:
         if self.notes is not None:
             self.notes.append((self._section, code, np.bincount(ranks)))
 
-    def peek(self, positions: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """uint64: the ``widths[i]`` (at most 32) bits from bit ``positions[i]`` on."""
-        window = np.take(self.windows, positions >> 5, mode="clip")
-        window <<= (positions & 31).astype(np.uint64)
-        # shifted in two steps, since a shift by 64 (width 0) is undefined
-        window >>= np.uint64(1)
-        return window >> (63 - widths).astype(np.uint64)
-
     def finish(self) -> None:
         """Refuse anything but zero padding up to the next byte."""
         if self.remaining >= 8:
@@ -207,3 +217,12 @@ class BitReader:
     def _need(self, bits: int) -> None:
         if bits > self.remaining:
             raise HuffmanError("the data ends early")
+
+
+def peek(windows: np.ndarray, at: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """uint64: the ``widths[i]`` (at most 33) bits from bit ``at[i]`` of the windows on."""
+    window = windows.take(at >> 5, mode="clip")
+    window <<= (at & 31).astype(np.uint64)
+    # in two steps, since a shift by 64 (width 0) is undefined
+    window >>= np.uint64(1)
+    return window >> (63 - widths).astype(np.uint64)

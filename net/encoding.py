@@ -96,7 +96,7 @@ def save(state: dict[str, torch.Tensor], directory: str | Path, meta: dict | Non
         entries, sums, total = [], [], 0
         for name, tensor in state.items():
             _check_tensor(name, tensor)
-            data = write_tensor(tensor).getvalue()
+            data = write_tensor(tensor).finish()
             sums.append(zlib.crc32(data))
             path = directory / _file_name(len(entries), name, sums[-1])
             if not _holds(path, data):

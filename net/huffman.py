@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from net.bits import PACK_CHUNK, BitReader, BitWriter, HuffmanError
+from net.bits import PACK_CHUNK, BitReader, BitWriter, HuffmanError, peek
 
 __all__ = ["Code", "HuffmanError", "decode", "encode", "read_integers", "write_integers"]
 
@@ -40,7 +40,7 @@ def encode(symbols: np.ndarray) -> bytes:
     writer = BitWriter()
     writer.write_number(symbols.size)
     write_symbols(writer, symbols)
-    data = writer.getvalue()
+    data = writer.finish()
     return data + zlib.crc32(data).to_bytes(4, "big")
 
 
@@ -165,7 +165,7 @@ class Code:
         ranks = self.read_ranks(reader, count)
         if self.symbols[-1] == len(self.symbols) - 1:  # 0, 1, 2, ...: the ranks are the symbols
             return ranks.astype(dtype, copy=False)
-        return self.symbols.astype(dtype).take(ranks)
+        return gather(self.symbols.astype(dtype), ranks)
 
     def read_ranks(self, reader: BitReader, count: int) -> np.ndarray:
         """Indexes into ``symbols`` of the next ``count`` symbols."""
@@ -199,8 +199,9 @@ class Code:
         """Decode from every bit position at once, then follow the chain of the real ones."""
         span = min(reader.remaining, count * self.max_length)
         at = np.arange(span, dtype=np.int64)
-        windows = reader.peek(at + reader.position, np.int64(self.max_length))
-        entries = self._entries(windows, self._lookup()).astype(np.int64)
+        windows = reader.windows(span)
+        begun = peek(windows, at + (reader.position & 31), np.int64(self.max_length))
+        entries = self._entries(begun, self._lookup()).astype(np.int64)
         following = np.append(np.minimum(at + (entries & 31), span + 1), [span + 1, span + 1])
         positions = _follow(following, count)
         if int(positions[-1]) >= span or int(following[positions[-1]]) > span:
@@ -210,20 +211,22 @@ class Code:
 
     def _read_segments(self, reader: BitReader, count: int, sizes: np.ndarray) -> np.ndarray:
         """Decode all whole segments in lockstep, one symbol of each at a time."""
-        ends = np.cumsum(sizes) + reader.position
-        if int(ends[-1]) > reader.end:
+        ends = np.cumsum(sizes)
+        total = int(ends[-1])
+        if total > reader.remaining:
             raise HuffmanError("the data ends early")
-        starts = ends - sizes
+        windows = reader.windows(total)
+        ends += reader.position & 31
         lookup = self._lookup()
         kind = np.int64 if lookup is None else lookup.dtype
         entries = np.empty((SEGMENT, len(sizes)), kind)
-        at = starts.astype(np.uint64)
+        at = (ends - sizes).astype(np.uint64)
         window, index, width = (np.empty(len(sizes), np.uint64) for _ in range(3))
         shift = np.uint64(64 - self.max_length)
         per_window = 33 // self.max_length  # symbols that a window surely holds
         for i in range(0, SEGMENT, per_window):
             np.right_shift(at, 5, out=index)
-            reader.windows.take(index.view(np.int64), out=window, mode="clip")
+            windows.take(index.view(np.int64), out=window, mode="clip")
             np.bitwise_and(at, 31, out=index)
             np.left_shift(window, index, out=window)
             for row in entries[i : i + per_window]:
@@ -238,7 +241,7 @@ class Code:
         if not np.array_equal(at, ends):
             raise HuffmanError("a segment does not end where the next one begins")
         entries >>= 5
-        reader.position = int(ends[-1])
+        reader.position += total
         ranks = np.empty(count, kind)
         whole = SEGMENT * len(sizes)
         ranks[:whole].reshape(-1, SEGMENT)[:] = entries.T
@@ -250,11 +253,24 @@ class Code:
 def histogram(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct symbols (ascending int64) and how often each occurs."""
     if int(symbols.max()) < max(1 << 16, symbols.size):
-        counts = np.bincount(symbols)
+        size = int(symbols.max()) + 1
+        counts = np.zeros(size, np.int64)
+        step = max(1 << 20, size)
+        for i in range(0, symbols.size, step):  # NumPy counts in a copy of 8 bytes a symbol
+            counts += np.bincount(symbols[i : i + step], minlength=size)
         present = np.flatnonzero(counts)
         return present, counts[present]
     present, counts = np.unique(symbols, return_counts=True)
     return present.astype(np.int64), counts
+
+
+def gather(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """``table[index]``, part by part: NumPy widens the index to 8 bytes an element."""
+    found = np.empty(index.size, table.dtype)
+    for i in range(0, index.size, PACK_CHUNK):
+        part = slice(i, i + PACK_CHUNK)
+        table.take(index[part], out=found[part], mode="clip")
+    return found
 
 
 def _split(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

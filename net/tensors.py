@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from net.bits import BitReader, BitWriter, HuffmanError
-from net.huffman import Code, histogram, read_table, write_table
+from net.huffman import Code, gather, histogram, read_table, write_table
 from net.positions import read_positions, read_set, write_positions, write_set
 
 _NAMES = (
@@ -20,6 +20,9 @@ _NAMES = (
 )
 DTYPES = {n: getattr(torch, n) for n in _NAMES.split() if hasattr(torch, n)}
 SAMPLE = 1 << 16
+# Positions take 50 bytes per non-zero while they are coded: above this density a large tensor
+# is coded with its zeros, so that no more than 3 times its own size is needed.
+LARGE, MAX_DENSITY = 1 << 22, 0.25
 MAX_CODEBOOK = 1 << 16
 
 
@@ -41,16 +44,16 @@ def write_tensor(tensor: torch.Tensor) -> BitWriter:
     values = patterns(tensor)
     shape = tuple(tensor.shape) + ((2,) if tensor.dtype.is_complex else ())
     floating = tensor.dtype.is_floating_point or tensor.dtype.is_complex
-    nonzero = np.flatnonzero(values)
+    nonzero = np.count_nonzero(values)
     sparse = None
-    # beyond 90 % density the positions cost more than a code word for zero
-    if nonzero.size < values.size and (values.size < SAMPLE or nonzero.size < 0.9 * values.size):
+    if nonzero < values.size * (MAX_DENSITY if values.size > LARGE else 1):
         sparse = BitWriter()
         sparse.write(1, 1)
-        order = write_positions(sparse, nonzero, shape)
-        _write_values(sparse, values[nonzero[order]], floating)
-        # at 10 bits per zero or more, no code that spends a bit on each zero is smaller
-        if values.size >= SAMPLE and nonzero.size < values.size // 8:
+        positions = np.flatnonzero(values)
+        positions = positions[write_positions(sparse, positions, shape)]
+        _write_values(sparse, values[positions], floating)
+        # beyond 7 zeros per value, no code that spends a bit on each zero is smaller
+        if values.size >= SAMPLE and nonzero < values.size // 8:
             return sparse
     dense = BitWriter()
     dense.write(0, 1)
@@ -100,18 +103,16 @@ def _read_values(reader: BitReader, count: int, kind: np.dtype, floating: bool) 
     narrow = Narrow.read(reader, kind, floating)
     if reader.read(1):
         reader.begin("codebook")
-        codebook = _read_codebook(reader, narrow)
+        codebook = narrow.undo(_read_codebook(reader, narrow), kind)
         code = read_table(reader)
         if code.symbols[-1] >= len(codebook):
             raise HuffmanError("a code word for a value beyond the codebook")
         reader.begin("values")
         ranks = code.read_ranks(reader, count)
         reader.note(code, ranks)
-        values = codebook[code.symbols][ranks]
-    else:
-        reader.begin("values")
-        values = _read_planes(reader, count, narrow)
-    return narrow.undo(values, kind)
+        return gather(codebook[code.symbols], ranks)
+    reader.begin("values")
+    return narrow.undo(_read_planes(reader, count, narrow), kind)
 
 
 class Narrow:
@@ -226,7 +227,9 @@ def _shared(values: np.ndarray, narrow: Narrow) -> BitWriter | None:
     by_value = np.argsort(ordered)
     number = np.empty(len(distinct), np.min_scalar_type(len(distinct)))
     number[by_value] = np.arange(len(distinct))
-    numbers = number[np.searchsorted(distinct, values)]
+    numbers = np.empty(values.size, number.dtype)
+    for i in range(0, values.size, SAMPLE):  # indexes of 8 bytes, for a part at a time
+        numbers[i : i + SAMPLE] = number[np.searchsorted(distinct, values[i : i + SAMPLE])]
     writer = BitWriter()
     writer.write(1, 1)
     _write_codebook(writer, ordered[by_value], narrow.width)
@@ -261,7 +264,8 @@ def _read_codebook(reader: BitReader, narrow: Narrow) -> np.ndarray:
 def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
     """Byte by byte, the low bytes of all values first; each plane Huffman-coded if smaller."""
     for shift in range(0, width, 8):
-        plane = (values >> values.dtype.type(shift)).astype(np.uint8)
+        plane = np.empty(values.size, np.uint8)
+        np.right_shift(values, values.dtype.type(shift), out=plane, casting="unsafe")
         bits = min(8, width - shift)
         symbols, counts = histogram(plane)
         code = Code.from_counts(symbols, counts)
@@ -280,19 +284,19 @@ def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
 
 
 def _read_planes(reader: BitReader, count: int, narrow: Narrow) -> np.ndarray:
-    planes = []
-    for shift in range(0, narrow.width, 8):
-        bits = min(8, narrow.width - shift)
+    if count > 1024 * reader.remaining:
+        raise HuffmanError("the data ends early")
+    count_bytes = (narrow.width + 7) // 8
+    values = np.zeros((count, 1 << (count_bytes - 1).bit_length()), np.uint8)
+    for i in range(count_bytes):
+        bits = min(8, narrow.width - 8 * i)
         if reader.read(1):
             code = read_table(reader)
             if code.symbols[-1] >> bits:
                 raise HuffmanError("a byte beyond its width")
-            planes.append(code.read(reader, count, np.uint8))
+            values[:, i] = code.read(reader, count, np.uint8)
         elif bits == 8:
-            planes.append(reader.read_bytes(count))
+            values[:, i] = reader.read_bytes(count)
         else:
-            planes.append(reader.read_fixed(count, bits).astype(np.uint8))
-    padded = np.zeros((count, 1 << (len(planes) - 1).bit_length()), np.uint8)
-    for i, plane in enumerate(planes):
-        padded[:, i] = plane
-    return padded.view(f"<u{padded.shape[1]}").ravel()
+            values[:, i] = reader.read_fixed(count, bits)
+    return values.view(f"<u{values.shape[1]}").ravel()

@@ -24,7 +24,7 @@ from tests.test_huffman import bits
 
 def round_trip(tensor: torch.Tensor) -> int:
     """Assert that the bits survive; return how many bytes they took."""
-    data = write_tensor(tensor).getvalue()
+    data = write_tensor(tensor).finish()
     reader = BitReader(data)
     decoded = read_tensor(reader, tuple(tensor.shape), tensor.dtype)
     reader.finish()
@@ -166,7 +166,7 @@ def test_sets(universe_and_members: tuple[int, set[int]]) -> None:
     universe, members = universe_and_members
     writer = BitWriter()
     write_set(writer, np.array(sorted(members), np.int64), universe)
-    read = read_set(BitReader(writer.getvalue()), len(members), universe)
+    read = read_set(BitReader(writer.finish()), len(members), universe)
     assert read.tolist() == sorted(members)
 
 
@@ -177,7 +177,7 @@ def test_positions(a: int, b: int, c: int, data: st.DataObject) -> None:
     positions = np.array(sorted(flat), np.int64)
     writer = BitWriter()
     order = write_positions(writer, positions, (a, b, c))
-    read = read_positions(BitReader(writer.getvalue()), (a, b, c))
+    read = read_positions(BitReader(writer.finish()), (a, b, c))
     assert np.array_equal(read, positions[order])
 
 
@@ -541,13 +541,13 @@ MALFORMED_TENSORS = {
 @pytest.mark.parametrize("case", MALFORMED_TENSORS)
 def test_malformed_tensors(case: str) -> None:
     shape, dtype, parts, message = MALFORMED_TENSORS[case]
-    reader = BitReader(bits(*parts).getvalue())
+    reader = BitReader(bits(*parts).finish())
     with pytest.raises(HuffmanError, match=message):
         read_tensor(reader, shape, dtype)
 
 
 def test_a_promise_of_gigabytes_is_refused_before_they_are_allocated(tmp_path: Path) -> None:
-    data = bits("0 00 1", 0, "0" * 64, ONE_VALUE).getvalue()  # a constant of any length
+    data = bits("0 00 1", 0, "0" * 64, ONE_VALUE).finish()  # a constant of any length
     text = b'{"tensors":[["a","int64",[2147483648]]]}'
     write_manifest(tmp_path, text, zlib.crc32(data).to_bytes(4, "big"))
     (tmp_path / f"00-a-{zlib.crc32(data):08x}.huff").write_bytes(data)

@@ -35,7 +35,7 @@ def quantized_normal(count: int, seed: int = 0) -> np.ndarray:
 
 
 def sealed(writer: BitWriter) -> bytes:
-    body = writer.getvalue()
+    body = writer.finish()
     return body + zlib.crc32(body).to_bytes(4, "big")
 
 
@@ -255,7 +255,7 @@ def test_bit_strings(pairs: list[tuple[int, int]]) -> None:
     writer = BitWriter()
     writer.write(5, 3)
     writer.write_array(values, widths)
-    reader = BitReader(writer.getvalue())
+    reader = BitReader(writer.finish())
     assert reader.read(3) == 5
     assert np.array_equal(reader.read_array(widths), values)
     reader.finish()
@@ -265,7 +265,7 @@ def test_bit_strings(pairs: list[tuple[int, int]]) -> None:
 def test_numbers(value: int) -> None:
     writer = BitWriter()
     writer.write_number(value)
-    assert BitReader(writer.getvalue()).read_number() == value
+    assert BitReader(writer.finish()).read_number() == value
 
 
 @settings(max_examples=100, deadline=None)
@@ -273,7 +273,7 @@ def test_numbers(value: int) -> None:
 def test_integers(values: list[int]) -> None:
     writer = BitWriter()
     write_integers(writer, np.array(values, np.int64))
-    assert read_integers(BitReader(writer.getvalue()), len(values)).tolist() == values
+    assert read_integers(BitReader(writer.finish()), len(values)).tolist() == values
 
 
 @settings(max_examples=50, deadline=None)
@@ -283,6 +283,6 @@ def test_tables(symbols: set[int], seed: int) -> None:
     code = Code.from_counts(np.array(sorted(symbols)), counts)
     writer = BitWriter()
     write_table(writer, code)
-    read = read_table(BitReader(writer.getvalue()))
+    read = read_table(BitReader(writer.finish()))
     assert np.array_equal(read.symbols, code.symbols)
     assert np.array_equal(read.lengths, code.lengths)
