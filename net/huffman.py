@@ -5,6 +5,7 @@ the functions beside it are the same machinery on a shared bit string, without t
 the surrounding format implies. The bit layout is specified in docs/format.md.
 """
 
+import functools
 import zlib
 from typing import NamedTuple
 
@@ -162,38 +163,27 @@ class Code:
 
     def read(self, reader: BitReader, count: int, dtype: type = np.int64) -> np.ndarray:
         """``count`` symbols as ``dtype``."""
-        ranks = self.read_ranks(reader, count)
         if self.symbols[-1] == len(self.symbols) - 1:  # 0, 1, 2, ...: the ranks are the symbols
-            return ranks.astype(dtype, copy=False)
-        return gather(self.symbols.astype(dtype), ranks)
+            return self.read_ranks(reader, count, dtype)
+        return gather(self.symbols.astype(dtype), self.read_ranks(reader, count))
 
-    def read_ranks(self, reader: BitReader, count: int) -> np.ndarray:
-        """Indexes into ``symbols`` of the next ``count`` symbols."""
+    def read_ranks(self, reader: BitReader, count: int, dtype: type | None = None) -> np.ndarray:
+        """Indexes into ``symbols`` of the next ``count`` symbols, the narrowest type if none."""
+        dtype = dtype or np.min_scalar_type(len(self.symbols))
         if len(self.symbols) == 1:
             _read_run(reader, count)
-            return np.zeros(count, np.int64)
+            return np.zeros(count, dtype)
         if count > reader.remaining:  # every symbol takes at least one bit
             raise HuffmanError("the data ends early")
-        if count < JUMP_FROM:
-            return self._read_chain(reader, count)
-        sizes = _read_jump_table(reader, count)
-        return self._read_segments(reader, count, sizes)
-
-    def _lookup(self) -> np.ndarray | None:
-        """[2**max_length]: rank << 5 | length of the code word that each window begins."""
-        if self.max_length > TABLE_BITS:
-            return None
-        kind = np.uint16 if len(self.symbols) <= 1 << 11 else np.uint32
-        entries = self._by_code.astype(kind) << kind(5) | self.lengths[self._by_code].astype(kind)
-        return np.repeat(entries, self._sizes.astype(np.int64))
-
-    def _entries(self, windows: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:
-        """rank << 5 | length for windows of max_length bits."""
-        if lookup is not None:
-            return lookup.take(windows.view(np.int64))
-        order = np.searchsorted(np.cumsum(self._sizes), windows, side="right")
-        index = self._by_code[order]
-        return index << 5 | self.lengths[index].astype(np.int64)
+        ranks = np.empty(count, dtype)
+        whole = 0
+        if count >= JUMP_FROM:
+            sizes = _read_jump_table(reader, count)
+            whole = SEGMENT * len(sizes)
+            ranks[:whole].reshape(-1, SEGMENT)[:] = self._read_segments(reader, sizes).T
+        if whole < count:
+            ranks[whole:] = self._read_chain(reader, count - whole)
+        return ranks
 
     def _read_chain(self, reader: BitReader, count: int) -> np.ndarray:
         """Decode from every bit position at once, then follow the chain of the real ones."""
@@ -201,53 +191,66 @@ class Code:
         at = np.arange(span, dtype=np.int64)
         windows = reader.windows(span)
         begun = peek(windows, at + (reader.position & 31), np.int64(self.max_length))
-        entries = self._entries(begun, self._lookup()).astype(np.int64)
-        following = np.append(np.minimum(at + (entries & 31), span + 1), [span + 1, span + 1])
+        rank, width = self._match(begun.view(np.int64))
+        following = np.append(np.minimum(at + width, span + 1), [span + 1, span + 1])
         positions = _follow(following, count)
         if int(positions[-1]) >= span or int(following[positions[-1]]) > span:
             raise HuffmanError("the data ends early")
         reader.position += int(following[positions[-1]])
-        return entries[positions] >> 5
+        return rank[positions]
 
-    def _read_segments(self, reader: BitReader, count: int, sizes: np.ndarray) -> np.ndarray:
-        """Decode all whole segments in lockstep, one symbol of each at a time."""
+    def _read_segments(self, reader: BitReader, sizes: np.ndarray) -> np.ndarray:
+        """Ranks [SEGMENT, segments]: all segments in lockstep, one symbol of each at a time."""
         ends = np.cumsum(sizes)
         total = int(ends[-1])
         if total > reader.remaining:
             raise HuffmanError("the data ends early")
         windows = reader.windows(total)
         ends += reader.position & 31
-        lookup = self._lookup()
-        kind = np.int64 if lookup is None else lookup.dtype
-        entries = np.empty((SEGMENT, len(sizes)), kind)
-        at = (ends - sizes).astype(np.uint64)
-        window, index, width = (np.empty(len(sizes), np.uint64) for _ in range(3))
+        at = ends - sizes
+        ranks = np.empty((SEGMENT, len(sizes)), np.min_scalar_type(len(self.symbols)))
+        window, index, width = (np.empty(len(sizes), np.int64) for _ in range(3))
+        bits = window.view(np.uint64)  # the same memory: shifts to the right bring zeros in
         shift = np.uint64(64 - self.max_length)
         per_window = 33 // self.max_length  # symbols that a window surely holds
         for i in range(0, SEGMENT, per_window):
             np.right_shift(at, 5, out=index)
-            windows.take(index.view(np.int64), out=window, mode="clip")
+            windows.take(index, out=bits, mode="clip")
             np.bitwise_and(at, 31, out=index)
             np.left_shift(window, index, out=window)
-            for row in entries[i : i + per_window]:
-                np.right_shift(window, shift, out=index)
-                if lookup is None:
-                    row[:] = self._entries(index, None)
-                else:
-                    lookup.take(index.view(np.int64), out=row, mode="clip")
-                np.bitwise_and(row, 31, out=width, casting="unsafe")
+            for row in ranks[i : i + per_window]:
+                np.right_shift(bits, shift, out=index.view(np.uint64))
+                self._match(index, row, width)
                 np.left_shift(window, width, out=window)
                 np.add(at, width, out=at)
         if not np.array_equal(at, ends):
             raise HuffmanError("a segment does not end where the next one begins")
-        entries >>= 5
         reader.position += total
-        ranks = np.empty(count, kind)
-        whole = SEGMENT * len(sizes)
-        ranks[:whole].reshape(-1, SEGMENT)[:] = entries.T
-        if whole < count:
-            ranks[whole:] = self._read_chain(reader, count - whole)
         return ranks
+
+    def _match(
+        self, windows: np.ndarray, rank: np.ndarray | None = None, width: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rank and length of the code word that each window of max_length bits begins with."""
+        if self.max_length <= TABLE_BITS:
+            ranks, widths = self._lookup
+            return (
+                ranks.take(windows, out=rank, mode="clip"),
+                widths.take(windows, out=width, mode="clip"),
+            )
+        order = np.searchsorted(np.cumsum(self._sizes), windows.view(np.uint64), side="right")
+        found = self._by_code[order], self.lengths[self._by_code[order]].astype(np.int64)
+        if rank is not None:
+            rank[:], width[:] = found
+        return found
+
+    @functools.cached_property
+    def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rank and length (int64) by window, [2**max_length] each."""
+        sizes = self._sizes.astype(np.int64)
+        ranks = self._by_code.astype(np.min_scalar_type(len(self.symbols)))
+        widths = self.lengths[self._by_code].astype(np.int64)
+        return np.repeat(ranks, sizes), np.repeat(widths, sizes)
 
 
 def histogram(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
