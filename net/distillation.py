@@ -2,6 +2,7 @@
 
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from net.data import distort
 
@@ -36,7 +37,7 @@ class Distilled:
         images, logits = [], []
         teacher.eval()
         with torch.no_grad():
-            for _ in range(copies):
+            for _ in tqdm(range(copies), desc="teacher's view", leave=False, disable=None):
                 for batch, _ in Distorted(split, strength).batches(batch_size):
                     images.append(((batch - low) / self.scale).round().clamp(0, 255).byte())
                     logits.append(teacher(self.restored(images[-1])))

@@ -24,6 +24,7 @@ from net.progress import Progress
 from net.prune import GradualPruning, apply_masks, set_masks, shrink, threshold_mask
 from net.sharing import SharedWeight
 from net.training import Recipe, evaluate, fit
+from net.units import drop_idle, fold_constant_inputs, gather_live_units
 
 INITIAL = "initial_model.ptmodel"
 TEACHER = "teacher_model.ptmodel"
@@ -272,6 +273,9 @@ def prune(initial: Checkpoint, split, loss_of, args, dataset, log, progress=None
         by_layer = isinstance(args.density, dict)
         density = resolve(args.density, kinds) if by_layer else args.density
         train_on("prune", args.prune_epochs, GradualPruning(model, density))
+        fold_constant_inputs(model, dataset.train)
+        drop_idle(model, split, loss_of)
+        gather_live_units(model, next(dataset.train.batches(500))[0])
     train_on("retrain", args.retrain_epochs, lambda step: apply_masks(model))
     metrics = {"test_error_percent": test(model, "retrained", dataset, args, log)}
     options = recorded(args, PRUNING_OPTIONS)
