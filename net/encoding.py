@@ -309,12 +309,12 @@ def _describe(entry: Entry) -> TensorInfo:
     for section, code, counts in reader.notes:
         counts = np.pad(counts, (0, len(code.symbols) - len(counts)))
         streams.get(section, []).append(Stream(code.symbols, counts, code.lengths))
-    value_stream = next(iter(streams["values"]), None)
-    sparse = "positions" in reader.sections
+    sparse, shared = "positions" in reader.sections, "codebook" in reader.sections
+    value_stream = streams["values"][0] if shared else None
     stored = max(len(positions) if sparse else tensor.numel(), 1)
-    bits = component_bits = 8 * entry.dtype.itemsize
-    if value_stream is not None:
-        component_bits = (len(value_stream.symbols) - 1).bit_length()
+    weight_bits = 8 * entry.dtype.itemsize
+    if shared:
+        weight_bits = (len(value_stream.symbols) - 1).bit_length()
     sections = {name: reader.sections.get(name, 0) / 8 for name in SECTIONS}
     sections["header"] += len(reader.data) - sum(sections.values())  # padding
     return TensorInfo(
@@ -323,10 +323,10 @@ def _describe(entry: Entry) -> TensorInfo:
         dtype=str(entry.dtype).removeprefix("torch."),
         parameters=tensor.numel(),
         nonzero=len(positions),
-        kind=_kind(sparse, value_stream is not None),
-        weight_bits_before=component_bits if value_stream else bits,
+        kind=_kind(sparse, shared),
+        weight_bits_before=weight_bits,
         weight_bits=sections["values"] * 8 / stored,
-        index_bits_before=fixed_index_bits(positions, component_bits) if sparse else 0,
+        index_bits_before=fixed_index_bits(positions, weight_bits) if sparse else 0,
         index_bits=sections["positions"] * 8 / stored,
         dense_bytes=tensor.numel() * entry.dtype.itemsize,
         encoded_bytes=len(reader.data),

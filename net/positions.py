@@ -13,13 +13,8 @@ import math
 import numpy as np
 
 from net.bits import BitReader, BitWriter, HuffmanError
-from net.huffman import (
-    integer_bits,
-    read_integers,
-    read_symbols,
-    write_integers,
-    write_symbols,
-)
+from net.huffman import read_symbols, write_symbols
+from net.integers import integer_bits, read_integers, write_integers
 
 MAX_CLASSES = 8
 MAX_LINES = 1 << 20

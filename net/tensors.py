@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from net.bits import BitReader, BitWriter, HuffmanError
-from net.huffman import Code, gather, histogram, read_table, write_table
+from net.huffman import read_table, write_table
 from net.positions import read_positions, read_set, write_positions, write_set
+from net.prefix import RUN, Code, gather, histogram
 
 _NAMES = (
     "float32 float64 float16 bfloat16 complex32 complex64 complex128 bool uint8 int8 int16 "
@@ -271,7 +272,7 @@ def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
         code = Code.from_counts(symbols, counts)
         table = BitWriter()
         write_table(table, code)
-        payload = int(np.sum(counts * code.lengths)) or len(plane) // 1024
+        payload = int(np.sum(counts * code.lengths)) or len(plane) // RUN
         coded = table.length + payload < bits * len(plane)
         writer.write(coded, 1)
         if coded:
@@ -284,7 +285,7 @@ def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
 
 
 def _read_planes(reader: BitReader, count: int, narrow: Narrow) -> np.ndarray:
-    if count > 1024 * reader.remaining:
+    if count > RUN * reader.remaining:
         raise HuffmanError("the data ends early")
     count_bytes = (narrow.width + 7) // 8
     values = np.zeros((count, 1 << (count_bytes - 1).bit_length()), np.uint8)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from net import encoding, huffman
+from net.prefix import JUMP_FROM
 
 MAX_SECONDS = 2.0
 MAX_MEGABYTES = 512
@@ -108,7 +109,7 @@ def example_streams() -> list[tuple[np.ndarray, bytes]]:
         rng.geometric(0.2, 300),
         rng.integers(0, 1 << 62, 40),
         np.concatenate([np.arange(3000), np.zeros(500, np.int64)]),
-        rng.integers(0, 3, huffman.JUMP_FROM + 7),
+        rng.integers(0, 3, JUMP_FROM + 7),
     ]
     return [(array, huffman.encode(array)) for array in arrays]
 

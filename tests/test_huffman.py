@@ -7,19 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from net.bits import BitReader, BitWriter
-from net.huffman import (
-    JUMP_FROM,
-    SEGMENT,
-    Code,
-    HuffmanError,
-    code_lengths,
-    decode,
-    encode,
-    read_integers,
-    read_table,
-    write_integers,
-    write_table,
-)
+from net.huffman import HuffmanError, decode, encode, read_table, write_table
+from net.integers import read_integers, write_integers
+from net.prefix import JUMP_FROM, SEGMENT, Code, code_lengths
 from tests import slow_decoder
 
 
