@@ -6,7 +6,7 @@ PRESETS = {
     "paper": {
         "epochs": 20,
         "retrain_epochs": 25,
-        "batch_size": 250,
+        "batch_size": "auto",
         "lr": 2e-3,
         "retrain_lr": 3e-3,
         "dropout": 0.0,
@@ -28,7 +28,7 @@ PRESETS = {
     "smallest": {
         "epochs": 12,
         "retrain_epochs": 60,
-        "batch_size": 250,
+        "batch_size": "auto",
         "lr": 2e-3,
         "retrain_lr": 3e-3,
         "dropout": 0.1,

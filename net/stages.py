@@ -51,6 +51,13 @@ def recorded(args, names) -> dict:
     return {name: getattr(args, name) for name in names}
 
 
+def batch_size(args, dataset) -> int:
+    """--batch-size; auto is 250, or what gives 40 steps an epoch on a small data set."""
+    if args.batch_size != "auto":
+        return args.batch_size
+    return max(1, min(250, len(dataset.train) // 40))
+
+
 # Models and data
 
 
@@ -199,7 +206,7 @@ def train(arch: str, phase: str, args, dataset, log, progress=None) -> Checkpoin
         model.parameters(),
         Distorted(dataset.train, args.distortion),
         dataset.validation,
-        Recipe(args.epochs, args.batch_size, args.lr, args.dropout),
+        Recipe(args.epochs, batch_size(args, dataset), args.lr, args.dropout),
         phase=phase,
         log=log,
         after_step=lambda step: shrink(model, args.l1 * step.lr),
@@ -257,7 +264,7 @@ def prune(initial: Checkpoint, split, loss_of, args, dataset, log, progress=None
             model.parameters(),
             split,
             dataset.validation,
-            Recipe(epochs, args.batch_size, args.retrain_lr),
+            Recipe(epochs, batch_size(args, dataset), args.retrain_lr),
             phase=phase,
             log=log,
             loss_of=loss_of,
@@ -365,7 +372,7 @@ def finetune(model, shared: dict[str, SharedWeight], arch, folder, args, dataset
         ],
         split,
         dataset.validation,
-        Recipe(args.finetune_epochs, args.batch_size, args.finetune_lr),
+        Recipe(args.finetune_epochs, batch_size(args, dataset), args.finetune_lr),
         phase="finetune",
         log=log,
         loss_of=loss_of,

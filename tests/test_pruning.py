@@ -105,7 +105,8 @@ def test_gradual_pruning_to_a_density(smallest):
     retrained = checkpoint.load(smallest / stages.RETRAINED)
     weights = [retrained.state_dict[name] for name in stages.compressible_names(retrained)]
     total = sum(weight.numel() for weight in weights)
-    assert sum(int(w.count_nonzero()) for w in weights) == pytest.approx(0.05 * total, rel=0.01)
+    # No more than that, and a little less: what fed only dead units is dropped as well.
+    assert 0.03 * total < sum(int(w.count_nonzero()) for w in weights) <= 0.05 * total + 1
 
 
 @pytest.mark.parametrize("die_in", [("teacher", 2), ("prune", 1), ("retrain", 1)])
