@@ -24,6 +24,8 @@ MAX_TENSOR_BYTES = 1 << 34
 MAX_MANIFEST_BYTES = 1 << 23
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-[0-9a-f]{8}\.huff(\.tmp)?|manifest\.huff\.tmp")
 
+SECTIONS = ("header", "positions", "codebook", "values")  # of a tensor's file
+
 # Likely text of a manifest for DEFLATE to refer to; the best matches come last.
 DICTIONARY = (
     b'"int64",[]]],["bfloat16","float16","float64","uint8","bool",'
@@ -185,8 +187,8 @@ class Entry:
     checksum: int  # CRC-32 of the file
     path: Path
 
-    def read(self) -> tuple[torch.Tensor, BitReader]:
-        """The tensor, and the reader that has read it."""
+    def read(self, notes: list | None = None) -> tuple[torch.Tensor, BitReader]:
+        """The tensor, and the reader that has read it, with the codes in use if it has a list."""
         parameters = int(np.prod(self.shape, dtype=object))
         try:
             # raw form: every byte of every element, and a few bytes of header
@@ -196,7 +198,7 @@ class Entry:
             if zlib.crc32(data) != self.checksum:
                 raise HuffmanError("the checksum does not match: damaged, or of another encoding")
             reader = BitReader(data)
-            reader.notes = []
+            reader.notes = notes
             tensor = read_tensor(reader, self.shape, self.dtype)
             reader.begin("header")
             reader.finish()
@@ -301,7 +303,7 @@ def _entry(directory: Path, number: int, fields: object, checksum: int) -> Entry
 
 
 def _describe(entry: Entry) -> TensorInfo:
-    tensor, reader = entry.read()
+    tensor, reader = entry.read(notes=[])
     raw = patterns(tensor)
     flat = raw.reshape(tensor.numel(), -1).any(axis=1) if raw.size else raw
     positions = np.flatnonzero(flat)
@@ -334,9 +336,6 @@ def _describe(entry: Entry) -> TensorInfo:
         value_stream=value_stream,
         gap_streams=streams["positions"],
     )
-
-
-SECTIONS = ("header", "positions", "codebook", "values")
 
 
 def fixed_index_bits(positions: np.ndarray, weight_bits: int) -> int:

@@ -88,12 +88,14 @@ def _write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None
         return
     narrow = Narrow.of(values, floating)
     values = narrow.apply(values)
-    shared = _shared(values, narrow)
-    raw = BitWriter()
-    if shared is None or values.size < SAMPLE:
+    best = _shared(values, narrow)
+    # of a large tensor with few values, the raw form is never the smaller one
+    if best is None or values.size < SAMPLE or best.length > narrow.width * values.size:
+        raw = BitWriter()
         raw.write(0, 1)
         _write_planes(raw, values, narrow.width)
-    best = raw if shared is None or 0 < raw.length <= shared.length else shared
+        if best is None or raw.length <= best.length:
+            best = raw
     narrow.write(writer)
     writer.extend(best)
 

@@ -97,6 +97,14 @@ def test_numbers_of_distinct_values(distinct: int) -> None:
     round_trip(values.repeat(3))
 
 
+def test_no_form_is_longer_than_the_elements(tmp_path: Path) -> None:
+    # all 65,536 patterns, twice: shared values would take more than raw ones
+    state = {"a": torch.arange(-(1 << 15), 1 << 15).repeat(2).to(torch.int16)}
+    save(state, tmp_path)
+    assert fuzz.same(load(tmp_path)[0], state)
+    assert directory_bytes(tmp_path) <= 2 * (1 << 17) + 64
+
+
 @pytest.mark.parametrize(
     "tensor",
     [
