@@ -30,9 +30,10 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import checkpoint, stages
+    from net import checkpoint, presets, stages
 
     source = checkpoint.load(args.model)
+    presets.fill(args, source.arch)
     with stages.open_log(args) as log:
         stages.run_sharing(source, args, log, args.output)
 

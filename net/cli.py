@@ -41,8 +41,8 @@ def run(parser: Parser, body, argv=None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # --help and bad usage
         return int(stop.code or 0)
-    if "preset" in args:
-        fill(args)
+    if "arch" in args:  # weight_share.py learns of the architecture from its model
+        fill(args, args.arch)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up too
     try:
@@ -85,6 +85,10 @@ def integer(low: int, high: float = math.inf):
     return parse
 
 
+def integer_or_auto(text):
+    return text if text == "auto" else integer(1)(text)
+
+
 def real(low: float = 0.0, high: float = math.inf):
     def parse(text):
         try:
@@ -97,6 +101,13 @@ def real(low: float = 0.0, high: float = math.inf):
         return value
 
     return parse
+
+
+def picture(text: str) -> str:
+    """The name of a file that a plot is written to."""
+    if not text.lower().endswith((".png", ".svg", ".pdf")):
+        raise argparse.ArgumentTypeError(f"{text!r} ends in none of .png, .svg and .pdf")
+    return text
 
 
 def preset_option(group, flag: str, kind, text: str, dest: str | None = None, **more) -> None:
@@ -143,7 +154,13 @@ def add_preset(parser: Parser) -> None:
 def add_training(parser: Parser) -> None:
     """What every stage that trains needs."""
     group = parser.add_argument_group("training")
-    preset_option(group, "--batch-size", integer(1), "images per step", metavar="N")
+    preset_option(
+        group,
+        "--batch-size",
+        integer_or_auto,
+        "images per step; auto: 250, or fewer for 40 steps an epoch at least",
+        metavar="N",
+    )
     preset_option(
         group,
         "--distortion",
@@ -223,6 +240,25 @@ def add_pruning(parser: Parser) -> None:
     )
 
 
+def add_scan(parser: Parser) -> None:
+    group = parser.add_argument_group("sensitivity scan")
+    group.add_argument(
+        "--scan",
+        action="store_true",
+        help="prune nothing; show the held-out error of the dense model with each layer pruned "
+        "alone, and the densities per layer that suit --scan-target",
+    )
+    group.add_argument(
+        "--scan-target",
+        type=real(0, 1),
+        default=0.05,
+        metavar="R",
+        help="fraction of all weights to keep (default: 0.05)",
+    )
+    group.add_argument("--json", metavar="FILE", help="write the scan as JSON")
+    group.add_argument("--plot", type=picture, metavar="FILE", help="draw it (.png, .svg or .pdf)")
+
+
 def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
     """`prefix` tells the options apart from those of pruning where one script has both."""
     group = parser.add_argument_group("weight sharing")
@@ -292,7 +328,17 @@ def add_directory(parser: Parser) -> None:
 def add_comparison(parser: Parser) -> None:
     group = parser.add_argument_group("comparison")
     group.add_argument("--json", metavar="FILE", help="write the figures as JSON")
-    group.add_argument("--plot", metavar="FILE", help="draw the comparison (.png, .svg or .pdf)")
+    group.add_argument(
+        "--csv", metavar="NAME.csv", help="write the tables as NAME-stages.csv and NAME-layers.csv"
+    )
+    group.add_argument(
+        "--plot", type=picture, metavar="FILE", help="draw the comparison (.png, .svg or .pdf)"
+    )
+    group.add_argument(
+        "--latency",
+        action="store_true",
+        help="time the layers on the CPU, dense against sparse, at batch 1 and 64",
+    )
 
 
 def device(args):

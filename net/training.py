@@ -65,6 +65,8 @@ def fit(
     steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
     set_dropout(model, recipe.dropout)
+    # Adam's averages of pruned weights decay into denormals, which a CPU handles slowly.
+    torch.set_flush_denormal(True)
     first = progress.restore(phase, recipe.epochs, model, optimizer) if progress else 0
     for epoch in range(first, recipe.epochs):
         model.train()
@@ -94,6 +96,7 @@ def fit(
         log.epoch(phase, epoch + 1, recipe.epochs, float(total) / steps_per_epoch, *figures)
         if progress:
             progress.save(phase, epoch + 1, model, optimizer)
+    torch.set_flush_denormal(False)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

@@ -68,11 +68,24 @@ def test_a_bug_is_not_hidden():
 def test_an_explicit_option_overrides_the_preset():
     parser = cli.Parser("A test.")
     cli.add_preset(parser)
+    cli.add_pruning(parser)
     cli.add_sharing(parser)
     seen = []
     assert cli.run(parser, seen.append, ["--bits", "3"]) == 0
     assert seen[0].bits == 3
     assert seen[0].finetune_epochs == presets.PRESETS["paper"]["finetune_epochs"]
+
+
+def test_a_preset_is_adjusted_to_the_architecture():
+    parser = cli.Parser("A test.")
+    cli.add_preset(parser)
+    cli.add_pruning(parser)
+    seen = []
+    for arch in ("lenet-300-100", "lenet-5"):
+        cli.run(parser, seen.append, ["--preset", "smallest", "--arch", arch, "--lr", "0.5"])
+    small, adjusted = seen
+    assert small.density != adjusted.density == presets.ADJUSTED["smallest", "lenet-5"]["density"]
+    assert small.lr == adjusted.lr == 0.5
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
