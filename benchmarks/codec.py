@@ -274,14 +274,14 @@ def measure(name: str, state: dict[str, torch.Tensor]) -> None:
     dense = sum(tensor.numel() for tensor in state.values()) * 4
     with tempfile.TemporaryDirectory() as folder:
         held = reset_peak()
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         size = encoding.save(state, folder)
-        encoded = time.perf_counter() - start
+        encoded = time.perf_counter() - start[0], time.process_time() - start[1]
         encode_peak = peak() - held
         held = reset_peak()
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         decoded, _ = encoding.load(folder)
-        decoding = time.perf_counter() - start
+        decoding = time.perf_counter() - start[0], time.process_time() - start[1]
         decode_peak = peak() - held - dense / 2**20
     assert all(torch.equal(state[key], decoded[key]) for key in state)
     print(f"  {name}: {dense:,} bytes as {size:,}, 1/{dense / size:.1f}")
@@ -290,7 +290,8 @@ def measure(name: str, state: dict[str, torch.Tensor]) -> None:
         ("decode", decoding, decode_peak),
     ]:
         times = megabytes / largest
-        print(f"    {what} {seconds:.1f} s, {megabytes:.0f} MB, {times:.1f} x the largest tensor")
+        spent = f"{seconds[0]:.1f} s ({seconds[1]:.1f} s of processor time)"
+        print(f"    {what} {spent}, {megabytes:.0f} MB, {times:.1f} x the largest tensor")
 
 
 def reset_peak() -> float:
