@@ -89,6 +89,10 @@ def integer_or_auto(text):
     return text if text == "auto" else integer(1)(text)
 
 
+def bits_or_auto(text):
+    return text if text == "auto" else per_layer(integer(1, 16))(text)
+
+
 def real(low: float = 0.0, high: float = math.inf):
     def parse(text):
         try:
@@ -265,9 +269,17 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
     preset_option(
         group,
         "--bits",
-        per_layer(integer(1, 16)),
-        "2**bits shared values per layer at most",
+        bits_or_auto,
+        "2**bits shared values per layer at most; auto: the fewest bytes within --error-budget",
         metavar="N",
+    )
+    group.add_argument(
+        "--error-budget",
+        type=real(0, 100),
+        default=0.1,
+        metavar="R",
+        help="what --bits auto may cost on the held-out images, in percentage points of error, "
+        "before fine-tuning (default: 0.1)",
     )
     preset_option(
         group,

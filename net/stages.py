@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from net import checkpoint, cli, data, encoding, models, report
+from net.allocation import choose_bits
 from net.checkpoint import Checkpoint
 from net.distillation import Distilled, Distorted, distillation_loss
 from net.errors import UserError
@@ -43,7 +44,7 @@ PRUNING_OPTIONS = (
 )
 SHARING_OPTIONS = (
     *COMMON_OPTIONS,
-    *("bits", "bias_bits", "init", "finetune_epochs", "finetune_lr", "reassign"),
+    *("bits", "error_budget", "bias_bits", "init", "finetune_epochs", "finetune_lr", "reassign"),
 )
 
 
@@ -313,22 +314,25 @@ def share(source: Checkpoint, args, log, dataset=None, folder=None) -> Checkpoin
     `dataset` may be None for a model that is only clustered, neither evaluated nor fine-tuned.
     `folder` has the teacher, if there is one.
     """
-    state = {name: tensor.clone() for name, tensor in source.state_dict.items()}
     kinds = layer_kinds(source)
-    bits, bias_bits = resolve(args.bits, kinds), resolve(args.bias_bits, kinds)
-    shared = {}
-    for name in kinds:
-        for tensor, b in ((f"{name}.weight", bits[name]), (f"{name}.bias", bias_bits[name])):
-            if tensor in state and b:
-                shared[tensor] = SharedWeight(state[tensor], b, args.init, args.seed)
-                shared[tensor].write(state[tensor])
+    model = load_model(source, cli.device(args)) if dataset is not None else None
+    if args.bits == "auto":
+        if model is None:
+            raise UserError("--bits auto needs the architecture and a data set; name the bits")
+        bits = choose_bits(
+            *(model, list(kinds), dataset.validation),
+            *(args.error_budget, args.init, args.seed),
+        )
+        chosen = ",".join(f"{name}={b}" for name, b in bits.items())
+        log.result(f"chosen on the held-out images: --bits {chosen}", event="bits", bits=bits)
+    else:
+        bits = resolve(args.bits, kinds)
+    state, shared = cluster(source.state_dict, bits, resolve(args.bias_bits, kinds), args)
     print(report.sharing_table(shared))
     options = recorded(args, SHARING_OPTIONS)
     clustered = Checkpoint(state, source.arch, "weight_shared", source.dataset, options)
-    if dataset is None:
+    if model is None:
         return clustered
-    device = cli.device(args)
-    model = load_model(source, device)
     test(model, "before weight sharing", dataset, args, log)
     model.load_state_dict(state)
     error = test(model, "after clustering", dataset, args, log)
@@ -338,6 +342,21 @@ def share(source: Checkpoint, args, log, dataset=None, folder=None) -> Checkpoin
     clustered.state_dict, clustered.dataset = state_of(model), dataset.name
     clustered.metrics = {"test_error_percent": error}
     return clustered
+
+
+def cluster(source_state: dict, bits: dict, bias_bits: dict, args) -> tuple[dict, dict]:
+    """(a copy of the state dict with shared values, {name: SharedWeight}) for {layer: bits}."""
+    state = {name: tensor.clone() for name, tensor in source_state.items()}
+    shared = {}
+    for layer in bits:
+        for name, b in ((f"{layer}.weight", bits[layer]), (f"{layer}.bias", bias_bits[layer])):
+            if name in state and b:
+                try:
+                    shared[name] = SharedWeight(state[name], b, args.init, args.seed)
+                except ValueError as error:  # not finite, not real
+                    raise UserError(f"cannot share {name}: {error}") from None
+                shared[name].write(state[name])
+    return state, shared
 
 
 def finetune(model, shared: dict[str, SharedWeight], arch, folder, args, dataset, log) -> None:

@@ -92,3 +92,28 @@ def test_missing_model(tmp_path, capsys):
 def test_bits_out_of_range(bits, capsys):
     assert weight_share.main(["m", "--bits", bits]) == 2
     assert "argument --bits" in capsys.readouterr().err
+
+
+def test_bits_chosen_on_held_out_images(pipeline, tmp_path, capsys):
+    source = pipeline.saves / stages.RETRAINED
+    options = [*OPTIONS, "--bits", "auto", "--error-budget", "2"]
+    assert share(source, tmp_path / "m", *options) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "--bits fc1=" in x)
+    bits = dict(part.split("=") for part in line.split("--bits ")[1].split(","))
+    shared = checkpoint.load(tmp_path / "m").state_dict
+    for layer, b in bits.items():
+        weight = shared[f"{layer}.weight"]
+        assert len(weight[weight != 0].unique()) <= 2 ** int(b)
+    assert any(int(b) < 8 for b in bits.values())
+
+
+def test_bits_cannot_be_chosen_for_a_bare_state_dict(tmp_path, capsys):
+    torch.save({"a.weight": torch.randn(3, 3)}, tmp_path / "m.pt")
+    assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "0", "--bits", "auto") == 1
+    assert "--bits auto needs the architecture" in capsys.readouterr().err
+
+
+def test_a_weight_that_is_not_finite(tmp_path, capsys):
+    torch.save({"a.weight": torch.full((2, 2), float("nan"))}, tmp_path / "m.pt")
+    assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "0") == 1
+    assert "error: cannot share a.weight: k-means needs finite" in capsys.readouterr().err
