@@ -22,8 +22,10 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import comparison, report
+    from net import comparison, plots, report
 
+    if args.plot:
+        plots.require()
     figures = comparison.compare(args)
     report.show(figures, args)
 

@@ -6,7 +6,8 @@
 
 The same as pruning.py, weight_share.py, huffman_encode.py, huffman_decode.py and
 compare_stages.py one after the other, in one process.  Writes the models of all stages into
-saves/ and the encoded model into encodings/.
+saves/, the encoded model into encodings/, and the comparison as a picture into
+saves/comparison.png unless --plot names another file.
 """
 
 import sys
@@ -31,9 +32,14 @@ def parser() -> cli.Parser:
 def body(args) -> None:
     from pathlib import Path
 
-    from net import checkpoint, comparison, report, stages
+    from net import checkpoint, comparison, plots, report, stages
 
     output = Path(args.output)
+    if args.plot or plots.available():
+        plots.require()
+        args.plot = args.plot or output / "comparison.png"
+    else:  # nobody asked for it by name: no reason to fail
+        plots.note_missing(output / "comparison.png")
     with stages.open_log(args) as log:
         dataset = stages.load_data(args)
         retrained = stages.run_pruning(args, log, dataset)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_leaves_the_files_of_every_stage_and_no_other(pipeline):
-    names = {stages.INITIAL, stages.RETRAINED, stages.SHARED, stages.DECODED}
+    names = {stages.INITIAL, stages.RETRAINED, stages.SHARED, stages.DECODED, "comparison.png"}
     assert {path.name for path in pipeline.saves.iterdir()} == names
     assert len(list(pipeline.encodings.iterdir())) == 7  # six tensors and the manifest
 
