@@ -1,0 +1,193 @@
+"""Run a pruned model from its sparse weights: CSR matrices in place of dense ones (section 6.3).
+
+    model = net.sparse.sparse_model(model)      # on the CPU, for inference
+
+Only linear layers gain: PyTorch has no sparse convolution for the CPU, so convolutions stay dense.
+Whether a layer gains at all depends on its size, its density, the batch and the machine, so it is
+measured: a layer stays dense unless a sparse form is faster.
+"""
+
+import copy
+import statistics
+import time
+import warnings
+from functools import partial
+
+import torch
+from torch import nn
+
+from net.models import compressible_layers
+
+SAMPLES = 25
+SAMPLE_SECONDS = 1e-3  # a sample repeats a call for this long: the clock is coarser than a layer
+
+
+class TorchCSR(nn.Module):
+    """y = W x + b with W as torch.sparse_csr.  Equals the dense layer to float rounding."""
+
+    name = "torch"
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        with warnings.catch_warnings():  # PyTorch calls its CSR support a beta
+            warnings.simplefilter("ignore")
+            self.weight = layer.weight.detach().to_sparse_csr()  # [out, in]
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., out]
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) == 1:  # matrix x vector: a fifth of the overhead of matrix x matrix
+            y = torch.mv(self.weight, rows[0])[None]
+        else:
+            y = torch.mm(self.weight, rows.t()).t()
+        y = y if self.bias is None else y + self.bias
+        return y.reshape(*x.shape[:-1], -1)
+
+
+class ScipyCSR(nn.Module):
+    """The same with SciPy's CSR matrix, on one thread."""
+
+    name = "scipy"
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        from scipy.sparse import csr_matrix
+
+        self.weight = csr_matrix(layer.weight.detach().numpy())  # [out, in]
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., out]
+        rows = x.detach().reshape(-1, x.shape[-1]).numpy()
+        y = self.weight @ rows[0] if len(rows) == 1 else (self.weight @ rows.T).T
+        y = torch.from_numpy(y).reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+def sparse_model(model: nn.Module, batch_size: int = 1) -> nn.Module:
+    """A copy of `model` on the CPU whose linear layers are sparse where that is faster.
+
+    Each layer is timed at `batch_size`, dense and in both sparse forms, and takes the fastest.
+    The copy is for inference (no gradients); it computes what `model` does to float rounding.
+    """
+    model = on_cpu(model)
+    times = layer_times(model, batch_size)
+    return replaced(model, {name: fastest(each) for name, each in times.items()})
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    layers = compressible_layers(model).items()
+    return {name: layer for name, layer in layers if type(layer) is nn.Linear}
+
+
+def replaced(model: nn.Module, choice: dict[str, str]) -> nn.Module:
+    """A copy of `model` with the layers of `choice`, {name: form}, in that form."""
+    model = copy.deepcopy(model)
+    forms = {form.name: form for form in (TorchCSR, ScipyCSR)}
+    for name, layer in linear_layers(model).items():
+        if choice.get(name, "dense") != "dense":
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, forms[choice[name]](layer))
+    return model
+
+
+# Timing
+
+
+def fastest(times: dict[str, list[float]]) -> str:
+    """The form of the least median; "dense" unless another is faster by more than the noise.
+
+    A sparse form has to win by the middle half of the samples of both, not by luck.
+    """
+    best = min(times, key=lambda form: statistics.median(times[form]))
+    clear = quartiles(times[best])[2] < quartiles(times["dense"])[0]
+    return best if clear else "dense"
+
+
+def quartiles(samples: list[float]) -> tuple[float, float, float]:
+    return tuple(statistics.quantiles(samples, n=4))
+
+
+@torch.no_grad()
+def layer_times(model: nn.Module, batch_size: int) -> dict[str, dict[str, list[float]]]:
+    """{layer: {form: seconds per call, SAMPLES of them}} of the linear layers, random inputs."""
+    found = {}
+    for name, layer in linear_layers(model).items():
+        x = torch.randn(batch_size, layer.in_features, dtype=layer.weight.dtype)
+        forms = {"dense": layer, "torch": TorchCSR(layer), "scipy": ScipyCSR(layer)}
+        found[name] = alternate({form: partial(f, x) for form, f in forms.items()})
+    return found
+
+
+def alternate(calls: dict) -> dict[str, list[float]]:
+    """Seconds per call of each function, taken in turns: all suffer the same disturbances."""
+    repeats = {}
+    for name, call in calls.items():
+        call()  # warm-up
+        start = time.perf_counter()
+        call()
+        repeats[name] = max(1, int(SAMPLE_SECONDS / (time.perf_counter() - start)))
+    times = {name: [] for name in calls}
+    for _ in range(SAMPLES):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    return times
+
+
+@torch.no_grad()
+def latency(model: nn.Module, images: torch.Tensor, batch_sizes=(1, 64)) -> dict:
+    """Dense against sparse, per linear layer and for the whole model, at each batch size.
+
+    `images` [N, ...] are inputs of the model, N >= the largest batch.  Times are microseconds per
+    call: median and quartiles.  "sparse_model" is what `sparse_model` gives at that batch size.
+
+    All on one thread, as SciPy works: more of them help dense layers of millions of weights, and
+    on a machine with other work make the figures those of its scheduler.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return latency_figures(on_cpu(model), images.cpu(), batch_sizes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def latency_figures(model: nn.Module, images: torch.Tensor, batch_sizes) -> dict:
+    layers = linear_layers(model)
+    others = [name for name in compressible_layers(model) if name not in layers]
+    figures = {"dense_layers": others, "batches": []}
+    for batch_size in batch_sizes:
+        times = layer_times(model, batch_size)
+        choice = {name: fastest(each) for name, each in times.items()}
+        mixed, x = replaced(model, choice), images[:batch_size]
+        calls = {"dense": partial(model, x), "sparse_model": partial(mixed, x)}
+        difference = (model(x) - mixed(x)).abs().max().item()
+        figures["batches"].append(
+            {
+                "batch_size": batch_size,
+                "layers": [
+                    {
+                        "name": name,
+                        "density": layers[name].weight.count_nonzero().item()
+                        / layers[name].weight.numel(),
+                        "chosen": choice[name],
+                        "times": {form: microseconds(t) for form, t in times[name].items()},
+                    }
+                    for name in layers
+                ],
+                "total": {form: microseconds(t) for form, t in alternate(calls).items()},
+                "largest_difference": difference,  # of the outputs, by float rounding
+            }
+        )
+    return figures
+
+
+def microseconds(samples: list[float]) -> dict:
+    low, median, high = (1e6 * q for q in quartiles(samples))
+    return {"median": median, "low": low, "high": high}
