@@ -3,8 +3,10 @@
 
     python pruning.py
     python pruning.py --arch lenet-300-100 --sensitivity 0.7 --epochs 25 --retrain-epochs 30
+    python pruning.py --scan --plot scan.png
 
-Writes OUTPUT/initial_model.ptmodel and OUTPUT/model_after_retraining.ptmodel.
+Writes OUTPUT/initial_model.ptmodel and OUTPUT/model_after_retraining.ptmodel.  With --scan only
+the former, unless it is there, and shows how much pruning each layer bears.
 """
 
 import sys
@@ -18,6 +20,7 @@ def parser() -> cli.Parser:
     cli.add_output_folder(parser)
     cli.add_training(parser)
     cli.add_pruning(parser)
+    cli.add_scan(parser)
     cli.add_log(parser)
     cli.add_common(parser)
     return parser
@@ -27,9 +30,25 @@ def body(args) -> None:
     from net import report, stages
 
     with stages.open_log(args) as log:
+        if args.scan:
+            scan(args, log)
+            return
         dataset = stages.load_data(args)
         retrained = stages.run_pruning(args, log, dataset)
         print(report.pruning_table(retrained.state_dict))
+
+
+def scan(args, log) -> None:
+    from net import plots, report, sensitivity
+
+    if args.plot:
+        plots.require()
+    figures = sensitivity.scan_initial(args, log)
+    print(report.scan_text(figures))
+    if args.json:
+        report.write_json(args.json, figures)
+    if args.plot:
+        plots.save(plots.scan_page(figures), args.plot)
 
 
 def main(argv=None) -> int:
