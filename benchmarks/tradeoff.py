@@ -1,0 +1,196 @@
+#!/usr/bin/env python
+"""Error against size, and against the initial centroids: figures 6 and 8 of the paper.
+
+    python benchmarks/tradeoff.py --data-dir data --plot docs/tradeoff.png --json tradeoff.json
+    python benchmarks/tradeoff.py --quick
+
+One dense model is pruned at several thresholds and retrained; it and the pruned ones are weight-
+shared and fine-tuned.  Sizes without Huffman coding are what the paper counts (fixed-width values
+and relative indexes, codebooks); with it, the bytes of the encoded folder.  Takes any option of
+deep_compressing.py; --quick is a check on the digits that takes seconds and shows nothing.
+"""
+
+import contextlib
+import io
+import platform
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from net import cli
+
+DENSITIES = (0.3, 0.2, 0.12, 0.08, 0.05, 0.03, 0.02, 0.01)
+BITS = (1, 2, 3, 4, 5, 6, 8)
+INITS = ("linear", "density", "random")
+# The paper trains without an L1 penalty; the schedule is shorter than that of the pipeline.
+DEFAULTS = ["--l1", "0", "--teacher", "none"]
+SHORT = ["--epochs", "20", "--retrain-epochs", "10", "--finetune-epochs", "1"]
+QUICK = ["--dataset", "digits", "--epochs", "4", "--retrain-epochs", "2", "--finetune-epochs", "1"]
+
+
+def parser() -> cli.Parser:
+    import deep_compressing
+
+    parser = deep_compressing.parser()
+    parser.description = __doc__
+    parser.add_argument("--quick", action="store_true", help="few points, on the digits")
+    return parser
+
+
+def body(args) -> None:
+    from net import plots, report, stages
+    from net.log import Log
+
+    start = time.perf_counter()
+    if args.plot:
+        plots.require()
+    dataset = stages.load_data(args)
+    figures = tradeoff(args, dataset, Log())
+    print(text(figures))
+    seconds = time.perf_counter() - start
+    print(f"{platform.processor() or platform.machine()}, {seconds:.0f} s")
+    if args.json:
+        report.write_json(args.json, figures)
+    if args.plot:
+        plots.save(plots.tradeoff_page(figures), args.plot)
+
+
+def tradeoff(args, dataset, log) -> dict:
+    """The points of both figures; what the stages print on the way is dropped."""
+    from torch.nn import functional as F
+
+    from net import stages
+    from net.distillation import Distorted
+
+    densities, bits = ((0.3, 0.08), (2, 5)) if args.quick else (DENSITIES, BITS)
+    split = Distorted(dataset.train, args.distortion)
+    with contextlib.redirect_stdout(io.StringIO()):
+        dense = stages.train(args.arch, "train", args, dataset, log)
+        pruned = []
+        for density in progress("pruning", densities):
+            options = changed(args, sensitivity=sensitivity_of(dense, density), density=None)
+            pruned.append(stages.prune(dense, split, F.cross_entropy, options, dataset, log))
+
+        def share(source, **options):
+            return stages.share(source, changed(args, **options), log, dataset)
+
+        shared = [share(model, bits=5) for model in progress("sharing", pruned)]
+        quantized = [(share(dense, bits=b), b) for b in progress("quantization", bits)]
+        middle = pruned[densities.index(0.08)]  # the paper's density
+        starts = {
+            init: [start_point(share, middle, init, b) for b in bits]
+            for init in progress("initialisation", INITS)
+        }
+    methods = {
+        "pruning": [point(model, fixed_size(model)) for model in pruned],
+        "quantization": [
+            point(model, fixed_size(model, b, args.bias_bits, sparse=False))
+            for model, b in quantized
+        ],
+        "pruning + quantization": [
+            point(model, fixed_size(model, 5, args.bias_bits)) for model in shared
+        ],
+        "pruning + quantization + Huffman": [point(model, size_on_disk(model)) for model in shared],
+    }
+    return {
+        "dataset": dataset.name,
+        "arch": args.arch,
+        "original_bytes": sum(4 * tensor.numel() for tensor in dense.state_dict.values()),
+        "dense_error_percent": dense.metrics["test_error_percent"],
+        "methods": methods,
+        "initialisations": starts,
+    }
+
+
+def sensitivity_of(dense, density: float) -> float:
+    """The threshold in standard deviations of each layer that keeps `density` of all weights."""
+    import torch
+
+    from net.stages import compressible_names
+
+    weights = (dense.state_dict[name] for name in compressible_names(dense))
+    relative = torch.cat([(w.abs() / w.std(correction=0)).flatten() for w in weights])
+    return relative.topk(round(density * len(relative))).values[-1].item()
+
+
+def changed(args, **options) -> Namespace:
+    return Namespace(**{**vars(args), **options})
+
+
+def progress(what: str, items):
+    for i, item in enumerate(items, 1):
+        print(f"{what} {i}/{len(items)}", file=sys.stderr)
+        yield item
+
+
+def point(model, size: float) -> dict:
+    nonzero = sum(int(tensor.count_nonzero()) for tensor in model.state_dict.values())
+    error = model.metrics["test_error_percent"]
+    return {"bytes": size, "error_percent": error, "nonzero": nonzero}
+
+
+def start_point(share, source, init: str, bits: int) -> dict:
+    clustered = share(source, init=init, bits=bits, finetune_epochs=0)
+    tuned = share(source, init=init, bits=bits)
+    return {
+        "bits": bits,
+        "clustered_error_percent": clustered.metrics["test_error_percent"],
+        "error_percent": tuned.metrics["test_error_percent"],
+    }
+
+
+def fixed_size(model, weight_bits=None, bias_bits=None, sparse: bool = True) -> float:
+    """Bytes without Huffman coding; None bits for 32-bit values."""
+    from net.comparison import fixed_width_bytes
+
+    size = 0
+    for name, tensor in model.state_dict.items():
+        bits = weight_bits if name.endswith("weight") else bias_bits
+        codebook = min(2**bits, tensor.numel()) if bits else 0
+        size += fixed_width_bytes(
+            tensor, bits or 32, codebook, sparse=sparse and name.endswith("weight")
+        )
+    return size
+
+
+def size_on_disk(model) -> int:
+    from net import encoding
+
+    with tempfile.TemporaryDirectory() as folder:
+        encoding.save(model.state_dict, folder, {"arch": model.arch})
+        return encoding.directory_bytes(folder)
+
+
+def text(figures: dict) -> str:
+    from net.report import table
+
+    original = figures["original_bytes"]
+    rows = [
+        [name, round(p["bytes"]), 100 * p["bytes"] / original, p["nonzero"], p["error_percent"]]
+        for name, points in figures["methods"].items()
+        for p in points
+    ]
+    head = ["method", "bytes", "% of dense", "non-zeros", "test error %"]
+    starts = [
+        [init, p["bits"], p["clustered_error_percent"], p["error_percent"]]
+        for init, points in figures["initialisations"].items()
+        for p in points
+    ]
+    start_head = ["initial centroids", "bits", "clustered error %", "fine-tuned error %"]
+    name = f"{figures['arch']} on {figures['dataset']}"
+    dense = f"{name}, dense: {figures['dense_error_percent']:.2f} % test error"
+    return "\n\n".join([dense, table(head, rows), table(start_head, starts)])
+
+
+def main(argv=None) -> int:
+    given = sys.argv[1:] if argv is None else argv
+    # The user's options come last, so that they win over the defaults of this benchmark.
+    return cli.run(parser(), body, [*DEFAULTS, *(QUICK if "--quick" in given else SHORT), *given])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
