@@ -24,6 +24,7 @@ def parser() -> cli.Parser:
     )
     cli.add_sharing(parser, prefix="")
     cli.add_training(parser)
+    cli.add_model(parser, default=None)
     cli.add_log(parser)
     cli.add_common(parser)
     return parser
@@ -33,7 +34,7 @@ def body(args) -> None:
     from net import checkpoint, presets, stages
 
     source = checkpoint.load(args.model)
-    presets.fill(args, source.arch)
+    presets.fill(args, source.arch or args.arch)
     with stages.open_log(args) as log:
         stages.run_sharing(source, args, log, args.output)
 

@@ -16,7 +16,7 @@ def choose_bits(model, layers: list[str], validation, budget: float, init: str, 
     rise of the held-out loss, until no layer can give one within the budget.  Clustering alone is
     tried; fine-tuning comes after the choice.  Leaves the weights of `model` as they were.
     """
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))  # all names of tied ones
     exact = {name: parameters[f"{name}.weight"].detach().clone() for name in layers}
     shared = {}
 

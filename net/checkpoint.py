@@ -48,12 +48,12 @@ def shallow_dict(checkpoint: Checkpoint) -> dict:
 
 
 def load(path) -> Checkpoint:
-    """Read a checkpoint, or a bare state dict that somebody else saved.
+    """Read a checkpoint, or a bare state dict that somebody else saved (.pt, .safetensors).
 
     Tensors are memory-mapped where the file allows it, so that a large model is read tensor by
     tensor.  Raises CheckpointError; never runs code from the file.
     """
-    content = load_dict(path)
+    content = load_safetensors(path) if is_safetensors(path) else load_dict(path)
     if content.get("format") == FORMAT:
         fields = {name: content.get(name) for name in Checkpoint.__dataclass_fields__}
         valid = (
@@ -71,11 +71,50 @@ def load(path) -> Checkpoint:
     raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
 
 
+def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A copy of a state dict on the CPU, contiguous; names of one tensor (tied weights) stay so.
+
+    What is written in place under one name is then written under all, and a file holds it once.
+    """
+    copies = {}
+    for tensor in state.values():
+        if identity(tensor) not in copies:
+            copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            copies[identity(tensor)] = copy
+    return {name: copies[identity(tensor)] for name, tensor in state.items()}
+
+
+def identity(tensor: torch.Tensor) -> tuple:
+    """Equal for two tensors that are the same memory."""
+    if tensor.numel() == 0:
+        return (id(tensor),)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
 def save_dict(path, content: dict) -> None:
     # Given a file object, torch.save names the archive "archive" whatever the path, so that equal
     # content gives equal bytes.
     with atomic_write(path) as file:
         torch.save(content, file)
+
+
+def is_safetensors(path) -> bool:
+    return Path(path).suffix == ".safetensors"
+
+
+def load_safetensors(path) -> dict:
+    if not Path(path).is_file():
+        raise CheckpointError(f"no model at {path}{origin(path)}")
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise CheckpointError(
+            f"{path}: reading it needs a package that is not installed; pip install safetensors"
+        ) from None
+    try:
+        return load_file(path)
+    except Exception:  # safetensors raises a class of its own, and what the system does
+        raise CheckpointError(f"{path} is damaged or cut off; fetch it again") from None
 
 
 def load_dict(path) -> dict:

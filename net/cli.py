@@ -14,7 +14,7 @@ from net.errors import UserError
 from net.patterns import per_layer
 from net.presets import PRESETS, defaults_text, fill
 
-DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "digits")
+DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "cifar10", "digits")
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +41,7 @@ def run(parser: Parser, body, argv=None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # --help and bad usage
         return int(stop.code or 0)
-    if "arch" in args:  # weight_share.py learns of the architecture from its model
+    if getattr(args, "arch", None):  # weight_share.py learns of it from its model
         fill(args, args.arch)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up too
@@ -107,6 +107,14 @@ def real(low: float = 0.0, high: float = math.inf):
     return parse
 
 
+def dataset(text: str) -> str:
+    if text in DATASETS or (text.startswith("folder:") and text != "folder:"):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no data set; known: {', '.join(DATASETS)}, folder:PATH"
+    )
+
+
 def picture(text: str) -> str:
     """The name of a file that a plot is written to."""
     if not text.lower().endswith((".png", ".svg", ".pdf")):
@@ -136,10 +144,26 @@ def add_common(parser: Parser) -> None:
     )
     group.add_argument(
         "--dataset",
-        choices=DATASETS,
+        type=dataset,
         default="auto",
-        help="auto: the one that the model was trained on; for a new model MNIST if it is there "
-        "or can be downloaded, else scikit-learn's digits",
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)}, or folder:PATH for images in PATH/train/CLASS/ and "
+        "PATH/val/CLASS/. auto (default): the one that the model was trained on; for a new model "
+        "MNIST if it is there or can be downloaded, else scikit-learn's digits",
+    )
+    group.add_argument(
+        "--val-fraction",
+        type=real(0.01, 0.99),
+        default=0.2,
+        metavar="R",
+        help="of PATH/train, to test on where there is no PATH/val; the same for every stage "
+        "(default: 0.2)",
+    )
+    group.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="pass over image files of folder:PATH that cannot be read, with a note; otherwise "
+        "the first of them ends the run",
     )
     group.add_argument(
         "--test-batch-size", type=integer(1), default=1000, metavar="N", help="default: 1000"
@@ -204,12 +228,13 @@ def add_log(parser: Parser) -> None:
 
 
 def add_pruning(parser: Parser) -> None:
+    add_model(parser, default="lenet-300-100")
     group = parser.add_argument_group("dense training, pruning, retraining")
     group.add_argument(
-        "--arch",
-        default="lenet-300-100",
-        metavar="NAME",
-        help="lenet-300-100 (default) or lenet-5",
+        "--weights",
+        metavar="FILE",
+        help="start from this state dict (.ptmodel, .pt, .pth or .safetensors); with --epochs 0 "
+        "the dense training is skipped",
     )
     preset_option(group, "--epochs", integer(0), "epochs of dense training", metavar="N")
     preset_option(group, "--retrain-epochs", integer(0), "epochs after pruning", metavar="N")
@@ -241,6 +266,28 @@ def add_pruning(parser: Parser) -> None:
     preset_option(group, "--prune-epochs", integer(0), "epochs of gradual pruning", metavar="N")
     group.add_argument(
         "--resume", action="store_true", help="go on with a run of the same options that was killed"
+    )
+
+
+def add_model(parser: Parser, default: str | None) -> None:
+    """Which architecture; `default` None where the checkpoint tells."""
+    group = parser.add_argument_group("model")
+    shown = f"default: {default}" if default else "of a state dict that is no .ptmodel file"
+    group.add_argument(
+        "--arch",
+        default=default,
+        metavar="NAME",
+        help="lenet-300-100, lenet-5, a classification model of torchvision, or "
+        f"package.module:factory of your own, found from the working directory ({shown})",
+    )
+    group.add_argument(
+        "--num-classes", type=integer(1), metavar="N", help="default: those of the data set"
+    )
+    group.add_argument(
+        "--in-channels",
+        type=integer(1),
+        metavar="N",
+        help="of the images, where the architecture leaves it open (default: as in the data set)",
     )
 
 

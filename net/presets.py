@@ -65,7 +65,8 @@ ADJUSTED = {
 
 def fill(args, arch: str | None) -> None:
     """Set every option of `args` (an argparse namespace) that is None to its preset's value."""
-    values = PRESETS[args.preset] | ADJUSTED.get((args.preset, arch), {})
+    name = (arch or "").partition("(")[0]  # without its options (net.models.describe)
+    values = PRESETS[args.preset] | ADJUSTED.get((args.preset, name), {})
     for name, value in values.items():
         if getattr(args, name, value) is None:
             setattr(args, name, value)

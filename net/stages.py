@@ -7,6 +7,7 @@ The scripts are front ends of these functions, and `deep_compressing.py` calls t
 it gives the same bytes in a process of its own as within the whole pipeline.
 """
 
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +38,7 @@ PROGRESS = "progress.ptmodel"
 # What a checkpoint records of the options that made it: no paths, so that equal runs give equal
 # bytes wherever they are.
 COMMON_OPTIONS = ("seed", "batch_size", "distortion", "teacher", "teacher_copies")
-TRAINING_OPTIONS = (*COMMON_OPTIONS, "epochs", "lr", "dropout", "l1")
+TRAINING_OPTIONS = (*COMMON_OPTIONS, "weights", "epochs", "lr", "dropout", "l1")
 PRUNING_OPTIONS = (
     *TRAINING_OPTIONS,
     *("sensitivity", "density", "prune_epochs", "retrain_epochs", "retrain_lr"),
@@ -49,7 +50,10 @@ SHARING_OPTIONS = (
 
 
 def recorded(args, names) -> dict:
-    return {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in names}
+    if options.get("weights"):
+        options["weights"] = Path(options["weights"]).name
+    return options
 
 
 def batch_size(args, dataset) -> int:
@@ -63,11 +67,26 @@ def batch_size(args, dataset) -> int:
 
 
 def load_data(args, source: Checkpoint | None = None) -> data.Dataset:
-    """The data set that the user names; for "auto" the one that `source` was trained on."""
+    """The data set that the user names, its images as the model takes them.
+
+    For "auto" it is the one that `source` was trained on.  Without `source` the model is the one
+    that --arch names; the data set then gives --arch and --teacher their classes and channels
+    where the user has not.
+    """
     name = args.dataset
     if name == "auto" and source is not None and source.dataset:
         name = source.dataset
-    return data.load(name, args.data_dir, cli.device(args))
+    arch = source.arch if source else models.describe(args.arch, args.num_classes, args.in_channels)
+    dataset = data.load(
+        *(name, args.data_dir, cli.device(args), models.input_of(arch)),
+        *(args.val_fraction, args.skip_broken),
+    )
+    if source is None:
+        args.arch = models.describe(arch, data=dataset)
+    teacher = getattr(args, "teacher", "none")
+    if teacher != "none" and not is_file_name(teacher):
+        args.teacher = models.describe(teacher, data=dataset)
+    return dataset
 
 
 def load_model(source: Checkpoint, device) -> torch.nn.Module:
@@ -95,29 +114,58 @@ def placed(model: torch.nn.Module, device) -> torch.nn.Module:
 
 def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the state dict, on the CPU and in the usual memory order."""
-    state = model.state_dict()
-    return {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, t in state.items()
-    }
+    return checkpoint.copied(model.state_dict())
+
+
+def start_from(path, model: torch.nn.Module, arch: str) -> None:
+    """Load the state dict at `path` into `model`.
+
+    A last layer of another number of classes is left as it was drawn, which a line on stderr says:
+    that is how a published model is adapted to another data set.  Raises UserError for any other
+    difference.
+    """
+    given, own = checkpoint.load(path).state_dict, model.state_dict()
+    torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(given, "module.")  # of DDP
+    other_shape = [name for name in own if name in given and given[name].shape != own[name].shape]
+    last_layer = list(models.compressible_layers(model))[-1:]
+    fresh = [name for name in other_shape if name.rpartition(".")[0] in last_layer]
+    # A file that stores tied weights once has one of their names.
+    held = {own[name].data_ptr() for name in own if name in given}
+    wrong = [name for name in given if name not in own] + [
+        name
+        for name, tensor in own.items()
+        if (name not in given and tensor.data_ptr() not in held)
+        or (name in other_shape and name not in fresh)
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} does not fit --arch {arch}: {len(wrong)} tensors are missing, unknown or of "
+            f"another shape, {wrong[0]} the first; give the architecture that it was saved from"
+        )
+    model.load_state_dict({n: t for n, t in given.items() if n not in fresh}, strict=False)
+    if fresh:
+        print(
+            f"NOTE: {', '.join(fresh)} of {path} have another number of classes, and start anew",
+            file=sys.stderr,
+        )
 
 
 def layer_kinds(source: Checkpoint) -> dict[str, str]:
     """{name: "linear" or "conv"} of the layers whose weight is pruned and shared.
 
     From the architecture where it is known; for a bare state dict every floating-point tensor
-    NAME.weight of two or more dimensions, which takes in embeddings.
+    NAME.weight of two or more dimensions, which takes in embeddings.  Tied weights count once.
     """
     if source.arch is not None:
-        with torch.device("meta"):  # shapes and types without memory
-            model = models.build(source.arch)
-        layers = models.compressible_layers(model)
+        layers = models.compressible_layers(models.skeleton(source.arch))
         return {name: models.layer_kind(layer) for name, layer in layers.items()}
-    return {
-        name.removesuffix(".weight"): "linear" if tensor.dim() == 2 else "conv"
-        for name, tensor in source.state_dict.items()
-        if name.endswith(".weight") and tensor.is_floating_point() and tensor.dim() >= 2
-    }
+    kinds, seen = {}, set()
+    for name, tensor in source.state_dict.items():
+        weight = name.endswith(".weight") and tensor.is_floating_point() and tensor.dim() >= 2
+        if weight and checkpoint.identity(tensor) not in seen:
+            seen.add(checkpoint.identity(tensor))
+            kinds[name.removesuffix(".weight")] = "linear" if tensor.dim() == 2 else "conv"
+    return kinds
 
 
 def compressible_names(source: Checkpoint) -> list[str]:
@@ -134,9 +182,8 @@ def test(model, stage: str, dataset, args, log) -> float:
 
 
 def parameter_names(arch: str) -> set[str]:
-    """The names in the state dict that are parameters, not buffers."""
-    with torch.device("meta"):
-        return {name for name, _ in models.build(arch).named_parameters()}
+    """The names in the state dict that are parameters, not buffers; of tied ones the first."""
+    return {name for name, _ in models.skeleton(arch).named_parameters()}
 
 
 @contextmanager
@@ -201,7 +248,11 @@ def made_with(path: Path, options: dict) -> bool:
 def train(arch: str, phase: str, args, dataset, log, progress=None) -> Checkpoint:
     """A dense model of the architecture `arch`, trained from scratch on the labels."""
     torch.manual_seed(args.seed)
-    model = placed(models.build(arch), cli.device(args))
+    model = models.build(arch)
+    if args.weights and phase == "train":
+        start_from(args.weights, model, arch)
+    model = placed(model, cli.device(args))
+    models.check_fits(model, arch, dataset)
     fit(
         model,
         model.parameters(),
@@ -296,12 +347,15 @@ def prune(initial: Checkpoint, split, loss_of, args, dataset, log, progress=None
 def run_sharing(source: Checkpoint, args, log, path, dataset=None) -> Checkpoint:
     """Share the weights of `source`, and write the result to `path`."""
     check_writable(Path(path).parent)
-    if dataset is None and source.arch is not None:
+    if source.arch is None and args.arch is not None:
+        dataset = load_data(args)
+        source.arch = args.arch
+    elif dataset is None and source.arch is not None:
         dataset = load_data(args, source)
     if dataset is None and args.finetune_epochs:
         raise UserError(
             "a bare state dict can be clustered, not fine-tuned: its architecture is not known; "
-            "use --epochs 0"
+            "use --epochs 0, or name it by --arch"
         )
     shared = share(source, args, log, dataset, Path(path).parent)
     checkpoint.save(path, shared)
@@ -315,7 +369,10 @@ def share(source: Checkpoint, args, log, dataset=None, folder=None) -> Checkpoin
     `folder` has the teacher, if there is one.
     """
     kinds = layer_kinds(source)
-    model = load_model(source, cli.device(args)) if dataset is not None else None
+    model = None
+    if dataset is not None:
+        model = load_model(source, cli.device(args))
+        models.check_fits(model, source.arch, dataset)
     if args.bits == "auto":
         if model is None:
             raise UserError("--bits auto needs the architecture and a data set; name the bits")
@@ -346,7 +403,7 @@ def share(source: Checkpoint, args, log, dataset=None, folder=None) -> Checkpoin
 
 def cluster(source_state: dict, bits: dict, bias_bits: dict, args) -> tuple[dict, dict]:
     """(a copy of the state dict with shared values, {name: SharedWeight}) for {layer: bits}."""
-    state = {name: tensor.clone() for name, tensor in source_state.items()}
+    state = checkpoint.copied(source_state)
     shared = {}
     for layer in bits:
         for name, b in ((f"{layer}.weight", bits[layer]), (f"{layer}.bias", bias_bits[layer])):
@@ -367,8 +424,9 @@ def finetune(model, shared: dict[str, SharedWeight], arch, folder, args, dataset
     """
     split, loss_of = teaching(args, arch, folder, dataset, log)
     torch.manual_seed(args.seed + 2)
-    parameters = dict(model.named_parameters())
-    own = [p for name, p in parameters.items() if name not in shared]
+    parameters = dict(model.named_parameters(remove_duplicate=False))  # all names of tied ones
+    trained_otherwise = {id(parameters[name]) for name in shared}
+    own = [p for p in model.parameters() if id(p) not in trained_otherwise]
     for weight in shared.values():
         weight.to(cli.device(args))
 
@@ -411,6 +469,7 @@ def encode(source: Checkpoint, directory) -> None:
     print(report.encoding_table(tensors, encoding.directory_bytes(directory)))
     for name in compressible_names(source):
         values = source.state_dict[name].flatten()
+        values = values[:: max(1, len(values) >> 20)]  # a million tell
         values = values[values != 0]
         if len(values) and len(values.unique()) > len(values) / 2:
             print(f"note: {name} is not weight-shared; its values are stored as they are")
