@@ -138,7 +138,7 @@ def test_density_per_layer(tmp_path):
     state = checkpoint.load(tmp_path / stages.RETRAINED).state_dict
     for name, kept in (("fc1", 0.1), ("fc2", 0.5), ("fc3", 0.5)):
         weight = state[f"{name}.weight"]
-        assert int(weight.count_nonzero()) == pytest.approx(kept * weight.numel(), rel=0.02)
+        assert 0.5 * kept < float(weight.count_nonzero()) / weight.numel() <= kept + 0.001
 
 
 def test_the_dense_model_as_its_own_teacher(tmp_path):
