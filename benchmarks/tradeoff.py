@@ -25,6 +25,7 @@ from net import cli
 
 DENSITIES = (0.3, 0.2, 0.12, 0.08, 0.05, 0.03, 0.02, 0.01)
 BITS = (1, 2, 3, 4, 5, 6, 8)
+BIAS_BITS = 4
 INITS = ("linear", "density", "random")
 # The paper trains without an L1 penalty; the schedule is shorter than that of the pipeline.
 DEFAULTS = ["--l1", "0", "--teacher", "none"]
@@ -76,7 +77,8 @@ def tradeoff(args, dataset, log) -> dict:
             pruned.append(stages.prune(dense, split, F.cross_entropy, options, dataset, log))
 
         def share(source, **options):
-            return stages.share(source, changed(args, **options), log, dataset)
+            options = changed(args, bias_bits=BIAS_BITS, **options)
+            return stages.share(source, options, log, dataset)
 
         shared = [share(model, bits=5) for model in progress("sharing", pruned)]
         quantized = [(share(dense, bits=b), b) for b in progress("quantization", bits)]
@@ -88,11 +90,10 @@ def tradeoff(args, dataset, log) -> dict:
     methods = {
         "pruning": [point(model, fixed_size(model)) for model in pruned],
         "quantization": [
-            point(model, fixed_size(model, b, args.bias_bits, sparse=False))
-            for model, b in quantized
+            point(model, fixed_size(model, b, BIAS_BITS, sparse=False)) for model, b in quantized
         ],
         "pruning + quantization": [
-            point(model, fixed_size(model, 5, args.bias_bits)) for model in shared
+            point(model, fixed_size(model, 5, BIAS_BITS)) for model in shared
         ],
         "pruning + quantization + Huffman": [point(model, size_on_disk(model)) for model in shared],
     }

@@ -2,9 +2,10 @@ import json
 import shutil
 
 import pytest
+import torch
 
 import compare_stages
-from net import stages
+from net import comparison, stages
 
 
 @pytest.fixture
@@ -42,6 +43,39 @@ def test_stages_are_evaluated(figures):
     assert decoded["nonzero"] == shared["nonzero"]
     assert decoded["error_percent"] == shared["error_percent"] < 50
     assert figures["decoded_equals_weight_shared"] is True
+
+
+def test_changes_of_the_error_are_against_the_initial_model(figures):
+    initial, retrained, *_ = figures["stages"]
+    assert initial["error_change"] == 0
+    assert retrained["error_change"] == retrained["error_percent"] - initial["error_percent"]
+
+
+def test_every_byte_on_disk_is_accounted_for(figures):
+    layers, other = figures["layers"], figures["other"]
+    files = sum(layer["encoded_bytes"] for layer in layers) + other["encoded_bytes"]
+    assert files == figures["encoded_bytes"] == figures["total"]["encoded_bytes"]
+    parts = sum(sum(layer["parts"].values()) for layer in layers) + other["bytes_beside_layers"]
+    assert parts == pytest.approx(figures["encoded_bytes"])
+    assert sum(layer["parameters"] for layer in layers) + other["parameters"] == 266_610
+    assert figures["decoded_equals_encoded"] is True
+
+
+def test_each_step_takes_bytes_off(figures):
+    for layer in figures["layers"]:
+        assert layer["encoded_bytes"] < layer["bytes_before_huffman"] < layer["bytes_pruned"]
+        assert layer["bytes_pruned"] < 4 * layer["parameters"]
+
+
+def test_sizes_without_huffman_coding_are_those_of_the_paper():
+    # Figure 2: gaps of 1, 3 and, beyond the 8 that 3 bits reach, 11: one padding zero.
+    weight = torch.zeros(16)
+    weight[[1, 4, 15]] = torch.tensor([3.4, 0.9, 1.7])
+    assert comparison.fixed_width_bytes(weight, 4) == 3 * (4 + 4) / 8  # 4 bits need no padding
+    assert comparison.fixed_width_bytes(weight, 32) == 3 * (32 + 4) / 8
+    # Equation 1 for a dense layer: n values of log2 k bits and k of 32.
+    assert comparison.fixed_width_bytes(torch.ones(16), 2, 4, sparse=False) == 16 * 2 / 8 + 4 * 4
+    assert comparison.fixed_width_bytes(torch.zeros(16), 32) == 0
 
 
 def test_the_script_gives_the_same_figures(figures, pipeline, tmp_path, capsys):

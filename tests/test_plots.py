@@ -118,6 +118,12 @@ def test_unusual_weights_have_distributions():
     json.dumps(layers, allow_nan=False)
 
 
+def test_a_layer_that_a_stage_lacks_is_left_out_of_it():
+    found = {"initial": Checkpoint({"a.weight": torch.randn(3, 3)}), "retrained": Checkpoint({})}
+    (layer,) = distributions.distributions(found, ["a.weight"])
+    assert (sum(layer["initial"]), layer["retrained"], layer["shared_values"]) == (9, None, None)
+
+
 def test_weights_that_are_not_shared_have_no_shared_values():
     weight = torch.randn(100, 100, generator=torch.Generator().manual_seed(0))
     assert distributions.shared_values(weight) == (None, None)
