@@ -408,6 +408,8 @@ def cluster(source_state: dict, bits: dict, bias_bits: dict, args) -> tuple[dict
     for layer in bits:
         for name, b in ((f"{layer}.weight", bits[layer]), (f"{layer}.bias", bias_bits[layer])):
             if name in state and b:
+                # weight * mask, as others prune, leaves -0.0, which would have to be stored.
+                state[name].masked_fill_(state[name] == 0, 0.0)
                 try:
                     shared[name] = SharedWeight(state[name], b, args.init, args.seed)
                 except ValueError as error:  # not finite, not real

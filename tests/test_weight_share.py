@@ -117,3 +117,10 @@ def test_a_weight_that_is_not_finite(tmp_path, capsys):
     torch.save({"a.weight": torch.full((2, 2), float("nan"))}, tmp_path / "m.pt")
     assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "0") == 1
     assert "error: cannot share a.weight: k-means needs finite" in capsys.readouterr().err
+
+
+def test_negative_zeros_of_a_model_pruned_elsewhere_count_as_pruned(tmp_path):
+    torch.save({"a.weight": torch.tensor([[1.0, -0.0], [-0.0, 2.0]])}, tmp_path / "m.pt")
+    assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "0") == 0
+    weight = checkpoint.load(tmp_path / "out").state_dict["a.weight"]
+    assert weight.view(torch.int32).count_nonzero() == 2
