@@ -32,7 +32,7 @@ def parser() -> cli.Parser:
 def body(args) -> None:
     from pathlib import Path
 
-    from net import checkpoint, comparison, plots, report, stages
+    from net import checkpoint, comparison, distributed, plots, report, stages
 
     output = Path(args.output)
     if args.plot or plots.available():
@@ -44,6 +44,8 @@ def body(args) -> None:
         dataset = stages.load_data(args)
         retrained = stages.run_pruning(args, log, dataset)
         shared = stages.run_sharing(retrained, args, log, output / stages.SHARED, dataset)
+    if not distributed.leave():
+        return
     stages.encode(shared, args.directory)
     checkpoint.save(output / stages.DECODED, stages.decode(args.directory))
     args.path = args.output

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from net import distributed
 from net.errors import UserError
 from net.files import atomic_write
 
@@ -38,7 +39,10 @@ class Checkpoint:
 
 
 def save(path, checkpoint: Checkpoint) -> int:
-    """Write `checkpoint` to `path` atomically; return the size of the file in bytes."""
+    """Write `checkpoint` to `path` atomically; return the size of the file in bytes.
+
+    Of several processes the first writes; the others return when the file is there.
+    """
     save_dict(path, {"format": FORMAT, **shallow_dict(checkpoint)})
     return Path(path).stat().st_size
 
@@ -94,8 +98,10 @@ def identity(tensor: torch.Tensor) -> tuple:
 def save_dict(path, content: dict) -> None:
     # Given a file object, torch.save names the archive "archive" whatever the path, so that equal
     # content gives equal bytes.
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    if distributed.is_writer():
+        with atomic_write(path) as file:
+            torch.save(content, file)
+    distributed.wait_for_all()
 
 
 def is_safetensors(path) -> bool:

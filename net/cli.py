@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from net.errors import UserError
 from net.patterns import per_layer
@@ -45,9 +46,16 @@ def run(parser: Parser, body, argv=None) -> int:
         fill(args, args.arch)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up too
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # set by torchrun
     try:
+        if several:
+            from net import distributed
+
+            distributed.start()
         body(args)
         sys.stdout.flush()
+        if several:
+            distributed.leave()
     except UserError as error:
         return fail(str(error))
     except KeyboardInterrupt:
@@ -60,11 +68,21 @@ def run(parser: Parser, body, argv=None) -> int:
         return fail(f"{error.strerror or error}: {error.filename or 'input or output'}")
     except MemoryError:
         return fail("out of memory; try a smaller --batch-size or model")
+    except RuntimeError as error:
+        if several and "peer" in str(error):
+            return fail("another process of torchrun has ended; its own message says why")
+        raise
     return 0
 
 
 def fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    stream = sys.stderr
+    if os.environ.get("RANK", "0") != "0":
+        # Another process of torchrun, silenced by net.distributed.  The first has most likely
+        # failed in the same way, and then this one is ended before it repeats the line.
+        time.sleep(3)
+        stream = sys.__stderr__
+    print("error: " + " ".join(message.split()), file=stream)
     return 1
 
 
@@ -210,6 +228,9 @@ def add_training(parser: Parser) -> None:
         integer(1),
         "distorted versions of every image that the teacher sees",
         metavar="N",
+    )
+    group.add_argument(
+        "--amp", action="store_true", help="mixed precision: bfloat16 in matrix products"
     )
 
 
@@ -407,7 +428,7 @@ def device(args):
     if args.no_cuda or args.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if args.device == "cuda":
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     return torch.device("cpu")

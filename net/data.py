@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from net import distributed
 from net.errors import UserError
 from net.models import Input
 
@@ -22,6 +23,9 @@ from net.models import Input
 DOWNLOADABLE = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = ("auto", *DOWNLOADABLE, "cifar10", "digits", "folder:PATH")
 HELD_OUT = 1 / 12  # of the training images: 5,000 of MNIST's 60,000
+
+
+WHOLE = (0, 1)  # process 0 of 1
 
 
 @dataclass
@@ -69,18 +73,37 @@ class Split:
     def stored_shape(self) -> tuple[int, int, int]:
         return tuple(self.images.shape[1:])
 
-    def batches(self, batch_size: int, shuffle: bool = False):
+    def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
         """Yield (images float32, labels); shuffled by torch's global generator."""
-        for index in batch_indexes(len(self), batch_size, shuffle):
+        for index in batch_indexes(len(self), batch_size, shuffle, shard):
             index = index.to(self.labels.device)
             images = self.images[index]
             yield self.adapt(images) if self.adapt else images, self.labels[index]
 
 
-def batch_indexes(n: int, batch_size: int, shuffle: bool) -> tuple[torch.Tensor, ...]:
-    """The batches of an epoch over `n` images, each int64 [batch_size], the last maybe fewer."""
-    order = torch.randperm(n) if shuffle else torch.arange(n)
-    return order.split(batch_size)
+def batch_indexes(n: int, batch_size: int, shuffle: bool, shard=WHOLE) -> list[torch.Tensor]:
+    """The batches of an epoch over `n` images, int64 [batch_size] each, some fewer.
+
+    `shard` is (process, processes).  Shuffled, for training, each process gets its part of every
+    batch; otherwise, for evaluation, whole batches, every image in one of them.
+    """
+    if not shuffle:
+        rank, processes = shard
+        return list(torch.arange(n).split(batch_size)[rank::processes])
+    return training_batches(torch.randperm(n), batch_size, shard)
+
+
+def training_batches(order: torch.Tensor, batch_size: int, shard=WHOLE) -> list[torch.Tensor]:
+    """Batches in the order that the first process has drawn, all of about the same size.
+
+    (BatchNorm cannot train on a last batch of one image.)  The parts of a batch have the same size
+    in all processes, so that up to processes - 1 of its images are left out.
+    """
+    rank, processes = shard
+    if batch_size < processes:
+        raise UserError(f"a batch of {batch_size} is too small for {processes} processes")
+    batches = distributed.from_writer(order).tensor_split(math.ceil(len(order) / batch_size))
+    return [batch[rank::processes][: len(batch) // processes] for batch in batches]
 
 
 @dataclass

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from net.data import distort
+from net.data import WHOLE, distort, training_batches
 
 
 class Distorted:
@@ -16,8 +16,8 @@ class Distorted:
     def __len__(self) -> int:
         return len(self.split)
 
-    def batches(self, batch_size: int, shuffle: bool = False):
-        for images, labels in self.split.batches(batch_size, shuffle):
+    def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
+        for images, labels in self.split.batches(batch_size, shuffle, shard):
             yield distort(images, self.strength) if self.strength else images, labels
 
 
@@ -31,7 +31,8 @@ class Distilled:
     """
 
     def __init__(self, split, teacher, copies: int, strength: float, batch_size: int = 500):
-        low, high = split.images.min(), split.images.max()
+        extremes = [batch.aminmax() for batch, _ in split.batches(batch_size)]
+        low, high = min(e.min for e in extremes), max(e.max for e in extremes)
         self.low, self.scale = low, (high - low) / 255
         self.size = len(split)
         images, logits = [], []
@@ -49,11 +50,12 @@ class Distilled:
     def __len__(self) -> int:
         return self.size
 
-    def batches(self, batch_size: int, shuffle: bool = True):
+    def batches(self, batch_size: int, shuffle: bool = True, shard=WHOLE):
         """Yield (images, the teacher's logits); which version of an image is drawn each time."""
         order = torch.randperm(self.size)
         order += self.size * torch.randint(len(self.logits) // self.size, (self.size,))
-        for index in order.to(self.images.device).split(batch_size):
+        for index in training_batches(order, batch_size, shard):
+            index = index.to(self.images.device)
             yield self.restored(self.images[index]), self.logits[index]
 
 

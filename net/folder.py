@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from net.data import Adapt, Dataset, Split, batch_indexes, normaliser, with_held_out
+from net.data import WHOLE, Adapt, Dataset, Split, batch_indexes, normaliser, with_held_out
 from net.errors import UserError
 from net.models import Input
 
@@ -86,9 +86,9 @@ class StreamedSplit:
     def stored_shape(self) -> tuple[int, int, int]:
         return 3, *self.files.size
 
-    def batches(self, batch_size: int, shuffle: bool = False):
+    def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
         """Yield (images float32, labels); shuffled by torch's global generator."""
-        for batch in self.files.read(batch_indexes(len(self), batch_size, shuffle)):
+        for batch in self.files.read(batch_indexes(len(self), batch_size, shuffle, shard)):
             index, images = zip(*batch, strict=True)
             for i, image in batch:
                 if isinstance(image, str):  # it could be read when the run began

@@ -49,8 +49,8 @@ class LeNet5(nn.Module):
         self.dropout = nn.Dropout(0.0)  # set per training phase
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, C, 28, 28] -> [N, classes]
-        x = F.max_pool2d(self.conv1(x), 2)  # [N, 20, 12, 12]
-        x = F.max_pool2d(self.conv2(x), 2)  # [N, 50, 4, 4]
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # [N, 20, 12, 12]
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [N, 50, 4, 4]
         x = self.dropout(F.relu(self.fc1(x.flatten(1))))
         return self.fc2(x)
 

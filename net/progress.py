@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from net import checkpoint
+from net import checkpoint, distributed
 from net.errors import UserError
 
 PHASES = ("teacher", "train", "prune", "retrain")
@@ -64,4 +64,5 @@ class Progress:
         checkpoint.save_dict(self.path, content)
 
     def finish(self) -> None:
-        self.path.unlink(missing_ok=True)
+        if distributed.is_writer():
+            self.path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from net import checkpoint, cli, data, encoding, models, report
+from net import checkpoint, cli, data, distributed, encoding, models, report
 from net.allocation import choose_bits
 from net.checkpoint import Checkpoint
 from net.distillation import Distilled, Distorted, distillation_loss
@@ -37,7 +37,7 @@ PROGRESS = "progress.ptmodel"
 
 # What a checkpoint records of the options that made it: no paths, so that equal runs give equal
 # bytes wherever they are.
-COMMON_OPTIONS = ("seed", "batch_size", "distortion", "teacher", "teacher_copies")
+COMMON_OPTIONS = ("seed", "batch_size", "distortion", "teacher", "teacher_copies", "amp")
 TRAINING_OPTIONS = (*COMMON_OPTIONS, "weights", "epochs", "lr", "dropout", "l1")
 PRUNING_OPTIONS = (
     *TRAINING_OPTIONS,
@@ -77,10 +77,11 @@ def load_data(args, source: Checkpoint | None = None) -> data.Dataset:
     if name == "auto" and source is not None and source.dataset:
         name = source.dataset
     arch = source.arch if source else models.describe(args.arch, args.num_classes, args.in_channels)
-    dataset = data.load(
-        *(name, args.data_dir, cli.device(args), models.input_of(arch)),
-        *(args.val_fraction, args.skip_broken),
-    )
+    with distributed.writer_first():
+        dataset = data.load(
+            *(name, args.data_dir, cli.device(args), models.input_of(arch)),
+            *(args.val_fraction, args.skip_broken),
+        )
     if source is None:
         args.arch = models.describe(arch, data=dataset)
     teacher = getattr(args, "teacher", "none")
@@ -189,7 +190,8 @@ def parameter_names(arch: str) -> set[str]:
 @contextmanager
 def open_log(args):
     """The log of a script that trains; closed at the end of the block."""
-    log = Log(args.log, args.log_interval, append=getattr(args, "resume", False))
+    path = args.log if distributed.is_writer() else None
+    log = Log(path, args.log_interval, append=getattr(args, "resume", False))
     try:
         yield log
     finally:
@@ -258,7 +260,7 @@ def train(arch: str, phase: str, args, dataset, log, progress=None) -> Checkpoin
         model.parameters(),
         Distorted(dataset.train, args.distortion),
         dataset.validation,
-        Recipe(args.epochs, batch_size(args, dataset), args.lr, args.dropout),
+        Recipe(args.epochs, batch_size(args, dataset), args.lr, args.dropout, args.amp),
         phase=phase,
         log=log,
         after_step=lambda step: shrink(model, args.l1 * step.lr),
@@ -316,7 +318,7 @@ def prune(initial: Checkpoint, split, loss_of, args, dataset, log, progress=None
             model.parameters(),
             split,
             dataset.validation,
-            Recipe(epochs, batch_size(args, dataset), args.retrain_lr),
+            Recipe(epochs, batch_size(args, dataset), args.retrain_lr, amp=args.amp),
             phase=phase,
             log=log,
             loss_of=loss_of,
@@ -451,7 +453,7 @@ def finetune(model, shared: dict[str, SharedWeight], arch, folder, args, dataset
         ],
         split,
         dataset.validation,
-        Recipe(args.finetune_epochs, batch_size(args, dataset), args.finetune_lr),
+        Recipe(args.finetune_epochs, batch_size(args, dataset), args.finetune_lr, amp=args.amp),
         phase="finetune",
         log=log,
         loss_of=loss_of,
@@ -473,7 +475,8 @@ def encode(source: Checkpoint, directory) -> None:
         values = source.state_dict[name].flatten()
         values = values[:: max(1, len(values) >> 20)]  # a million tell
         values = values[values != 0]
-        if len(values) and len(values.unique()) > len(values) / 2:
+        # As many values as 8 bits give may well be shared.
+        if len(values) > 256 and len(values.unique()) > len(values) / 2:
             print(f"note: {name} is not weight-shared; its values are stored as they are")
 
 
