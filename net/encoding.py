@@ -6,7 +6,6 @@ without a codebook of shared values. docs/format.md specifies every byte.
 
 import dataclasses
 import json
-import os
 import re
 import zlib
 from pathlib import Path
@@ -16,13 +15,14 @@ import torch
 
 from net.bits import BitReader, HuffmanError
 from net.errors import UserError
+from net.files import atomic_write, unwritable
 from net.tensors import DTYPES, patterns, read_tensor, write_tensor
 
 MANIFEST = "manifest.huff"
 MAGIC = b"DCE\x01"  # Deep Compression encoding, version 1
 MAX_TENSOR_BYTES = 1 << 34
 MAX_MANIFEST_BYTES = 1 << 23
-TENSOR_FILE = re.compile(r"\d+-[\w.-]*-[0-9a-f]{8}\.huff(\.tmp)?|manifest\.huff\.tmp")
+TENSOR_FILE = re.compile(r"\d+-[\w.-]*-[0-9a-f]{8}\.huff|\.[\w.-]+\.huff\.\w+\.tmp")
 
 SECTIONS = ("header", "positions", "codebook", "values")  # of a tensor's file
 
@@ -112,10 +112,9 @@ def save(state: dict[str, torch.Tensor], directory: str | Path, meta: dict | Non
         for path in written:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise EncodingError(
-                f"cannot write {error.filename or directory}: {error.strerror or error}; "
-                "what was there before is unchanged"
-            ) from error
+            error = unwritable(directory, error)
+        if isinstance(error, UserError) and not isinstance(error, EncodingError):
+            raise EncodingError(f"{error}; what was there before is unchanged") from None
         raise
     _remove_others(directory, {_file_name(i, e[0], sums[i]) for i, e in enumerate(entries)})
     return total + len(manifest)
@@ -154,17 +153,8 @@ def _holds(path: Path, data: bytes) -> bool:
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    """Replace ``path`` in one step, after the bytes have reached the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def _remove_others(directory: Path, keep: set[str]) -> None:

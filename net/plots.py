@@ -202,6 +202,7 @@ def draw_parts(axes, figures: dict) -> None:
         axes.text(size, y, f" {kilobytes(size)}", va="center")
     axes.set_xlim(0, 1.18 * max(left))
     axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter(lambda x, _: kilobytes(x))
     axes.set_xlabel("size in encodings/")
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.22), ncols=3, frameon=False)
