@@ -1,0 +1,187 @@
+"""Models and data that the suite has not been written for, through the scripts by options alone."""
+
+import json
+
+import pytest
+import torch
+
+import deep_compressing
+import huffman_decode
+import huffman_encode
+import pruning
+import weight_share
+from net import checkpoint, data, models, stages
+from tests.test_folder import write_images
+
+QUICK = (
+    *("--device", "cpu", "--dataset", "digits", "--batch-size", "32", "--distortion", "0"),
+    *("--l1", "0", "--lr", "0.003", "--sensitivity", "0.5", "--finetune-epochs", "1"),
+)
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """A part of the digits: networks of some size must not take minutes."""
+    images, labels, *test = data.read_digits()
+    monkeypatch.setattr(data, "read_digits", lambda: (images[:320], labels[:320], *(part[:120] for part in test)))
+
+
+def run(folder, *options):
+    """The figures and the checkpoints {stage: Checkpoint} of a whole pipeline."""
+    arguments = ["--output", str(folder), "--directory", str(folder / "encodings")]
+    arguments += ["--json", str(folder / "figures.json")]
+    assert deep_compressing.main([*QUICK, *arguments, *options]) == 0
+    names = {"retrained": stages.RETRAINED, "shared": stages.SHARED, "decoded": stages.DECODED}
+    found = {stage: checkpoint.load(folder / name) for stage, name in names.items()}
+    return json.loads((folder / "figures.json").read_text()), found
+
+
+def assert_compressed(figures, found, most_values):
+    """What must hold for every model."""
+    assert figures["decoded_equals_weight_shared"]
+    errors = {row["stage"]: row["error_percent"] for row in figures["stages"]}
+    assert errors["decoded"] <= errors["initial"] + 2
+    assert errors["decoded"] < 30  # of 10 classes: it has learnt
+    assert figures["encoded_bytes"] < figures["original_bytes"] / 3
+    retrained, shared = found["retrained"].state_dict, found["shared"].state_dict
+    for name in stages.compressible_names(found["shared"]):
+        assert torch.equal(shared[name] == 0, retrained[name] == 0)
+        assert (retrained[name] == 0).any()
+        assert len(shared[name].unique()) <= most_values
+
+
+def test_a_model_of_the_users_own_with_every_kind_of_layer(tmp_path):
+    options = ["--arch", "tests.own_net:OwnNet", "--epochs", "6", "--retrain-epochs", "3"]
+    figures, found = run(tmp_path, *options, "--bits", "5")
+    assert_compressed(figures, found, 33)
+    assert figures["arch"] == "tests.own_net:OwnNet"
+    names = stages.compressible_names(found["shared"])
+    kinds = ("stem", "grouped", "depthwise", "up", "volume", "line", "head")
+    assert names == [f"{kind}.weight" for kind in kinds]
+    retrained, shared = found["retrained"].state_dict, found["shared"].state_dict
+    assert torch.equal(shared["head.weight"], shared["words.weight"])  # tied
+    assert shared["norm.num_batches_tracked"].dtype == torch.int64
+    assert len(shared["norm.weight"].unique()) == len(retrained["norm.weight"].unique())
+    tied = found["shared"].state_dict["head.weight"]
+    assert figures["original_bytes"] == 4 * sum(
+        tensor.numel() for tensor in stages.load_model(found["shared"], "cpu").parameters()
+    )
+    assert tied.numel() == 320
+
+
+def test_a_model_of_torchvision(few_digits, tmp_path):
+    options = ["--arch", "mobilenet_v3_small", "--epochs", "4", "--retrain-epochs", "1"]
+    figures, found = run(tmp_path, *options, "--bits", "6")
+    assert_compressed(figures, found, 65)
+    assert figures["arch"] == "mobilenet_v3_small(num_classes=10)"
+
+
+# State dicts that somebody else has saved
+
+
+@pytest.fixture(scope="module")
+def squeezenet():
+    torch.manual_seed(0)
+    return models.build("squeezenet1_1").state_dict()
+
+
+def test_a_plain_state_dict_through_sharing_and_coding(squeezenet, tmp_path):
+    torch.save(squeezenet, tmp_path / "m.pth")
+    shared, encoded = str(tmp_path / "shared"), str(tmp_path / "encodings")
+    assert weight_share.main([str(tmp_path / "m.pth"), "--epochs", "0", "--output", shared]) == 0
+    assert huffman_encode.main([shared, "--directory", encoded]) == 0
+    decoded = str(tmp_path / "decoded")
+    assert huffman_decode.main(["--directory", encoded, "--output", decoded]) == 0
+    state = torch.load(decoded, weights_only=True)["state_dict"]
+    from torchvision.models import squeezenet1_1
+
+    squeezenet1_1().load_state_dict(state, strict=True)
+    for name, tensor in state.items():
+        if name.endswith("weight"):
+            assert len(tensor.unique()) <= 256
+    expected = checkpoint.load(shared).state_dict
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+
+
+def start(path, folder, *options):
+    """pruning.py from given weights, without any training."""
+    arguments = ["--weights", str(path), "--output", str(folder), "--dataset", "digits"]
+    arguments += ["--device", "cpu", "--epochs", "0", "--retrain-epochs", "0"]
+    return pruning.main([*arguments, *options])
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "ptmodel"])
+def test_starting_from_weights(tmp_path, kind):
+    torch.manual_seed(0)
+    state = models.build("lenet-5").state_dict()
+    path = tmp_path / f"m.{kind}"
+    if kind == "safetensors":
+        pytest.importorskip("safetensors.torch").save_file(state, path)
+    elif kind == "ptmodel":
+        checkpoint.save(path, checkpoint.Checkpoint(state, "lenet-5"))
+    else:  # as DistributedDataParallel names its parameters
+        torch.save({"state_dict": {f"module.{n}": t for n, t in state.items()}}, path)
+    assert start(path, tmp_path / "s", "--arch", "lenet-5") == 0
+    initial = checkpoint.load(tmp_path / "s" / stages.INITIAL)
+    assert all(torch.equal(tensor, initial.state_dict[name]) for name, tensor in state.items())
+    assert initial.options["weights"] == f"m.{kind}"
+
+
+def test_a_last_layer_of_other_classes_starts_anew(tmp_path, capsys):
+    state = models.build("lenet-5", num_classes=7).state_dict()
+    torch.save(state, tmp_path / "m.pt")
+    assert start(tmp_path / "m.pt", tmp_path / "s", "--arch", "lenet-5") == 0
+    assert "NOTE: fc2.weight, fc2.bias of" in capsys.readouterr().err
+    initial = checkpoint.load(tmp_path / "s" / stages.INITIAL).state_dict
+    assert torch.equal(initial["fc1.weight"], state["fc1.weight"])
+    assert initial["fc2.weight"].shape == (10, 500)
+
+
+def test_weights_of_another_architecture(tmp_path, capsys):
+    torch.save(models.build("lenet-5").state_dict(), tmp_path / "m.pt")
+    assert start(tmp_path / "m.pt", tmp_path / "s") == 1
+    err = capsys.readouterr().err
+    assert "does not fit --arch lenet-300-100: " in err
+    assert err.count("\n") == 1
+
+
+def test_fine_tuning_a_state_dict_whose_architecture_is_named(tmp_path):
+    torch.manual_seed(0)
+    torch.save(models.build("tests.own_net:OwnNet").state_dict(), tmp_path / "m.pt")
+    arguments = [str(tmp_path / "m.pt"), "--arch", "tests.own_net:OwnNet", "--epochs", "1"]
+    arguments += ["--output", str(tmp_path / "out"), "--dataset", "digits", "--device", "cpu"]
+    assert weight_share.main(arguments) == 0
+    shared = checkpoint.load(tmp_path / "out")
+    assert (shared.arch, shared.dataset) == ("tests.own_net:OwnNet", "digits")
+    assert shared.metrics["test_error_percent"] < 90
+
+
+# Photographs in folders
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    write_images(tmp_path / "images" / "train", {"cat": 40, "dog": 40, "owl": 40})
+    write_images(tmp_path / "images" / "val", {"cat": 10, "dog": 10, "owl": 10}, seed=1)
+    return tmp_path / "images"
+
+
+def test_a_folder_of_images_trains(photographs, tmp_path):
+    options = ["--dataset", f"folder:{photographs}", "--epochs", "3", "--retrain-epochs", "1"]
+    figures, _ = run(tmp_path / "s", "--arch", "lenet-300-100", *options)
+    assert figures["arch"] == "lenet-300-100(num_classes=3, in_channels=3)"
+    assert figures["dataset"] == f"folder:{photographs}"
+    assert figures["stages"][-1]["error_percent"] < 10
+
+
+def test_a_broken_image_ends_the_run_or_is_skipped(photographs, tmp_path, capsys):
+    path = photographs / "train" / "dog" / "7.png"
+    path.write_bytes(path.read_bytes()[:50])
+    options = ["--device", "cpu", "--dataset", f"folder:{photographs}", "--epochs", "0"]
+    options += ["--retrain-epochs", "0", "--output", str(tmp_path / "s")]
+    assert pruning.main(options) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {path} cannot be read as an image")
+    assert err.count("\n") == 1
+    assert pruning.main([*options, "--skip-broken"]) == 0
+    assert f"NOTE: skipped {path}" in capsys.readouterr().err
