@@ -80,7 +80,7 @@ def fail(message: str) -> int:
     if os.environ.get("RANK", "0") != "0":
         # Another process of torchrun, silenced by net.distributed.  The first has most likely
         # failed in the same way, and then this one is ended before it repeats the line.
-        time.sleep(3)
+        time.sleep(2)
         stream = sys.__stderr__
     print("error: " + " ".join(message.split()), file=stream)
     return 1

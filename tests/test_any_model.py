@@ -10,7 +10,7 @@ import huffman_decode
 import huffman_encode
 import pruning
 import weight_share
-from net import checkpoint, data, models, stages
+from net import checkpoint, data, models, plots, stages
 from tests.test_folder import write_images
 
 QUICK = (
@@ -19,11 +19,17 @@ QUICK = (
 )
 
 
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """Drawing takes seconds, and is tested elsewhere."""
+    monkeypatch.setattr(plots, "available", lambda: False)
+
+
 @pytest.fixture
 def few_digits(monkeypatch):
     """A part of the digits: networks of some size must not take minutes."""
     images, labels, *test = data.read_digits()
-    monkeypatch.setattr(data, "read_digits", lambda: (images[:320], labels[:320], *(part[:120] for part in test)))
+    monkeypatch.setattr(data, "read_digits", lambda: (images[:480], labels[:480], *test))
 
 
 def run(folder, *options):
