@@ -35,6 +35,9 @@ SHARED = "model_after_weight_sharing.ptmodel"
 DECODED = "model_after_decoding.ptmodel"
 PROGRESS = "progress.ptmodel"
 
+# The learning rate of single weights over that of the centroids, while weights may be reassigned.
+LATENT_RATE = 0.5
+
 # What a checkpoint records of the options that made it: no paths, so that equal runs give equal
 # bytes wherever they are.
 COMMON_OPTIONS = ("seed", "batch_size", "distortion", "teacher", "teacher_copies", "amp")
@@ -449,7 +452,7 @@ def finetune(model, shared: dict[str, SharedWeight], arch, folder, args, dataset
         model,
         [
             {"params": own + [weight.centroids for weight in weights]},
-            {"params": [weight.latent for weight in weights], "lr_factor": 0.25},
+            {"params": [weight.latent for weight in weights], "lr_factor": LATENT_RATE},
         ],
         split,
         dataset.validation,
