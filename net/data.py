@@ -318,15 +318,17 @@ def reachable(urls: list[str], seconds: float = 6.0) -> bool:
     return answered.is_set()
 
 
-def distort(images: torch.Tensor, strength: float) -> torch.Tensor:
+def distort(images: torch.Tensor, strength: float, shard=WHOLE) -> torch.Tensor:
     """Each image of a batch [N, C, H, W] under a small random affine map of its own.
 
     At strength 1: rotations of up to 10 degrees, scales of up to 10 %, shears of up to 7 %, shifts
     of up to 1.5 pixels in 28.  What comes in from outside has the colour of the edge.
     """
     n, device = len(images), images.device
+    rank, processes = shard  # all draw the same numbers, and each takes its own part
     # Uniform in [-strength, strength]: rotation, scale x, scale y, shear, shift x, shift y.
-    u = (torch.rand(6, n) * 2 - 1).to(device) * strength
+    u = torch.rand(6, n * processes)[:, rank::processes]
+    u = (u * 2 - 1).to(device) * strength
     angle = math.radians(10) * u[0]
     cos, sin = angle.cos(), angle.sin()
     scale_x, scale_y, shear = 1 + 0.1 * u[1], 1 + 0.1 * u[2], 0.07 * u[3]

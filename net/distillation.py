@@ -18,7 +18,7 @@ class Distorted:
 
     def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
         for images, labels in self.split.batches(batch_size, shuffle, shard):
-            yield distort(images, self.strength) if self.strength else images, labels
+            yield distort(images, self.strength, shard) if self.strength else images, labels
 
 
 class Distilled:
