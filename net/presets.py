@@ -67,6 +67,8 @@ def fill(args, arch: str | None) -> None:
     """Set every option of `args` (an argparse namespace) that is None to its preset's value."""
     name = (arch or "").partition("(")[0]  # without its options (net.models.describe)
     values = PRESETS[args.preset] | ADJUSTED.get((args.preset, name), {})
+    if name not in ("", "lenet-300-100") and values["teacher"] != "none":
+        values["teacher"] = arch  # the dense model: LeNet-5 may not take its images
     for name, value in values.items():
         if getattr(args, name, value) is None:
             setattr(args, name, value)

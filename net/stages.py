@@ -239,7 +239,7 @@ def check_options(args) -> None:
 
 
 def is_file_name(teacher: str) -> bool:
-    return bool(Path(teacher).suffix)
+    return bool(Path(teacher).suffix) and ":" not in teacher  # package.module:factory
 
 
 def made_with(path: Path, options: dict) -> bool:

@@ -68,6 +68,9 @@ def drop_idle(model: nn.Module, split, loss_of, batch_size: int = 1000) -> None:
         model.zero_grad()
         loss_of(model(images), target).backward()
         for layer, units in zip(layers, used, strict=True):
+            if layer.weight.grad is None:  # frozen by its owner, or not used in `forward`
+                units |= True
+                continue
             units |= (layer.weight.grad != 0).flatten(1).any(1).cpu()
             if layer.bias is not None and not getattr(layer, "transposed", False):
                 units |= (layer.bias.grad != 0).cpu()
