@@ -161,6 +161,7 @@ def is_state_dict(content) -> bool:
 
 MADE_BY = {
     "initial_model.ptmodel": "pruning.py",
+    "teacher_model.ptmodel": "pruning.py",
     "model_after_retraining.ptmodel": "pruning.py",
     "model_after_weight_sharing.ptmodel": "weight_share.py",
     "model_after_decoding.ptmodel": "huffman_decode.py",

@@ -300,12 +300,14 @@ def load_teacher(args, arch: str, folder: Path, dataset, log, progress=None) -> 
         path = Path(args.teacher)
     else:
         path = folder / TEACHER
-        options = {
-            **{"arch": args.teacher, "dataset": dataset.name},
-            **recorded(args, TRAINING_OPTIONS),
-        }
-        if not made_with(path, options):
-            checkpoint.save(path, train(args.teacher, "teacher", args, dataset, log, progress))
+        # weight_share.py has no options to train one by: it takes what pruning.py has left.
+        if "epochs" in args:
+            options = {
+                **{"arch": args.teacher, "dataset": dataset.name},
+                **recorded(args, TRAINING_OPTIONS),
+            }
+            if not made_with(path, options):
+                checkpoint.save(path, train(args.teacher, "teacher", args, dataset, log, progress))
     return load_model(checkpoint.load(path), cli.device(args))
 
 
