@@ -18,7 +18,7 @@ PRESETS = {
         "density": None,
         "prune_epochs": 20,
         "bits": {"@conv": 8, "@linear": 5},  # table 1 of the paper
-        "bias_bits": 4,
+        "bias_bits": 3,
         "finetune_epochs": 3,
         "finetune_lr": 5e-4,
         "reassign": 0.0,
