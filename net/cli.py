@@ -18,6 +18,9 @@ from net.presets import PRESETS, defaults_text, fill
 DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "cifar10", "digits")
 
 
+OUT_OF_MEMORY = "out of memory; try a smaller --batch-size or model"
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and whose help is the script's docstring."""
 
@@ -42,6 +45,9 @@ def run(parser: Parser, body, argv=None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # --help and bad usage
         return int(stop.code or 0)
+    # Threads that wait in a loop for the next layer cost these small models tenfold as soon as
+    # another process wants a core.  Read when torch is loaded, which is after this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if getattr(args, "arch", None):  # weight_share.py learns of it from its model
         fill(args, args.arch)
     if threading.current_thread() is threading.main_thread():
@@ -67,8 +73,10 @@ def run(parser: Parser, body, argv=None) -> int:
     except OSError as error:
         return fail(f"{error.strerror or error}: {error.filename or 'input or output'}")
     except MemoryError:
-        return fail("out of memory; try a smaller --batch-size or model")
+        return fail(OUT_OF_MEMORY)
     except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate" in str(error):  # of torch
+            return fail(OUT_OF_MEMORY)
         if several and "peer" in str(error):
             return fail("another process of torchrun has ended; its own message says why")
         raise
