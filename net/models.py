@@ -1,6 +1,7 @@
 """The architectures that `--arch` names, and the layers of a model that can be compressed."""
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -141,8 +142,7 @@ def options_of(build) -> dict[str, int | None]:
 def torchvision_factory(name: str):
     from torchvision import models  # takes a second, which a LeNet need not wait for
 
-    # The models of the top module classify images; detection and others are in modules of their own
-    names = models.list_models(module=models)
+    names = classifiers()
     if name not in names:
         close = difflib.get_close_matches(name, [*BUILT_IN, *names], cutoff=0.5)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
@@ -159,6 +159,14 @@ def torchvision_factory(name: str):
         return models.get_model(name, weights=None, num_classes=num_classes, **more)
 
     return build
+
+
+@functools.lru_cache  # torchvision takes 60 ms, and every stage asks several times
+def classifiers() -> list[str]:
+    from torchvision import models
+
+    # Detection, segmentation and video are in modules of their own.
+    return models.list_models(module=models)
 
 
 def own_factory(name: str):

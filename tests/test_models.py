@@ -128,7 +128,9 @@ def test_a_module_that_is_not_there(tmp_path, monkeypatch, name):
         build(f"{name}:net")
 
 
-@pytest.mark.parametrize("arch", ["os:abort", "__main__:exit", "builtins:exit", "numpy:zeros", "posix:abort"])
+@pytest.mark.parametrize(
+    "arch", ["os:abort", "__main__:exit", "builtins:exit", "numpy:zeros", "posix:abort"]
+)
 def test_a_checkpoint_cannot_name_a_librarys_code(arch):
     with pytest.raises(UserError, match="is not code of your own"):
         build(arch)
