@@ -16,7 +16,9 @@ class SharedWeight:
 
     def __init__(self, tensor: torch.Tensor, bits: int, init: str = "linear", seed: int = 42):
         self.positions = tensor.detach().flatten().nonzero().flatten()
-        survivors = tensor.detach().take(self.positions).double().cpu().numpy()
+        values = tensor.detach().take(self.positions).cpu()
+        # float32 as it is: half the memory, and k-means sorts it in half the time.
+        survivors = (values if values.dtype == torch.float64 else values.float()).numpy()
         centroids, labels = kmeans_1d(survivors, 2**bits, init, seed)
         self.labels = torch.from_numpy(labels).long().to(tensor.device)
         self.centroids = torch.nn.Parameter(
