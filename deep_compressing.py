@@ -33,8 +33,12 @@ def body(args) -> None:
     from pathlib import Path
 
     from net import checkpoint, comparison, distributed, plots, report, stages
+    from net.files import check_writable
 
     output = Path(args.output)
+    # An hour of training must not end in "permission denied".
+    for folder in (output, args.directory, *(Path(f).parent for f in (args.json, args.csv) if f)):
+        check_writable(folder)
     if args.plot or plots.available():
         plots.require()
         args.plot = args.plot or output / "comparison.png"

@@ -51,6 +51,24 @@ def test_bad_usage(arguments, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--output", "--directory", "--json"])
+def test_unwritable_places_are_found_before_training(tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr(stages, "run_pruning", lambda *args: pytest.fail("trained first"))
+    (tmp_path / "file").write_text("precious")
+    places = {
+        "--output": tmp_path / "s",
+        "--directory": tmp_path / "e",
+        "--json": tmp_path / "figures.json",
+    }
+    places[option] = tmp_path / "file" / "below.json"
+    arguments = [str(part) for pair in places.items() for part in pair]
+    assert deep_compressing.main([*FAST, *arguments]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: cannot write ")
+    assert err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "precious"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none(tmp_path, capsys):
     arguments = [*FAST, "--device", "cuda", "--output", str(tmp_path / "s")]
