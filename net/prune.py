@@ -121,6 +121,7 @@ class GradualPruning:
             name: saliency(layer.weight, optimizer.state[layer.weight]["exp_avg_sq"])
             / bits_of(layer.mask).square()
             for name, layer in layers.items()
+            if layer.weight in optimizer.state  # else frozen or unused, and left whole
         }
 
         def now(density):
