@@ -114,6 +114,20 @@ def test_a_lone_weight_costs_more_bits():
     assert torch.isfinite(bits_of(torch.zeros(3, 3, dtype=torch.bool))).all()
 
 
+def test_gradual_pruning_leaves_frozen_layers_whole(model):
+    model[0].weight.requires_grad_(False)
+    optimizer = torch.optim.Adam(model[2].parameters(), lr=0.01)
+    set_masks(model, lambda name, weight: torch.ones_like(weight, dtype=torch.bool))
+    prune = GradualPruning(model, 0.2)
+    for i in range(10):
+        optimizer.zero_grad()
+        model(torch.randn(16, 1, 4, 4)).square().sum().backward()
+        optimizer.step()
+        prune(Step(i / 10, (i + 1) / 10, 0.01, optimizer))
+    assert model[0].mask.all()
+    assert model[2].mask.sum() == round(0.2 * model[2].mask.numel())
+
+
 @pytest.mark.parametrize("density", [0.2, {"0": 0.5, "2": 0.1}])
 def test_gradual_pruning_reaches_its_density_and_never_goes_back(model, density):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
