@@ -45,9 +45,6 @@ def run(parser: Parser, body, argv=None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # --help and bad usage
         return int(stop.code or 0)
-    # Threads that wait in a loop for the next layer cost these small models tenfold as soon as
-    # another process wants a core.  Read when torch is loaded, which is after this.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if getattr(args, "arch", None):  # weight_share.py learns of it from its model
         fill(args, args.arch)
     if threading.current_thread() is threading.main_thread():
