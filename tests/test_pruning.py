@@ -33,11 +33,12 @@ def test_prunes_below_sensitivity_times_the_standard_deviation(pipeline):
             assert not torch.equal(after[kept], tensor[kept])  # retrained
 
 
-@pytest.mark.parametrize("die_in", [("train", 1), ("train", 3), ("retrain", 1), ("retrain", 2)])
-def test_resume_after_a_kill_gives_the_same_bytes(tmp_path, pipeline, monkeypatch, die_in):
-    class Killed(Exception):
-        pass
+class Killed(Exception):
+    pass
 
+
+def run_and_die(monkeypatch, arguments, die_in):
+    """A run that is killed right after the progress of (phase, epoch) is on the disk."""
     save = stages.Progress.save
 
     def save_and_die(self, phase, epoch, *state):
@@ -45,11 +46,16 @@ def test_resume_after_a_kill_gives_the_same_bytes(tmp_path, pipeline, monkeypatc
         if (phase, epoch) == die_in:
             raise Killed
 
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Progress, "save", save_and_die)
+        with pytest.raises(Killed):
+            pruning.main(arguments)
+
+
+@pytest.mark.parametrize("die_in", [("train", 1), ("train", 3), ("retrain", 1), ("retrain", 2)])
+def test_resume_after_a_kill_gives_the_same_bytes(tmp_path, pipeline, monkeypatch, die_in):
     arguments = [*OPTIONS, "--output", str(tmp_path)]
-    monkeypatch.setattr(stages.Progress, "save", save_and_die)
-    with pytest.raises(Killed):
-        pruning.main(arguments)
-    monkeypatch.setattr(stages.Progress, "save", save)
+    run_and_die(monkeypatch, arguments, die_in)
     assert pruning.main([*arguments, "--resume"]) == 0
     for name in (stages.INITIAL, stages.RETRAINED):
         assert (tmp_path / name).read_bytes() == (pipeline.saves / name).read_bytes()
@@ -111,21 +117,8 @@ def test_gradual_pruning_to_a_density(smallest):
 
 @pytest.mark.parametrize("die_in", [("teacher", 2), ("prune", 1), ("retrain", 1)])
 def test_resume_in_every_phase_of_smallest(tmp_path, smallest, monkeypatch, die_in):
-    class Killed(Exception):
-        pass
-
-    save = stages.Progress.save
-
-    def save_and_die(self, phase, epoch, *state):
-        save(self, phase, epoch, *state)
-        if (phase, epoch) == die_in:
-            raise Killed
-
     arguments = [*SMALLEST, "--density", "0.05", "--output", str(tmp_path)]
-    monkeypatch.setattr(stages.Progress, "save", save_and_die)
-    with pytest.raises(Killed):
-        pruning.main(arguments)
-    monkeypatch.setattr(stages.Progress, "save", save)
+    run_and_die(monkeypatch, arguments, die_in)
     assert pruning.main([*arguments, "--resume"]) == 0
     for name in (stages.INITIAL, stages.RETRAINED, stages.TEACHER):
         assert (tmp_path / name).read_bytes() == (smallest / name).read_bytes()
