@@ -1,6 +1,6 @@
 """Size, speed and memory of the codec beside its rivals.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.codec [--only streams sizes alexnet] [--nncodec PYTHON]
+    OMP_NUM_THREADS=1 python benchmarks/codec.py [--only streams sizes alexnet] [--nncodec PYTHON]
 
 Speeds are medians of 5, alternating with the rival in the same process. Rivals that are not
 installed are named and left out: bitarray, zstandard, and nncodec, which needs an environment of
@@ -21,6 +21,8 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch

@@ -1,6 +1,6 @@
 """1-D k-means against scikit-learn's KMeans and the exact kmeans1d, alternating in one process.
 
-    python -m benchmarks.kmeans [--repeats 5]
+    python benchmarks/kmeans.py [--repeats 5]
 
 Data: what pruning leaves of a layer, float32 values of a Gaussian or Laplace distribution whose
 smallest 89 % are gone and whose gap retraining has blurred. scikit-learn starts from the same
@@ -12,8 +12,12 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import time
 import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
