@@ -10,8 +10,8 @@ compared bit for bit.  Accuracy is no part of it, since the weights are random.
 
 The weights are normal, times a log-normal scale of each input and of each output unit, since units
 of trained networks differ: at the default deviation of 0.5 a 2048 x 2048 layer of fc6's density
-takes 3.4 bits per index and 4.1 per weight, close to the paper's 3.2 and 3.9 for AlexNet's fc6.  --spread 0 makes all weights alike, the worst
-case for any code of the positions.
+takes 3.4 bits per index and 4.1 per weight, close to the paper's 3.2 and 3.9 for AlexNet's fc6.
+--spread 0 makes all weights alike, the worst case for any code of the positions.
 """
 
 import argparse
