@@ -22,12 +22,12 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import comparison, plots, report
+    from net import comparison, plots
 
     if args.plot:
         plots.require()
     figures = comparison.compare(args)
-    report.show(figures, args)
+    comparison.show(figures, args)
 
 
 def main(argv=None) -> int:

@@ -32,7 +32,7 @@ def parser() -> cli.Parser:
 def body(args) -> None:
     from pathlib import Path
 
-    from net import checkpoint, comparison, distributed, plots, report, stages
+    from net import checkpoint, comparison, distributed, plots, stages
     from net.files import check_writable
 
     output = Path(args.output)
@@ -53,7 +53,7 @@ def body(args) -> None:
     stages.encode(shared, args.directory)
     checkpoint.save(output / stages.DECODED, stages.decode(args.directory))
     args.path = args.output
-    report.show(comparison.compare(args, dataset), args)
+    comparison.show(comparison.compare(args, dataset), args)
 
 
 def main(argv=None) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from net import checkpoint, distributions, encoding, stages
+from net import checkpoint, distributions, encoding, plots, report, stages
 from net.checkpoint import Checkpoint
 from net.encoding import TensorInfo
 from net.errors import UserError
@@ -88,6 +88,17 @@ def find_stages(folder: Path) -> tuple[dict[str, Checkpoint], list[str]]:
         else:
             missing.append(f"no {folder / name}{checkpoint.origin(name)}")
     return found, missing
+
+
+def show(figures: dict, args) -> None:
+    """Print the comparison; write it where --json, --csv and --plot ask for it."""
+    print(report.comparison_text(figures))
+    if args.json:
+        report.write_json(args.json, figures)
+    if args.csv:
+        report.write_csv(args.csv, figures)
+    if args.plot:
+        plots.save(plots.comparison_page(figures), args.plot)
 
 
 def stage_row(stage: str, model: Checkpoint, path: Path, args, dataset) -> dict:

@@ -126,19 +126,6 @@ def arrow(before, after) -> str:
 # The comparison of the stages
 
 
-def show(figures: dict, args) -> None:
-    """Print the comparison; write it where --json, --csv and --plot ask for it."""
-    print(comparison_text(figures))
-    if args.json:
-        write_json(args.json, figures)
-    if args.csv:
-        write_csv(args.csv, figures)
-    if args.plot:
-        from net import plots
-
-        plots.save(plots.comparison_page(figures), args.plot)
-
-
 def write_json(path, figures: dict) -> None:
     text = json.dumps(figures, indent=2)
     # A list of numbers on one line: a histogram is not worth a screen.
