@@ -36,6 +36,7 @@ def body(args) -> None:
     from net.files import check_writable
 
     output = Path(args.output)
+    cli.device(args)  # refuses a device that is not there, before any folder is made
     # An hour of training must not end in "permission denied".
     for folder in (output, args.directory, *(Path(f).parent for f in (args.json, args.csv) if f)):
         check_writable(folder)
