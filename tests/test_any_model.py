@@ -77,8 +77,9 @@ def test_a_model_of_the_users_own_with_every_kind_of_layer(tmp_path):
 def test_a_model_of_torchvision_stage_by_stage(few_digits, tmp_path):
     stage = {name: str(tmp_path / file) for name, file in FILES.items()}
     encoded = ["--directory", str(tmp_path / "encodings")]
-    options = [*QUICK[:-2], "--arch", "mobilenet_v3_small", "--epochs", "4"]
-    assert pruning.main([*options, "--retrain-epochs", "1", "--output", str(tmp_path)]) == 0
+    options = [*QUICK[:-2], "--arch", "mobilenet_v3_small", "--epochs", "4", "--sensitivity", "0.4"]
+    options += ["--retrain-epochs", "3", "--retrain-lr", "0.002", "--output", str(tmp_path)]
+    assert pruning.main(options) == 0
     options = ["--device", "cpu", "--bits", "6", "--epochs", "1", *QUICK[4:8]]
     assert weight_share.main([stage["retrained"], *options, "--output", stage["shared"]]) == 0
     assert huffman_encode.main([stage["shared"], *encoded]) == 0
