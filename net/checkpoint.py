@@ -18,6 +18,7 @@ import torch
 from net import distributed
 from net.errors import UserError
 from net.files import atomic_write
+from net.tensors import identity
 
 FORMAT = "deep-compression 1"
 
@@ -86,13 +87,6 @@ def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             copies[identity(tensor)] = copy
     return {name: copies[identity(tensor)] for name, tensor in state.items()}
-
-
-def identity(tensor: torch.Tensor) -> tuple:
-    """Equal for two tensors that are the same memory."""
-    if tensor.numel() == 0:
-        return (id(tensor),)
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def save_dict(path, content: dict) -> None:

@@ -9,6 +9,7 @@ from net import checkpoint, distributions, encoding, plots, report, stages
 from net.checkpoint import Checkpoint
 from net.encoding import TensorInfo
 from net.errors import UserError
+from net.tensors import identity
 from net.training import evaluate
 
 STAGE_FILES = {
@@ -118,11 +119,15 @@ def stage_row(stage: str, model: Checkpoint, path: Path, args, dataset) -> dict:
 
 
 def parameters_of(model: Checkpoint) -> list[torch.Tensor]:
-    """The tensors that are parameters; of a bare state dict all of floating point."""
+    """The tensors that are parameters; of a bare state dict all of floating point.
+
+    Tied ones count once.
+    """
     if model.arch:
         names = stages.parameter_names(model.arch)
         return [tensor for name, tensor in model.state_dict.items() if name in names]
-    return [tensor for tensor in model.state_dict.values() if tensor.is_floating_point()]
+    floating = [tensor for tensor in model.state_dict.values() if tensor.is_floating_point()]
+    return list({identity(tensor): tensor for tensor in floating}.values())
 
 
 # Where the bytes of encodings/ are
@@ -130,9 +135,9 @@ def parameters_of(model: Checkpoint) -> list[torch.Tensor]:
 
 def layer_rows(tensors: list[TensorInfo], state: dict, names: list[str]) -> list[dict]:
     """One row per compressible layer; its bias, a file of its own, counts among its "parts"."""
-    by_name = {tensor.name: tensor for tensor in tensors}
+    by_name = {name: tensor for tensor in tensors for name in (tensor.name, *tensor.tied)}
     return [
-        layer_row(by_name[name], by_name.get(bias_of(name)), state[name])
+        layer_row(name, by_name[name], by_name.get(bias_of(name)), state[name])
         for name in names
         if name in by_name
     ]
@@ -142,10 +147,10 @@ def bias_of(weight_name: str) -> str:
     return weight_name.removesuffix("weight") + "bias"
 
 
-def layer_row(weight: TensorInfo, bias: TensorInfo | None, tensor: torch.Tensor) -> dict:
+def layer_row(name: str, weight: TensorInfo, bias: TensorInfo | None, tensor) -> dict:
     sections = weight.sections
     return {
-        "name": weight.name.removesuffix(".weight"),
+        "name": name.removesuffix(".weight"),
         "parameters": weight.parameters,
         "nonzero": weight.nonzero,
         "weight_bits": weight.weight_bits,
@@ -202,7 +207,7 @@ def fixed_width_bytes(tensor, value_bits: int, shared_values: int = 0, sparse: b
 def other_row(tensors: list[TensorInfo], state: dict, layers: list[dict], encoded: int) -> dict:
     """All that is not a layer's weight: biases, normalisation, the manifest."""
     weights = {f"{layer['name']}.weight" for layer in layers}
-    others = [tensor for tensor in tensors if tensor.name not in weights]
+    others = [tensor for tensor in tensors if weights.isdisjoint((tensor.name, *tensor.tied))]
     manifest = encoded - sum(tensor.encoded_bytes for tensor in tensors)
     return {
         "parameters": sum(tensor.parameters for tensor in others),

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from net.bits import BitReader, HuffmanError
 from net.errors import UserError
 from net.files import atomic_write, unwritable
-from net.tensors import DTYPES, patterns, read_tensor, write_tensor
+from net.tensors import DTYPES, identity, patterns, read_tensor, write_tensor
 
 MANIFEST = "manifest.huff"
 MAGIC = b"DCE\x01"  # Deep Compression encoding, version 1
@@ -64,6 +65,7 @@ class TensorInfo:
     """What one tensor costs in the folder. All bits are averages per stored (non-zero) value."""
 
     name: str
+    tied: list[str]  # its other names
     shape: tuple[int, ...]
     dtype: str
     parameters: int
@@ -84,7 +86,8 @@ def save(state: dict[str, torch.Tensor], directory: str | Path, meta: dict | Non
     """Encode every tensor of ``state`` into files of ``directory``; return the bytes written.
 
     ``meta`` is anything that JSON can hold. Tensors are touched one at a time, so a checkpoint
-    that was opened with mmap never has to fit into memory.
+    that was opened with mmap never has to fit into memory. Names of the same memory (tied
+    weights) are one tensor, and have one file.
 
     An earlier encoding stays valid until its manifest is replaced in one step, after all files
     of the new one are on the disk; its files are removed then. Other files are left alone.
@@ -95,9 +98,14 @@ def save(state: dict[str, torch.Tensor], directory: str | Path, meta: dict | Non
     written: list[Path] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        entries, sums, total = [], [], 0
+        entries, sums, files, numbers = [], [], set(), {}
+        total = 0
         for name, tensor in state.items():
             _check_tensor(name, tensor)
+            first = numbers.setdefault(identity(tensor), len(entries))
+            if first < len(entries):
+                entries.append([name, first])
+                continue
             data = write_tensor(tensor).finish()
             sums.append(zlib.crc32(data))
             path = directory / _file_name(len(entries), name, sums[-1])
@@ -105,6 +113,7 @@ def save(state: dict[str, torch.Tensor], directory: str | Path, meta: dict | Non
                 written.append(path)
                 _write_file(path, data)
             entries.append([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
+            files.add(path.name)
             total += len(data)
         manifest = _pack_manifest(entries, sums, meta)
         _write_file(directory / MANIFEST, manifest)
@@ -116,7 +125,7 @@ def save(state: dict[str, torch.Tensor], directory: str | Path, meta: dict | Non
         if isinstance(error, UserError) and not isinstance(error, EncodingError):
             raise EncodingError(f"{error}; what was there before is unchanged") from None
         raise
-    _remove_others(directory, {_file_name(i, e[0], sums[i]) for i, e in enumerate(entries)})
+    _remove_others(directory, files)
     return total + len(manifest)
 
 
@@ -127,7 +136,10 @@ def load(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     that ``save`` has written.
     """
     entries, meta = _read_manifest(Path(directory))
-    return {entry.name: entry.read()[0] for entry in entries}, meta
+    state = {}
+    for entry in entries:
+        state[entry.name] = state[entry.same.name] if entry.same else entry.read()[0]
+    return state, meta
 
 
 def directory_bytes(directory: str | Path) -> int:
@@ -137,7 +149,12 @@ def directory_bytes(directory: str | Path) -> int:
 
 def describe(directory: str | Path) -> list[TensorInfo]:
     """What every tensor costs, and in what; raises EncodingError as ``load`` does."""
-    return [_describe(entry) for entry in _read_manifest(Path(directory))[0]]
+    entries = _read_manifest(Path(directory))[0]
+    tied = {entry.name: [] for entry in entries}
+    for entry in entries:
+        if entry.same:
+            tied[entry.same.name].append(entry.name)
+    return [_describe(entry, tied[entry.name]) for entry in entries if not entry.same]
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -169,13 +186,14 @@ def _remove_others(directory: Path, keep: set[str]) -> None:
 
 @dataclasses.dataclass
 class Entry:
-    """One line of the manifest."""
+    """One line of the manifest: a name, and the file of its tensor."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     checksum: int  # CRC-32 of the file
     path: Path
+    same: "Entry | None" = None  # the first name of a tied tensor, whose file this is, too
 
     def read(self, notes: list | None = None) -> tuple[torch.Tensor, BitReader]:
         """The tensor, and the reader that has read it, with the codes in use if it has a list."""
@@ -267,23 +285,30 @@ def _parse_manifest(directory: Path, data: bytes) -> tuple[list[Entry], dict]:
     tensors, meta = document["tensors"], document.get("meta", {})
     if not isinstance(meta, dict) or document.keys() - {"tensors", "meta"}:
         raise ValueError("fields that this version does not have")
-    if len(unpacker.unused_data) != 4 * len(tensors):
+    stored = sum(isinstance(fields, list) and len(fields) == 3 for fields in tensors)
+    if len(unpacker.unused_data) != 4 * stored:
         raise ValueError("not one checksum for each tensor")
-    sums = np.frombuffer(unpacker.unused_data, ">u4").tolist()
-    entries = [
-        _entry(directory, i, *pair) for i, pair in enumerate(zip(tensors, sums, strict=True))
-    ]
+    sums = iter(np.frombuffer(unpacker.unused_data, ">u4").tolist())
+    entries = []
+    for fields in tensors:
+        entries.append(_entry(directory, entries, fields, sums))
     if len({entry.name for entry in entries}) < len(entries):
         raise ValueError("two tensors of the same name")
     return entries, meta
 
 
-def _entry(directory: Path, number: int, fields: object, checksum: int) -> Entry:
+def _entry(directory: Path, before: list[Entry], fields: object, sums: Iterator[int]) -> Entry:
+    number = len(before)
     match fields:
+        case [str(name), first] if type(first) is int and 0 <= first < number:
+            if before[first].same:
+                raise ValueError(f"tensor {number}: the same as one that has no file itself")
+            return dataclasses.replace(before[first], name=name, same=before[first])
         case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
             if all(type(extent) is int and extent >= 0 for extent in shape) and _fits(
                 tuple(shape), DTYPES[dtype]
             ):
+                checksum = next(sums)
                 path = directory / _file_name(number, name, checksum)
                 return Entry(name, DTYPES[dtype], tuple(shape), checksum, path)
     raise ValueError(f"tensor {number}: not a name, a known type and a shape within the limits")
@@ -292,7 +317,7 @@ def _entry(directory: Path, number: int, fields: object, checksum: int) -> Entry
 # --- reports ------------------------------------------------------------------------------------
 
 
-def _describe(entry: Entry) -> TensorInfo:
+def _describe(entry: Entry, tied: list[str]) -> TensorInfo:
     tensor, reader = entry.read(notes=[])
     raw = patterns(tensor)
     flat = raw.reshape(tensor.numel(), -1).any(axis=1) if raw.size else raw
@@ -311,6 +336,7 @@ def _describe(entry: Entry) -> TensorInfo:
     sections["header"] += len(reader.data) - sum(sections.values())  # padding
     return TensorInfo(
         name=entry.name,
+        tied=tied,
         shape=entry.shape,
         dtype=str(entry.dtype).removeprefix("torch."),
         parameters=tensor.numel(),

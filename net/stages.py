@@ -25,6 +25,7 @@ from net.patterns import resolve
 from net.progress import Progress
 from net.prune import GradualPruning, apply_masks, set_masks, shrink, threshold_mask
 from net.sharing import SharedWeight
+from net.tensors import identity
 from net.training import Recipe, evaluate, fit
 from net.units import drop_idle, fold_constant_inputs, gather_live_units
 
@@ -166,8 +167,8 @@ def layer_kinds(source: Checkpoint) -> dict[str, str]:
     kinds, seen = {}, set()
     for name, tensor in source.state_dict.items():
         weight = name.endswith(".weight") and tensor.is_floating_point() and tensor.dim() >= 2
-        if weight and checkpoint.identity(tensor) not in seen:
-            seen.add(checkpoint.identity(tensor))
+        if weight and identity(tensor) not in seen:
+            seen.add(identity(tensor))
             kinds[name.removesuffix(".weight")] = "linear" if tensor.dim() == 2 else "conv"
     return kinds
 
@@ -476,6 +477,9 @@ def encode(source: Checkpoint, directory) -> None:
     encoding.save(source.state_dict, directory, meta)
     tensors = encoding.describe(directory)
     print(report.encoding_table(tensors, encoding.directory_bytes(directory)))
+    for tensor in tensors:
+        for name in tensor.tied:
+            print(f"note: {name} is tied to {tensor.name}, and stored with it")
     for name in compressible_names(source):
         values = source.state_dict[name].flatten()
         values = values[:: max(1, len(values) >> 20)]  # a million tell

@@ -35,6 +35,13 @@ def patterns(tensor: torch.Tensor) -> np.ndarray:
     return flat.view(torch.uint8).numpy().view(f"u{component_size(tensor.dtype)}")
 
 
+def identity(tensor: torch.Tensor) -> tuple:
+    """Equal for two tensors that are the same memory, as tied weights are."""
+    if tensor.numel() == 0:
+        return (id(tensor),)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
 def component_size(dtype: torch.dtype) -> int:
     """Bytes per pattern."""
     return dtype.itemsize // (2 if dtype.is_complex else 1)

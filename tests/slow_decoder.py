@@ -227,9 +227,14 @@ def folder(directory: Path) -> tuple[dict[str, tuple[str, list[int], list[int]]]
     text = json.loads(inflate.decompress(data[8:]))
     sums = struct.iter_unpack(">I", inflate.unused_data)
     state = {}
-    for i, ((name, kind, shape), (checksum,)) in enumerate(zip(text["tensors"], sums, strict=True)):
+    for i, (name, *fields) in enumerate(text["tensors"]):
+        if len(fields) == 1:
+            state[name] = state[text["tensors"][fields[0]][0]]
+            continue
+        (kind, shape), (checksum,) = fields, next(sums)
         safe = re.sub(r"[^A-Za-z0-9_.]", "_", name)[-40:]
         content = (directory / f"{i:02d}-{safe}-{checksum:08x}.huff").read_bytes()
         assert zlib.crc32(content) == checksum
         state[name] = kind, shape, tensor(content, kind, shape)
+    assert next(sums, None) is None
     return state, text.get("meta", {})

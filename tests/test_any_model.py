@@ -69,6 +69,11 @@ def test_a_model_of_the_users_own_with_every_kind_of_layer(tmp_path):
     assert names == [f"{kind}.weight" for kind in kinds]
     shared = found["shared"].state_dict
     assert torch.equal(shared["head.weight"], shared["words.weight"])  # tied
+    files = {path.name.split("-")[1] for path in (tmp_path / "encodings").glob("[0-9]*")}
+    assert files == shared.keys() - {"head.weight"}  # one for both names
+    assert [layer["name"] for layer in figures["layers"]] == list(kinds)
+    encoded = sum(layer["encoded_bytes"] for layer in (*figures["layers"], figures["other"]))
+    assert encoded == figures["encoded_bytes"]
     assert shared["norm.num_batches_tracked"].dtype == torch.int64
     model = stages.load_model(found["shared"], "cpu")
     assert figures["original_bytes"] == 4 * sum(p.numel() for p in model.parameters())

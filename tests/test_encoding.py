@@ -205,6 +205,28 @@ def test_names_meta_and_order_survive(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
+def test_tied_tensors_have_one_file(tmp_path: Path) -> None:
+    weight, other = pruned((40, 30), 0.3), torch.ones(3)
+    state = {"words.weight": weight, "other": other, "head.weight": weight, "view": weight[:]}
+    state["copy"] = weight.clone()
+    written = save(state, tmp_path)
+    assert written == encoding.directory_bytes(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3 + 1
+    decoded, _ = load(tmp_path)
+    assert list(decoded) == list(state)
+    assert fuzz.same(decoded, state)
+    assert decoded["words.weight"] is decoded["head.weight"] is decoded["view"]
+    assert decoded["words.weight"] is not decoded["copy"]
+    infos = describe(tmp_path)
+    assert [(i.name, i.tied) for i in infos] == [
+        ("words.weight", ["head.weight", "view"]),
+        ("other", []),
+        ("copy", []),
+    ]
+    manifest = (tmp_path / encoding.MANIFEST).stat().st_size
+    assert sum(i.encoded_bytes for i in infos) == written - manifest
+
+
 def test_nothing_at_all(tmp_path: Path) -> None:
     save({}, tmp_path)
     assert load(tmp_path) == ({}, {})
@@ -293,6 +315,7 @@ def test_a_decoder_written_from_the_document_agrees(tmp_path: Path) -> None:
         "empty": torch.zeros(2, 0),
         "scalar": torch.tensor(True),
     }
+    state["tied"] = state["fc"]
     save(state, tmp_path, {"a": 1})
     decoded, meta = slow_decoder.folder(tmp_path)
     assert meta == {"a": 1}
@@ -482,7 +505,13 @@ BAD_LINE = "tensor 0: not a name, a known type and a shape within the limits"
         (b'{"tensors":[["a","bool",[1.0]]]}', 1, BAD_LINE),
         (b'{"tensors":[["a","bool",[true]]]}', 1, BAD_LINE),
         (b'{"tensors":[[1,"bool",[1]]]}', 1, BAD_LINE),
-        (b'{"tensors":[["a","bool"]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool"]]}', 0, BAD_LINE),
+        (b'{"tensors":[["a",0]]}', 0, BAD_LINE),
+        (b'{"tensors":[["a",-1]]}', 0, BAD_LINE),
+        (b'{"tensors":[["a",1],["b","bool",[]]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[]],["b",true]]}', 1, BAD_LINE.replace("0", "1", 1)),
+        (b'{"tensors":[["a","bool",[]],["a",0]]}', 1, "two tensors of the same name"),
+        (b'{"tensors":[["a","bool",[]],["b",0],["c",1]]}', 1, "tensor 2: the same as one that"),
         (b'{"tensors":[["a","bool",[17179869185]]]}', 1, BAD_LINE),
         (b'{"tensors":[["a","bool",[0,1152921504606846976]]]}', 1, BAD_LINE),
         (b'{"tensors":[["a","bool",%s]]}' % json.dumps([1] * 65).encode(), 1, BAD_LINE),
