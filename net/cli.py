@@ -231,7 +231,8 @@ def add_training(parser: Parser) -> None:
         group,
         "--teacher-copies",
         integer(1),
-        "distorted versions of every image that the teacher sees",
+        "distorted versions of every image that the teacher sees; new ones in every epoch where "
+        "these would take over 2 GiB",
         metavar="N",
     )
     group.add_argument(

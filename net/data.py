@@ -23,8 +23,7 @@ from net.models import Input
 DOWNLOADABLE = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = ("auto", *DOWNLOADABLE, "cifar10", "digits", "folder:PATH")
 HELD_OUT = 1 / 12  # of the training images: 5,000 of MNIST's 60,000
-
-
+IN_MEMORY = 2 << 30  # bytes of images that are kept; more are read or made anew in every epoch
 WHOLE = (0, 1)  # process 0 of 1
 
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from net.data import WHOLE, distort, training_batches
+from net.data import IN_MEMORY, WHOLE, distort, training_batches
 
 
 class Distorted:
@@ -19,6 +19,32 @@ class Distorted:
     def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
         for images, labels in self.split.batches(batch_size, shuffle, shard):
             yield distort(images, self.strength, shard) if self.strength else images, labels
+
+
+def distilled(split, teacher, copies: int, strength: float, batch_size: int = 500):
+    """`split` as the teacher sees it: `copies` versions of every image, made once, where they fit
+    into memory; otherwise a new one in every epoch."""
+    images, _ = next(split.batches(1))
+    if copies * len(split) * images.numel() <= IN_MEMORY:
+        return Distilled(split, teacher, copies, strength, batch_size)
+    return Taught(split, teacher, strength)
+
+
+class Taught:
+    """A split whose every batch is distorted afresh, with what the teacher says of it."""
+
+    def __init__(self, split, teacher, strength: float):
+        self.distorted, self.teacher = Distorted(split, strength), teacher.eval()
+
+    def __len__(self) -> int:
+        return len(self.distorted)
+
+    def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
+        """Yield (images, the teacher's logits)."""
+        for images, _ in self.distorted.batches(batch_size, shuffle, shard):
+            with torch.no_grad():
+                logits = self.teacher(images)
+            yield images, logits
 
 
 class Distilled:

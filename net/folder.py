@@ -9,11 +9,19 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from net.data import WHOLE, Adapt, Dataset, Split, batch_indexes, normaliser, with_held_out
+from net.data import (
+    IN_MEMORY,
+    WHOLE,
+    Adapt,
+    Dataset,
+    Split,
+    batch_indexes,
+    normaliser,
+    with_held_out,
+)
 from net.errors import UserError
 from net.models import Input
 
-IN_MEMORY = 2 << 30  # bytes of decoded images that are kept; more are read anew in every epoch
 FEW = 512  # images that are read sooner than processes to read them would have started
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from net import checkpoint, cli, data, distributed, encoding, models, report
 from net.allocation import choose_bits
 from net.checkpoint import Checkpoint
-from net.distillation import Distilled, Distorted, distillation_loss
+from net.distillation import Distorted, distillation_loss, distilled
 from net.errors import UserError
 from net.files import check_writable
 from net.log import Log
@@ -286,7 +286,7 @@ def teaching(args, arch: str, folder: Path, dataset, log, progress=None):
     if dataset.distilled is None:
         teacher = load_teacher(args, arch, folder, dataset, log, progress)
         torch.manual_seed(args.seed + 3)
-        dataset.distilled = Distilled(
+        dataset.distilled = distilled(
             dataset.train, teacher, args.teacher_copies, args.distortion, args.test_batch_size
         )
     return dataset.distilled, distillation_loss

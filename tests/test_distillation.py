@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from net import distillation
 from net.data import Split
-from net.distillation import Distilled, Distorted, distillation_loss
+from net.distillation import Distilled, Distorted, Taught, distillation_loss, distilled
 
 
 class Brightness(nn.Module):
@@ -53,6 +54,27 @@ def test_an_epoch_takes_one_version_of_each_image(split):
     assert sorted(distance.argmin(1).tolist()) == list(range(20))
     step = float(split.images.max() - split.images.min()) / 255
     assert distance.amin(1).max() <= step / 2 * 28 * 1.01
+
+
+def test_what_does_not_fit_into_memory_is_made_anew(split, monkeypatch):
+    assert isinstance(distilled(split, Brightness(), 3, 1.0), Distilled)
+    monkeypatch.setattr(distillation, "IN_MEMORY", 3 * 20 * 28 * 28 - 1)
+    taught = distilled(split, Brightness(), 3, 1.0)
+    assert isinstance(taught, Taught)
+    assert len(taught) == 20
+    torch.manual_seed(0)
+    epochs = [list(taught.batches(8, shuffle=True)) for _ in range(2)]
+    for batches in epochs:
+        assert sum(len(images) for images, _ in batches) == 20
+        for images, logits in batches:
+            assert torch.equal(Brightness()(images), logits)
+    assert not torch.equal(epochs[0][0][0], epochs[1][0][0])
+
+
+def test_a_teacher_gets_no_gradients(split):
+    layer = nn.Linear(28 * 28, 3)
+    taught = Taught(split, nn.Sequential(nn.Flatten(), layer), 0.0)
+    assert not next(taught.batches(4))[1].requires_grad
 
 
 def test_loss_is_zero_for_the_teachers_own_logits():
