@@ -62,11 +62,12 @@ class SharedWeight:
         """
         exact = self.centroids.detach()
         rounded = exact.half().to(exact.dtype)
-        return rounded if bool((rounded.isfinite() & (rounded != 0)).all()) else exact
+        # Chosen on the device: a GPU would run dry if every step asked it for the answer.
+        return torch.where((rounded.isfinite() & (rounded != 0)).all(), rounded, exact)
 
     def to(self, device) -> "SharedWeight":
         """Move everything to `device`, before an optimiser sees `centroids`."""
         self.positions, self.labels = self.positions.to(device), self.labels.to(device)
-        self.centroids.data = self.centroids.data.to(device)
-        self.latent.data = self.latent.data.to(device)
+        self.centroids = torch.nn.Parameter(self.centroids.detach().to(device))
+        self.latent = torch.nn.Parameter(self.latent.detach().to(device))
         return self

@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import pytest
@@ -5,8 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from net import prune, training
+from net.data import Split
+from net.distillation import Distorted, Taught, distillation_loss
 from net.log import Log
 from net.models import build
+from net.sharing import SharedWeight
 from net.training import Recipe, evaluate, fit, learning_rate, set_dropout
 
 
@@ -105,3 +110,79 @@ def test_set_dropout():
     model = build("lenet-300-100")
     set_dropout(model, 0.25)
     assert model.dropout.p == 0.25
+
+
+# A stand-in for a GPU, which these tests must not need
+
+
+class EpochIsOver(Exception):
+    pass
+
+
+@pytest.fixture
+def far_device(monkeypatch):
+    """torch's meta device in the place of a GPU.
+
+    Like a GPU it does not mix with the CPU.  It holds no values, so that asking for one, which
+    makes a GPU's queue run dry, is an error.
+    """
+
+    def stop(*_):
+        raise EpochIsOver
+
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, fused: adam(p, lr, foreach=fused))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(training, "evaluate", stop)
+    return torch.device("meta")
+
+
+def epoch_of(model, parameters, split, **hooks):
+    """One epoch of 40 steps, up to its evaluation."""
+    recipe = Recipe(1, len(split) // 40, 1e-2)
+    with pytest.raises(EpochIsOver):
+        fit(model, parameters, split, None, recipe, phase="train", log=Log(), **hooks)
+
+
+def far_split(device):
+    return Split(torch.zeros(400, 1, 28, 28, device=device), torch.zeros(400, device=device).long())
+
+
+@pytest.mark.parametrize("arch", ["lenet-300-100", "lenet-5"])
+def test_no_step_of_pruning_waits_for_the_device(far_device, arch):
+    model = build(arch).to(far_device)
+    prune.set_masks(model, lambda name, weight: prune.threshold_mask(weight, 0.5))
+    gradual, steps = prune.GradualPruning(model, 0.05), []
+
+    def after_step(step):
+        prune.shrink(model, 1e-3)
+        gradual(step)
+        steps.append(step)
+
+    split = Distorted(far_split(far_device), 1.0)
+    epoch_of(model, model.parameters(), split, after_step=after_step)
+    assert len(steps) == 40
+    assert model.fc1.mask.device == far_device
+
+
+def test_no_step_of_fine_tuning_waits_for_the_device(far_device):
+    model = build("lenet-300-100")
+    shared = SharedWeight(model.fc1.weight, bits=3).to(far_device)
+    model.to(far_device)
+    weight, steps = model.fc1.weight, []
+
+    def after_step(step):
+        shared.reassign()
+        shared.write(weight)
+        steps.append(step)
+
+    teacher = build("lenet-5").to(far_device)
+    epoch_of(
+        *(model, [shared.centroids, shared.latent, *model.fc2.parameters()]),
+        Taught(far_split(far_device), teacher, 1.0),
+        loss_of=distillation_loss,
+        after_backward=lambda: shared.gather_gradient(weight),
+        after_step=after_step,
+    )
+    assert len(steps) == 40
+    assert shared.labels.device == far_device
