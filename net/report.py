@@ -77,17 +77,11 @@ def pruning_table(state: dict) -> str:
     return table(["tensor", "shape", "non-zeros", "parameters", "density"], rows, [total])
 
 
-def sharing_table(shared: dict) -> str:
-    """Per shared tensor: survivors, distinct values before and after, mean squared error."""
+def sharing_table(clusterings: dict) -> str:
+    """Per shared tensor (net.sharing.Clustering): survivors, distinct values, the error."""
     rows = [
-        [
-            name,
-            len(weight.positions),
-            weight.values_before,
-            len(weight.stored_centroids().unique()),
-            f"{weight.mean_squared_error:.2e}",
-        ]
-        for name, weight in shared.items()
+        [name, c.nonzero, c.values_before, c.values_after, f"{c.mean_squared_error:.2e}"]
+        for name, c in clusterings.items()
     ]
     head = ["tensor", "non-zeros", "values before", "values after", "mean squared error"]
     return table(head, rows)

@@ -1,9 +1,22 @@
 """Weight sharing: a tensor whose non-zero entries take a few values, and how those are trained."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
-from net.quantization import kmeans_1d
+from net.quantization import CHUNK, kmeans_1d
+
+COUNTED = 1 << 22
+
+
+class Clustering(NamedTuple):
+    """What a user wants to know of it."""
+
+    nonzero: int
+    values_before: int | None  # distinct ones; None among more than COUNTED, which takes a sort
+    values_after: int
+    mean_squared_error: float
 
 
 class SharedWeight:
@@ -12,24 +25,43 @@ class SharedWeight:
     `positions` int64 [n] are the flat indexes of the survivors, `labels` int64 [n] their clusters,
     `centroids` floating-point [k'] the parameter that is fine-tuned.  Assignments stay, unless
     `reassign` is called, and pruned entries stay zero, since only `write` touches the tensor.
+    `latent` [n], for `reassign`, follows the gradient of every single weight; None unless
+    `reassignable`, since it and its optimiser's averages are as large as the weight.
     """
 
-    def __init__(self, tensor: torch.Tensor, bits: int, init: str = "linear", seed: int = 42):
-        self.positions = tensor.detach().flatten().nonzero().flatten()
-        values = tensor.detach().take(self.positions).cpu()
+    def __init__(
+        self,
+        tensor: torch.Tensor,
+        bits: int,
+        init: str = "linear",
+        seed: int = 42,
+        reassignable: bool = False,
+    ):
+        tensor = tensor.detach()
+        survivors = tensor.flatten()
+        survivors = survivors[survivors != 0]
+        self.latent = torch.nn.Parameter(survivors.clone()) if reassignable else None
         # float32 as it is: half the memory, and k-means sorts it in half the time.
-        survivors = (values if values.dtype == torch.float64 else values.float()).numpy()
-        centroids, labels = kmeans_1d(survivors, 2**bits, init, seed)
-        self.labels = torch.from_numpy(labels).long().to(tensor.device)
+        values = survivors.cpu()
+        values = (values if values.dtype == torch.float64 else values.float()).numpy()
+        centroids, labels = kmeans_1d(values, 2**bits, init, seed)
+        self.labels = torch.from_numpy(labels).to(tensor.device)
         self.centroids = torch.nn.Parameter(
             torch.from_numpy(centroids).to(tensor.device, tensor.dtype)
         )
-        # Follows the gradient of every single weight; only `reassign` looks at it.
-        self.latent = torch.nn.Parameter(tensor.detach().take(self.positions))
-        # What a user wants to know of the clustering.
-        self.values_before = len(np.unique(survivors))
-        error = survivors - self.stored_centroids().double().cpu().numpy()[labels]
-        self.mean_squared_error = float(np.mean(error**2)) if len(error) else 0.0
+        self.clustering = self.compare(values, labels)
+        del survivors, values  # as large as the weight, and the positions are twice as large
+        self.positions = tensor.flatten().nonzero().flatten()
+
+    def compare(self, values: np.ndarray, labels: np.ndarray) -> Clustering:
+        """The values as they were with those that `write` will put in their place."""
+        stored = self.stored_centroids().double().cpu().numpy()
+        error = 0.0
+        for i in range(0, len(values), CHUNK):
+            part = slice(i, i + CHUNK)
+            error += float(np.square(values[part] - stored[labels[part]]).sum())
+        before = len(np.unique(values)) if len(values) <= COUNTED else None
+        return Clustering(len(values), before, len(np.unique(stored)), error / max(1, len(values)))
 
     @torch.no_grad()
     def gather_gradient(self, tensor: torch.Tensor) -> None:
@@ -40,7 +72,8 @@ class SharedWeight:
         """
         gradient = tensor.grad.take(self.positions)
         self.centroids.grad = torch.zeros_like(self.centroids).index_add_(0, self.labels, gradient)
-        self.latent.grad = gradient
+        if self.latent is not None:
+            self.latent.grad = gradient
         tensor.grad = None
 
     @torch.no_grad()
@@ -69,5 +102,6 @@ class SharedWeight:
         """Move everything to `device`, before an optimiser sees `centroids`."""
         self.positions, self.labels = self.positions.to(device), self.labels.to(device)
         self.centroids = torch.nn.Parameter(self.centroids.detach().to(device))
-        self.latent = torch.nn.Parameter(self.latent.detach().to(device))
+        if self.latent is not None:
+            self.latent = torch.nn.Parameter(self.latent.detach().to(device))
         return self

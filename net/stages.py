@@ -392,8 +392,10 @@ def share(source: Checkpoint, args, log, dataset=None, folder=None) -> Checkpoin
         log.result(f"chosen on the held-out images: --bits {chosen}", event="bits", bits=bits)
     else:
         bits = resolve(args.bits, kinds)
-    state, shared = cluster(source.state_dict, bits, resolve(args.bias_bits, kinds), args)
-    print(report.sharing_table(shared))
+    state, shared, clusterings = cluster(
+        source.state_dict, bits, resolve(args.bias_bits, kinds), args
+    )
+    print(report.sharing_table(clusterings))
     options = recorded(args, SHARING_OPTIONS)
     clustered = Checkpoint(state, source.arch, "weight_shared", source.dataset, options)
     if model is None:
@@ -409,21 +411,28 @@ def share(source: Checkpoint, args, log, dataset=None, folder=None) -> Checkpoin
     return clustered
 
 
-def cluster(source_state: dict, bits: dict, bias_bits: dict, args) -> tuple[dict, dict]:
-    """(a copy of the state dict with shared values, {name: SharedWeight}) for {layer: bits}."""
+def cluster(source_state: dict, bits: dict, bias_bits: dict, args) -> tuple[dict, dict, dict]:
+    """(a copy of the state dict with shared values, {name: SharedWeight}, {name: Clustering}).
+
+    `bits` and `bias_bits` are {layer: bits}.  Without fine-tuning no SharedWeight is kept: it
+    takes several times the memory of its weight.
+    """
     state = checkpoint.copied(source_state)
-    shared = {}
+    shared, clusterings = {}, {}
     for layer in bits:
         for name, b in ((f"{layer}.weight", bits[layer]), (f"{layer}.bias", bias_bits[layer])):
             if name in state and b:
                 # weight * mask, as others prune, leaves -0.0, which would have to be stored.
                 state[name].masked_fill_(state[name] == 0, 0.0)
                 try:
-                    shared[name] = SharedWeight(state[name], b, args.init, args.seed)
+                    weight = SharedWeight(state[name], b, args.init, args.seed, args.reassign > 0)
                 except ValueError as error:  # not finite, not real
                     raise UserError(f"cannot share {name}: {error}") from None
-                shared[name].write(state[name])
-    return state, shared
+                weight.write(state[name])
+                clusterings[name] = weight.clustering
+                if args.finetune_epochs:
+                    shared[name] = weight
+    return state, shared, clusterings
 
 
 def finetune(model, shared: dict[str, SharedWeight], arch, folder, args, dataset, log) -> None:
@@ -451,11 +460,12 @@ def finetune(model, shared: dict[str, SharedWeight], arch, folder, args, dataset
             weight.write(parameters[name])
 
     weights = shared.values()
+    latent = [weight.latent for weight in weights if weight.latent is not None]
     fit(
         model,
         [
             {"params": own + [weight.centroids for weight in weights]},
-            {"params": [weight.latent for weight in weights], "lr_factor": LATENT_RATE},
+            {"params": latent, "lr_factor": LATENT_RATE},
         ],
         split,
         dataset.validation,

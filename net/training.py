@@ -1,6 +1,7 @@
 """Train and evaluate: one loop for dense training, pruning, retraining and fine-tuning."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,6 +46,17 @@ def evaluate(model: nn.Module, split, batch_size: int = 1000) -> tuple[float, fl
     return loss / len(split), 100 * wrong / len(split)
 
 
+@contextmanager
+def flushed_denormals():
+    """Adam's averages of pruned weights decay into denormals, which a CPU handles slowly."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:  # other code of the process may count on them
+        torch.set_flush_denormal(False)
+
+
+@flushed_denormals()
 def fit(
     model: nn.Module,
     parameters,
@@ -69,8 +81,6 @@ def fit(
     steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
     set_dropout(model, recipe.dropout)
-    # Adam's averages of pruned weights decay into denormals, which a CPU handles slowly.
-    torch.set_flush_denormal(True)
     first = progress.restore(phase, recipe.epochs, model, optimizer) if progress else 0
     network = distributed.parallel(model) if first < recipe.epochs else model
     device = next(model.parameters()).device.type
@@ -106,7 +116,6 @@ def fit(
     if recipe.epochs and not (progress and progress.passed(phase)):
         measure_statistics(model, train, recipe.batch_size)
         distributed.agree(model)
-    torch.set_flush_denormal(False)
 
 
 @torch.no_grad()

@@ -63,6 +63,17 @@ def test_labels_name_the_nearest_centroid_and_centroids_are_means(values, k, ini
     np.testing.assert_allclose(centroids, means, rtol=1e-12, atol=1e-9)
 
 
+def test_rounding_that_leads_into_a_cycle_is_noticed(monkeypatch):
+    """Three values apart by less than the rounding of the means, beside an outlier."""
+    steps = []
+    assign = quantization._assign
+    monkeypatch.setattr(quantization, "_assign", lambda *a: steps.append(1) or assign(*a))
+    values = [0, *(sign * i for i in range(1, 6) for sign in (1, -1)), *range(6, 20)]
+    values += [0, 1.25, 1.5, 2.220446e-16, -2.220446e-16, -6, -7, -246]
+    kmeans_1d(np.array(values, np.float32), 31)
+    assert len(steps) < 100
+
+
 @given(VALUES.filter(len), CLUSTERS, st.sampled_from(["linear", "density"]))
 def test_inertia_is_never_worse_than_at_the_start(values, k, init):
     centroids = start_centroids(values, k, init)
@@ -100,6 +111,55 @@ def test_rate_keeps_intervals_of_used_clusters_and_lowers_the_cost(values, k, in
     assert np.all(np.diff(labels[np.argsort(values, kind="stable")]) >= 0)
     plain = cost(*kmeans_1d(values, k, init))
     assert cost(centroids, labels) <= plain + 1e-9 * (1 + plain)
+
+
+# Many values are counted in bins first
+
+
+@pytest.fixture
+def few_are_many(monkeypatch):
+    monkeypatch.setattr(quantization, "BINNED", 1000)
+    monkeypatch.setattr(quantization, "CHUNK", 3000)  # several of them
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bins_hardly_differ_from_sorted_values(monkeypatch, few_are_many, dtype, init):
+    values = pruned_weights(20_000).astype(dtype)
+    monkeypatch.setattr(quantization, "BINS", 1 << 15)
+    bins = quantization._Bins.of(values, 32)
+    assert bins.counts.sum() == values.size
+    centroids, labels = kmeans_1d(values, 32, init)
+    assert labels.dtype == np.int64
+    assert np.array_equal(np.unique(labels), np.arange(32))
+    assert np.all(np.diff(labels[np.argsort(values, kind="stable")]) >= 0)
+    means = [values[labels == label].mean(dtype=np.float64) for label in range(32)]
+    np.testing.assert_allclose(centroids, means, rtol=1e-12)
+    distance = np.abs(values.astype(np.float64)[:, None] - centroids)
+    chosen = np.take_along_axis(distance, labels[:, None], axis=1)[:, 0]
+    assert np.all(chosen <= distance.min(axis=1) + 2 * np.ptp(values) / (1 << 15))
+    monkeypatch.setattr(quantization, "BINNED", 1 << 40)
+    exact = inertia(values, *kmeans_1d(values, 32, init))
+    assert inertia(values, centroids, labels) <= 1.005 * exact
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.append(pruned_weights(2000), np.float32(1e9)),  # all others in one bin
+        np.repeat(pruned_weights(40), 50),
+        np.full(2000, 0.5),
+        np.append(np.full(2000, 1e308), -1e308),  # a range beyond float64
+        np.append(np.zeros(2000), 5e-324),
+    ],
+    ids=["outlier", "few values", "constant", "infinite range", "denormal range"],
+)
+def test_where_bins_are_too_coarse_values_are_sorted(few_are_many, values):
+    assert quantization._Bins.of(values, 32) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        centroids, labels = kmeans_1d(values, 32)
+    assert len(centroids) == len(np.unique(labels)) == min(32, len(np.unique(values)))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])

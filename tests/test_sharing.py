@@ -1,7 +1,8 @@
-import numpy as np
 import pytest
 import torch
 
+from net import sharing
+from net.report import sharing_table
 from net.sharing import SharedWeight
 
 
@@ -19,7 +20,14 @@ def test_shared_values_and_pruned_entries(weight):
     shared.write(weight)
     assert torch.equal(weight == 0, pruned)
     assert len(weight[~pruned].unique()) == 8
-    assert shared.values_before == (~pruned).sum()
+    assert shared.clustering[:3] == ((~pruned).sum(), (~pruned).sum(), 8)
+
+
+def test_values_before_are_not_counted_among_millions(weight, monkeypatch):
+    monkeypatch.setattr(sharing, "COUNTED", 50)
+    clustering = SharedWeight(weight, bits=3).clustering
+    assert clustering.values_before is None
+    assert "  -  " in sharing_table({"fc1.weight": clustering})
 
 
 def test_the_stored_error_is_that_of_the_written_tensor(weight):
@@ -28,7 +36,7 @@ def test_the_stored_error_is_that_of_the_written_tensor(weight):
     shared.write(weight)
     survivors = before != 0
     expected = (weight - before)[survivors].double().square().mean().item()
-    assert shared.mean_squared_error == pytest.approx(expected, rel=1e-6)
+    assert shared.clustering.mean_squared_error == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("memory", ["contiguous", "transposed", "channels_last"])
@@ -85,7 +93,7 @@ def test_fully_pruned_constant_and_few_values():
     shared = SharedWeight(empty, bits=5)
     shared.write(empty)
     assert empty.count_nonzero() == 0
-    assert (shared.values_before, shared.mean_squared_error) == (0, 0.0)
+    assert shared.clustering == (0, 0, 0, 0.0)
 
     constant = torch.full((3, 3), 0.5)
     SharedWeight(constant, bits=5).write(constant)
@@ -102,12 +110,11 @@ def test_a_fully_pruned_weight_has_an_empty_gradient():
     weight.grad = torch.ones(2, 2)
     shared.gather_gradient(weight)
     assert shared.centroids.grad.shape == (0,)
-    assert np.isclose(shared.mean_squared_error, 0)
 
 
 def test_reassign_moves_a_weight_to_its_nearest_centroid():
     weight = torch.tensor([[1.0, 1.2, 0.0], [3.0, 3.2, 0.0]])
-    shared = SharedWeight(weight, bits=1)
+    shared = SharedWeight(weight, bits=1, reassignable=True)
     assert shared.labels.tolist() == [0, 0, 1, 1]
     with torch.no_grad():
         shared.latent[1] = 2.9  # what its own gradient made of 1.2
@@ -120,7 +127,7 @@ def test_reassign_moves_a_weight_to_its_nearest_centroid():
 
 def test_reassign_keeps_centroids_in_order():
     weight = torch.tensor([1.0, 2.0, 3.0])
-    shared = SharedWeight(weight, bits=2)
+    shared = SharedWeight(weight, bits=2, reassignable=True)
     with torch.no_grad():
         shared.centroids.copy_(torch.tensor([3.0, 1.0, 2.0]))
     shared.reassign()

@@ -106,6 +106,17 @@ def test_learning_rate_rises_then_falls_to_zero():
     assert rates[-1] < 1e-3
 
 
+def test_denormals_are_left_as_they_were_even_by_a_run_that_fails(blobs):
+    def fail(step):
+        assert torch.tensor(1e-40) / 2 == 0
+        raise KeyboardInterrupt
+
+    model = linear()
+    with pytest.raises(KeyboardInterrupt):
+        run(model, model.parameters(), blobs, Recipe(1, 16, 1e-2), after_step=fail)
+    assert torch.tensor(1e-40) / 2 > 0
+
+
 def test_set_dropout():
     model = build("lenet-300-100")
     set_dropout(model, 0.25)
@@ -167,7 +178,7 @@ def test_no_step_of_pruning_waits_for_the_device(far_device, arch):
 
 def test_no_step_of_fine_tuning_waits_for_the_device(far_device):
     model = build("lenet-300-100")
-    shared = SharedWeight(model.fc1.weight, bits=3).to(far_device)
+    shared = SharedWeight(model.fc1.weight, bits=3, reassignable=True).to(far_device)
     model.to(far_device)
     weight, steps = model.fc1.weight, []
 
