@@ -91,7 +91,8 @@ def comparison_page(figures: dict):
     bars = min(len(figures["layers"]), MAX_BARS)
     heights = [3.1 + 0.12 * max(0, bars - 6), 2.5 * rows, 3.6]
     figure = new_figure(sum(heights))
-    figure.suptitle(title(figures), fontsize=13, fontweight="bold")
+    text = title(figures)
+    figure.suptitle(text, fontsize=min(13, 1000 / len(text)), fontweight="bold")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
     stages, parts = top.subplots(1, 2)
     draw_stages(stages, figures)
@@ -277,8 +278,6 @@ def draw_codes(axes, layers: list[dict], key: str, heading: str) -> None:
     axes.set_title(heading)
     most = sorted(layers, key=lambda layer: -layer["parameters"])[: len(LAYER_COLOURS)]
     points = code_points([layer for layer in layers if layer in most], key)
-    if len(most) < len(layers):
-        axes.set_title(f"{heading}, {len(most)} largest layers")
     if not points:
         return unavailable(axes, "no encoded model" if not layers else "no Huffman codes")
     smallest = min(min(shares) for _, shares, _ in points)
@@ -286,15 +285,31 @@ def draw_codes(axes, layers: list[dict], key: str, heading: str) -> None:
     axes.plot(ideal, [-math.log2(p) for p in ideal], color="0.6", linewidth=1, label="−log₂ share")
     for i, (name, shares, bits) in enumerate(points):
         beside = [b + 0.14 * (i - (len(points) - 1) / 2) for b in bits]  # not upon each other
-        label = shortened(name, 14)
+        # By its end, where the names of layers differ.
+        label = name if len(name) <= 15 else f"…{name[-14:].lstrip('.')}"
         axes.plot(shares, beside, ".", color=LAYER_COLOURS[i], markersize=4, label=label)
     axes.set_xscale("log")
     axes.set_xlabel("share of the symbol (log scale)")
     axes.set_ylabel("bits of its code word")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, loc="upper right")
+    axes.set_ylim(0, axes.get_ylim()[1] * (1 + 0.08 * max(0, len(points) - 3)))  # for the legend
+    title = f"{len(most)} largest layers" if len(most) < len(layers) else None
+    axes.legend(frameon=False, loc="upper right", title=title, fontsize="small")
     bare(axes)
     return None
+
+
+def reach(axes, top: float) -> tuple[float, float]:
+    """The ends of the x axis, with a margin, that show every point of the lines below `top`."""
+    seen = [
+        x
+        for line in axes.lines
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+        if y <= top
+    ]
+    transform = axes.xaxis.get_transform()
+    low, high = transform.transform([min(seen), max(seen)])
+    margin = 0.05 * (high - low) or 0.5
+    return tuple(transform.inverted().transform([low - margin, high + margin]))
 
 
 def draw_mask(axes, mask: dict | None) -> None:
@@ -413,9 +428,11 @@ def tradeoff_page(figures: dict):
     starts.set_title("Initial centroids of weight sharing")
     for axes in (methods, starts):
         best = min(min(line.get_ydata()) for line in axes.lines)
-        axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
         # What lies beyond is of no use, and would squeeze the rest.
-        axes.set_ylim(max(0, min(best, dense) - 0.3), max(best, dense) + 4)
+        top = max(best, dense) + 4
+        axes.set_ylim(max(0, min(best, dense) - 0.3), top)
+        axes.set_xlim(*reach(axes, top))
+        axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
         axes.set_ylabel("test error, percent")
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         bare(axes)

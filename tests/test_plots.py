@@ -228,3 +228,30 @@ def test_without_matplotlib_a_plot_that_was_asked_for_is_an_error(
 def test_an_unknown_kind_of_picture_is_bad_usage(capsys):
     assert compare_stages.main(["--plot", "page.bmp"]) == 2
     assert "'page.bmp' ends in none of .png, .svg and .pdf" in capsys.readouterr().err
+
+
+def test_the_tradeoff_shows_every_point_of_use(tmp_path):
+    """What has an error beyond the page is left out, and does not squeeze the rest."""
+
+    def points(key, *pairs):
+        return [{key: x, "error_percent": y, "clustered_error_percent": y + 0.1} for x, y in pairs]
+
+    figures = {
+        "arch": "lenet-300-100",
+        "dataset": "digits",
+        "original_bytes": 10_000,
+        "dense_error_percent": 1.0,
+        "methods": {
+            "pruning": points("bytes", (9, 88.0), (2000, 1.2), (4000, 1.0)),
+            "quantization": points("bytes", (500, 4.9), (1000, 1.1)),
+        },
+        "initialisations": {"linear": points("bits", (1, 60.0), (3, 2.0), (5, 1.1))},
+    }
+    page = plots.tradeoff_page(figures)
+    methods, starts = page.axes
+    assert 2 < methods.get_xlim()[0] < 5 < 40 < methods.get_xlim()[1]  # percent of dense
+    assert 1 < starts.get_xlim()[0] < 3 < 5 < starts.get_xlim()[1]
+    assert methods.get_ylim()[1] == 5.0
+    plots.save(page, tmp_path / "tradeoff.svg")
+    text = (tmp_path / "tradeoff.svg").read_text()
+    assert all(name in text for name in ("pruning", "quantization", "linear", "dense model"))
