@@ -7,6 +7,7 @@ writer, writes the files and speaks to the user.  Without torchrun all of this i
 
 import os
 import sys
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -74,9 +75,11 @@ def parallel(model: torch.nn.Module) -> torch.nn.Module:
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else None
     # Buffers are masks, equal everywhere, and statistics, which `agree` settles in the end.
-    return torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False
-    )
+    with warnings.catch_warnings():  # of a new name that older versions of PyTorch do not know
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.nn.parallel.DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False
+        )
 
 
 def from_writer(tensor: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ def test_two_processes_are_as_good_as_one(pipeline, tmp_path):
     names = {stages.INITIAL, stages.RETRAINED, stages.SHARED}
     assert {path.name for path in tmp_path.iterdir()} == {*names, "rank-0", "rank-1"}
     assert done.stdout.count("retrained: test error") == 1
+    assert "Warning" not in done.stderr
     for name in names:
         one, two = (checkpoint.load(folder / name) for folder in (pipeline.saves, tmp_path))
         assert one.options == two.options
