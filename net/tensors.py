@@ -36,10 +36,12 @@ def patterns(tensor: torch.Tensor) -> np.ndarray:
 
 
 def identity(tensor: torch.Tensor) -> tuple:
-    """Equal for two tensors that are the same memory, as tied weights are."""
+    """Equal for two tensors that are the same memory, as tied weights are, seen in the same way."""
     if tensor.numel() == 0:
         return (id(tensor),)
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    # A lazy conjugate or negative has the memory of what it was made of.
+    seen_as = tensor.is_conj(), tensor.is_neg()
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), seen_as
 
 
 def component_size(dtype: torch.dtype) -> int:

@@ -227,6 +227,20 @@ def test_tied_tensors_have_one_file(tmp_path: Path) -> None:
     assert sum(i.encoded_bytes for i in infos) == written - manifest
 
 
+def test_views_that_change_values_are_not_tied(tmp_path: Path) -> None:
+    wave = torch.polar(torch.ones(9), torch.arange(9.0))
+    state = {
+        "wave": wave,
+        "conjugate": wave.conj(),
+        "negative": wave.conj().imag,
+        "imag": wave.imag,
+    }
+    save(state, tmp_path)
+    decoded, _ = load(tmp_path)
+    assert all(torch.equal(decoded[name], tensor) for name, tensor in state.items())
+    assert not torch.equal(decoded["wave"], decoded["conjugate"])
+
+
 def test_nothing_at_all(tmp_path: Path) -> None:
     save({}, tmp_path)
     assert load(tmp_path) == ({}, {})

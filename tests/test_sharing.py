@@ -110,6 +110,7 @@ def test_a_fully_pruned_weight_has_an_empty_gradient():
     weight.grad = torch.ones(2, 2)
     shared.gather_gradient(weight)
     assert shared.centroids.grad.shape == (0,)
+    assert shared.clustering.mean_squared_error == 0
 
 
 def test_reassign_moves_a_weight_to_its_nearest_centroid():
