@@ -7,7 +7,7 @@ python compare_stages.py --json figures.json --plot figures.png
 
 import sys
 
-from net import cli
+from net.pipeline import cli
 
 
 def parser() -> cli.Parser:
@@ -22,7 +22,7 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import comparison, plots
+    from net.report import comparison, plots
 
     if args.plot:
         plots.require()

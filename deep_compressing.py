@@ -12,7 +12,7 @@ saves/comparison.png unless --plot names another file.
 
 import sys
 
-from net import cli
+from net.pipeline import cli
 
 
 def parser() -> cli.Parser:
@@ -32,8 +32,11 @@ def parser() -> cli.Parser:
 def body(args) -> None:
     from pathlib import Path
 
-    from net import checkpoint, comparison, distributed, plots, stages
+    from net import checkpoint
     from net.files import check_writable
+    from net.pipeline import stages
+    from net.report import comparison, plots
+    from net.training import distributed
 
     output = Path(args.output)
     cli.device(args)  # refuses a device that is not there, before any folder is made

@@ -8,7 +8,7 @@ Writes saves/model_after_decoding.ptmodel.
 
 import sys
 
-from net import cli
+from net.pipeline import cli
 
 
 def parser() -> cli.Parser:
@@ -25,7 +25,8 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import checkpoint, stages
+    from net import checkpoint
+    from net.pipeline import stages
 
     decoded = stages.decode(args.directory)
     size = checkpoint.save(args.output, decoded)

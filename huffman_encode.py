@@ -8,7 +8,7 @@ Writes one file per tensor and a manifest into the folder encodings/ (docs/forma
 
 import sys
 
-from net import cli
+from net.pipeline import cli
 
 
 def parser() -> cli.Parser:
@@ -20,7 +20,8 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import checkpoint, stages
+    from net import checkpoint
+    from net.pipeline import stages
 
     stages.encode(checkpoint.load(args.model), args.directory)
 

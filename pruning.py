@@ -11,7 +11,7 @@ the former, unless it is there, and shows how much pruning each layer bears.
 
 import sys
 
-from net import cli
+from net.pipeline import cli
 
 
 def parser() -> cli.Parser:
@@ -27,7 +27,8 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import report, stages
+    from net.pipeline import stages
+    from net.report import tables
 
     with stages.open_log(args) as log:
         if args.scan:
@@ -35,18 +36,19 @@ def body(args) -> None:
             return
         dataset = stages.load_data(args)
         retrained = stages.run_pruning(args, log, dataset)
-        print(report.pruning_table(retrained.state_dict))
+        print(tables.pruning_table(retrained.state_dict))
 
 
 def scan(args, log) -> None:
-    from net import plots, report, sensitivity
+    from net.pipeline import sensitivity
+    from net.report import plots, tables
 
     if args.plot:
         plots.require()
     figures = sensitivity.scan_initial(args, log)
-    print(report.scan_text(figures))
+    print(tables.scan_text(figures))
     if args.json:
-        report.write_json(args.json, figures)
+        tables.write_json(args.json, figures)
     if args.plot:
         plots.save(plots.scan_page(figures), args.plot)
 

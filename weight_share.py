@@ -9,7 +9,7 @@ Writes saves/model_after_weight_sharing.ptmodel.
 
 import sys
 
-from net import cli
+from net.pipeline import cli
 
 
 def parser() -> cli.Parser:
@@ -31,7 +31,8 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import checkpoint, presets, stages
+    from net import checkpoint
+    from net.pipeline import presets, stages
 
     source = checkpoint.load(args.model)
     presets.fill(args, source.arch or args.arch)

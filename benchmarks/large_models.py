@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from net import encoding, models
-from net.report import table
+from net import encoding
+from net.report.tables import table
 from net.sharing import SharedWeight
+from net.training import architectures
 
 # Densities after pruning in percent (tables 4 and 5 of the paper), layer by layer, and what
 # table 1 gives for the whole.
@@ -112,10 +113,10 @@ def same_bits(a: dict, b: dict) -> bool:
 
 def measure(arch: str, spread: float) -> bool:
     torch.manual_seed(0)
-    model = models.build(arch)
-    layers = models.compressible_layers(model)
+    model = architectures.build(arch)
+    layers = architectures.compressible_layers(model)
     draw(layers, spread)
-    kinds = {name: models.layer_kind(layer) for name, layer in layers.items()}
+    kinds = {name: architectures.layer_kind(layer) for name, layer in layers.items()}
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     dense = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     stages = Stages()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from net import cli
+from net.pipeline import cli
 
 DENSITIES = (0.3, 0.2, 0.12, 0.08, 0.05, 0.03, 0.02, 0.01)
 BITS = (1, 2, 3, 4, 5, 6, 8)
@@ -43,8 +43,9 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import plots, report, stages
-    from net.log import Log
+    from net.pipeline import stages
+    from net.report import plots, tables
+    from net.training.log import Log
 
     start = time.perf_counter()
     if args.plot:
@@ -55,7 +56,7 @@ def body(args) -> None:
     seconds = time.perf_counter() - start
     print(f"{platform.processor() or platform.machine()}, {seconds:.0f} s")
     if args.json:
-        report.write_json(args.json, figures)
+        tables.write_json(args.json, figures)
     if args.plot:
         plots.save(plots.tradeoff_page(figures), args.plot)
 
@@ -64,8 +65,8 @@ def tradeoff(args, dataset, log) -> dict:
     """The points of both figures; what the stages print on the way is dropped."""
     from torch.nn import functional as F
 
-    from net import stages
-    from net.distillation import Distorted
+    from net.pipeline import stages
+    from net.training.distillation import Distorted
 
     densities, bits = ((0.3, 0.08), (2, 5)) if args.quick else (DENSITIES, BITS)
     split = Distorted(dataset.train, args.distortion)
@@ -111,7 +112,7 @@ def sensitivity_of(dense, density: float) -> float:
     """The threshold in standard deviations of each layer that keeps `density` of all weights."""
     import torch
 
-    from net.stages import compressible_names
+    from net.pipeline.stages import compressible_names
 
     weights = (dense.state_dict[name] for name in compressible_names(dense))
     relative = torch.cat([(w.abs() / w.std(correction=0)).flatten() for w in weights])
@@ -146,7 +147,7 @@ def start_point(share, source, init: str, bits: int) -> dict:
 
 def fixed_size(model, weight_bits=None, bias_bits=None, sparse: bool = True) -> float:
     """Bytes without Huffman coding; None bits for 32-bit values."""
-    from net.comparison import fixed_width_bytes
+    from net.report.comparison import fixed_width_bytes
 
     size = 0
     for name, tensor in model.state_dict.items():
@@ -167,7 +168,7 @@ def size_on_disk(model) -> int:
 
 
 def text(figures: dict) -> str:
-    from net.report import table
+    from net.report.tables import table
 
     original = figures["original_bytes"]
     rows = [

@@ -21,10 +21,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from net import data
-from net.log import Log
-from net.models import build
-from net.training import Recipe, evaluate, fit
+from net.training import datasets
+from net.training.architectures import build
+from net.training.log import Log
+from net.training.loop import Recipe, evaluate, fit
 
 
 class PerSample(Dataset):
@@ -85,7 +85,7 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
 
     device = torch.device(args.device)
-    dataset = data.load(args.dataset, args.data_dir, device)
+    dataset = datasets.load(args.dataset, args.data_dir, device)
     per_sample = PerSample(dataset.train)
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from net import distributed
-from net.errors import UserError
-from net.files import atomic_write
-from net.tensors import identity
+from .codec.tensors import identity
+from .errors import UserError
+from .files import atomic_write
+from .training import distributed
 
 FORMAT = "deep-compression 1"
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from net.bits import BitReader, HuffmanError
-from net.errors import UserError
-from net.files import atomic_write, unwritable
-from net.tensors import DTYPES, identity, patterns, read_tensor, write_tensor
+from .codec.bits import BitReader, HuffmanError
+from .codec.tensors import DTYPES, identity, patterns, read_tensor, write_tensor
+from .errors import UserError
+from .files import atomic_write, unwritable
 
 MANIFEST = "manifest.huff"
 MAGIC = b"DCE\x01"  # Deep Compression encoding, version 1

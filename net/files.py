@@ -5,7 +5,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from net.errors import UserError
+from .errors import UserError
 
 
 @contextmanager

@@ -9,9 +9,9 @@ import zlib
 
 import numpy as np
 
-from net.bits import BitReader, BitWriter, HuffmanError
-from net.integers import read_integers, write_integers
-from net.prefix import SMALL_ALPHABET, Code, checked_code, read_small_table, write_small_table
+from .codec.bits import BitReader, BitWriter, HuffmanError
+from .codec.integers import read_integers, write_integers
+from .codec.prefix import SMALL_ALPHABET, Code, checked_code, read_small_table, write_small_table
 
 __all__ = ["HuffmanError", "decode", "encode"]
 

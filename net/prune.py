@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from net.models import compressible_layers
+from .training.architectures import compressible_layers
 
 
 def threshold_mask(weight: torch.Tensor, sensitivity: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from net.quantization import CHUNK, kmeans_1d
+from .quantization import CHUNK, kmeans_1d
 
 COUNTED = 1 << 22
 

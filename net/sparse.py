@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from net.models import compressible_layers
+from .training.architectures import compressible_layers
 
 SAMPLES = 25
 SAMPLE_SECONDS = 1e-3  # a sample repeats a call for this long: the clock is coarser than a layer

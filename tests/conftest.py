@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import deep_compressing
-from net.data import Dataset, Split
+from net.training.datasets import Dataset, Split
 
 torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from net import encoding, huffman
-from net.prefix import JUMP_FROM
+from net.codec.prefix import JUMP_FROM
 
 MAX_SECONDS = 2.0
 MAX_MEGABYTES = 512

@@ -11,11 +11,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import deep_compressing
-from net import cli
+from net.pipeline import cli
 
 
 def body(args) -> None:
-    from net import stages
+    from net.pipeline import stages
 
     with stages.open_log(args) as log:
         dataset = stages.load_data(args)

@@ -10,8 +10,11 @@ import huffman_decode
 import huffman_encode
 import pruning
 import weight_share
-from net import checkpoint, data, models, plots, stages
-from tests.test_folder import write_images
+from net import checkpoint
+from net.pipeline import stages
+from net.report import plots
+from net.training import architectures, datasets
+from tests.training.test_folder import write_images
 
 QUICK = (
     *("--device", "cpu", "--dataset", "digits", "--batch-size", "32", "--distortion", "0"),
@@ -29,8 +32,8 @@ def no_picture(monkeypatch):
 @pytest.fixture
 def few_digits(monkeypatch):
     """A part of the digits: networks of some size must not take minutes."""
-    images, labels, *test = data.read_digits()
-    monkeypatch.setattr(data, "read_digits", lambda: (images[:480], labels[:480], *test))
+    images, labels, *test = datasets.read_digits()
+    monkeypatch.setattr(datasets, "read_digits", lambda: (images[:480], labels[:480], *test))
 
 
 def run(folder, *options):
@@ -102,7 +105,7 @@ def test_a_model_of_torchvision_stage_by_stage(few_digits, tmp_path):
 @pytest.fixture(scope="module")
 def squeezenet():
     torch.manual_seed(0)
-    return models.build("squeezenet1_1").state_dict()
+    return architectures.build("squeezenet1_1").state_dict()
 
 
 def test_a_plain_state_dict_through_sharing_and_coding(squeezenet, tmp_path):
@@ -133,7 +136,7 @@ def start(path, folder, *options):
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "ptmodel"])
 def test_starting_from_weights(tmp_path, kind):
     torch.manual_seed(0)
-    state = models.build("lenet-5").state_dict()
+    state = architectures.build("lenet-5").state_dict()
     path = tmp_path / f"m.{kind}"
     if kind == "safetensors":
         pytest.importorskip("safetensors.torch").save_file(state, path)
@@ -148,7 +151,7 @@ def test_starting_from_weights(tmp_path, kind):
 
 
 def test_a_last_layer_of_other_classes_starts_anew(tmp_path, capsys):
-    state = models.build("lenet-5", num_classes=7).state_dict()
+    state = architectures.build("lenet-5", num_classes=7).state_dict()
     torch.save(state, tmp_path / "m.pt")
     assert start(tmp_path / "m.pt", tmp_path / "s", "--arch", "lenet-5") == 0
     assert "NOTE: fc2.weight, fc2.bias of" in capsys.readouterr().err
@@ -158,7 +161,7 @@ def test_a_last_layer_of_other_classes_starts_anew(tmp_path, capsys):
 
 
 def test_weights_of_another_architecture(tmp_path, capsys):
-    torch.save(models.build("lenet-5").state_dict(), tmp_path / "m.pt")
+    torch.save(architectures.build("lenet-5").state_dict(), tmp_path / "m.pt")
     assert start(tmp_path / "m.pt", tmp_path / "s") == 1
     err = capsys.readouterr().err
     assert "does not fit --arch lenet-300-100: " in err
@@ -167,7 +170,7 @@ def test_weights_of_another_architecture(tmp_path, capsys):
 
 def test_fine_tuning_a_state_dict_whose_architecture_is_named(tmp_path):
     torch.manual_seed(0)
-    torch.save(models.build("tests.own_net:OwnNet").state_dict(), tmp_path / "m.pt")
+    torch.save(architectures.build("tests.own_net:OwnNet").state_dict(), tmp_path / "m.pt")
     arguments = [str(tmp_path / "m.pt"), "--arch", "tests.own_net:OwnNet", "--epochs", "1"]
     arguments += ["--output", str(tmp_path / "out"), "--dataset", "digits", "--device", "cpu"]
     assert weight_share.main(arguments) == 0

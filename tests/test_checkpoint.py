@@ -6,7 +6,7 @@ import torch
 
 from net import checkpoint
 from net.checkpoint import Checkpoint, CheckpointError
-from net.models import build
+from net.training.architectures import build
 
 
 @pytest.fixture

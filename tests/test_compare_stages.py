@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import compare_stages
-from net import comparison, stages
+from net.pipeline import stages
+from net.report import comparison
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import deep_compressing
-from net import checkpoint, encoding, stages
+from net import checkpoint, encoding
+from net.pipeline import stages
 from tests.conftest import FAST
 
 ROOT = Path(__file__).parent.parent

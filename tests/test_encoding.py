@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from net import encoding
-from net.bits import BitReader, BitWriter, HuffmanError
+from net.codec.bits import BitReader, BitWriter, HuffmanError
+from net.codec.positions import MAX_LINES, read_positions, read_set, write_positions, write_set
+from net.codec.tensors import DTYPES, patterns, read_tensor, write_tensor
 from net.encoding import EncodingError, describe, directory_bytes, load, save
-from net.positions import MAX_LINES, read_positions, read_set, write_positions, write_set
-from net.tensors import DTYPES, patterns, read_tensor, write_tensor
 from tests import fuzz, slow_decoder
 from tests.test_huffman import bits
 

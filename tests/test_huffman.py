@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from net.bits import BitReader, BitWriter
+from net.codec.bits import BitReader, BitWriter
+from net.codec.integers import read_integers, write_integers
+from net.codec.prefix import JUMP_FROM, SEGMENT, Code, code_lengths
 from net.huffman import HuffmanError, decode, encode, read_table, write_table
-from net.integers import read_integers, write_integers
-from net.prefix import JUMP_FROM, SEGMENT, Code, code_lengths
 from tests import slow_decoder
 
 

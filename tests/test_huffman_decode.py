@@ -3,7 +3,9 @@ import shutil
 import pytest
 
 import huffman_decode
-from net import checkpoint, comparison, stages
+from net import checkpoint
+from net.pipeline import stages
+from net.report import comparison
 
 
 def test_decoded_equals_weight_shared_bit_for_bit(pipeline, tmp_path):

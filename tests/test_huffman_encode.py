@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import huffman_encode
-from net import checkpoint, encoding, stages
+from net import checkpoint, encoding
+from net.pipeline import stages
 
 
 def test_the_same_bytes_as_the_pipeline(pipeline, tmp_path, capsys):

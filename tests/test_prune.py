@@ -15,7 +15,7 @@ from net.prune import (
     threshold_mask,
     top_masks,
 )
-from net.training import Step
+from net.training.loop import Step
 
 
 def test_threshold_is_sensitivity_times_the_standard_deviation():

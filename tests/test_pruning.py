@@ -2,8 +2,9 @@ import pytest
 import torch
 
 import pruning
-from net import checkpoint, stages
-from net.models import build, compressible_layers
+from net import checkpoint
+from net.pipeline import stages
+from net.training.architectures import build, compressible_layers
 from tests.conftest import FAST
 
 OPTIONS = [*FAST[:-2]]  # without --finetune-epochs, which pruning.py does not have

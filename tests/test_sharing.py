@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from net import sharing
-from net.report import sharing_table
+from net.report.tables import sharing_table
 from net.sharing import SharedWeight
 
 

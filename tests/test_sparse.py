@@ -6,7 +6,7 @@ from torch import nn
 
 import compare_stages
 from net import sparse
-from net.models import build
+from net.training.architectures import build
 
 
 def pruned(layer: nn.Linear, density: float) -> nn.Linear:

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 import weight_share
-from net import checkpoint, stages
-from net.models import build
+from net import checkpoint
+from net.pipeline import stages
+from net.training.architectures import build
 from tests.conftest import FAST
 
 OPTIONS = ["--device", "cpu", "--seed", "7", "--batch-size", "64", "--epochs", "1"]

@@ -1,0 +1,99 @@
+"""Train on what a teacher says of distorted images, rather than on labels alone."""
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .datasets import IN_MEMORY, WHOLE, distort, training_batches
+
+
+class Distorted:
+    """A split whose every batch is distorted afresh."""
+
+    def __init__(self, split, strength: float):
+        self.split, self.strength = split, strength
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
+        for images, labels in self.split.batches(batch_size, shuffle, shard):
+            yield distort(images, self.strength, shard) if self.strength else images, labels
+
+
+def distilled(split, teacher, copies: int, strength: float, batch_size: int = 500):
+    """`split` as the teacher sees it: `copies` versions of every image, made once, where they fit
+    into memory; otherwise a new one in every epoch."""
+    images, _ = next(split.batches(1))
+    if copies * len(split) * images.numel() <= IN_MEMORY:
+        return Distilled(split, teacher, copies, strength, batch_size)
+    return Taught(split, teacher, strength)
+
+
+class Taught:
+    """A split whose every batch is distorted afresh, with what the teacher says of it."""
+
+    def __init__(self, split, teacher, strength: float):
+        self.distorted, self.teacher = Distorted(split, strength), teacher.eval()
+
+    def __len__(self) -> int:
+        return len(self.distorted)
+
+    def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
+        """Yield (images, the teacher's logits)."""
+        for images, _ in self.distorted.batches(batch_size, shuffle, shard):
+            with torch.no_grad():
+                logits = self.teacher(images)
+            yield images, logits
+
+
+class Distilled:
+    """`copies` distorted versions of every image of `split`, each with the teacher's logits.
+
+    Made once, since both the distortion and a convolutional teacher cost more than a step of a
+    small student; an epoch takes one version of each image.  Images are kept in 8 bits, between
+    the least and the greatest value of the split: `images` uint8 [copies * N, C, H, W], `logits`
+    float32 [copies * N, classes].
+    """
+
+    def __init__(self, split, teacher, copies: int, strength: float, batch_size: int = 500):
+        extremes = [batch.aminmax() for batch, _ in split.batches(batch_size)]
+        low, high = min(e.min for e in extremes), max(e.max for e in extremes)
+        self.low, self.scale = low, (high - low) / 255
+        self.size = len(split)
+        images, logits = [], []
+        teacher.eval()
+        with torch.no_grad():
+            for _ in tqdm(range(copies), desc="teacher's view", leave=False, disable=None):
+                for batch, _ in Distorted(split, strength).batches(batch_size):
+                    images.append(((batch - low) / self.scale).round().clamp(0, 255).byte())
+                    logits.append(teacher(self.restored(images[-1])))
+        self.images, self.logits = torch.cat(images), torch.cat(logits)
+
+    def restored(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mul_(self.scale).add_(self.low)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def batches(self, batch_size: int, shuffle: bool = True, shard=WHOLE):
+        """Yield (images, the teacher's logits); which version of an image is drawn each time."""
+        order = torch.randperm(self.size)
+        order += self.size * torch.randint(len(self.logits) // self.size, (self.size,))
+        for index in training_batches(order, batch_size, shard):
+            index = index.to(self.images.device)
+            yield self.restored(self.images[index]), self.logits[index]
+
+
+def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, temperature: float = 2.0):
+    """Kullback-Leibler divergence from the teacher's softened outputs (Hinton et al. 2015, eq. 1).
+
+    Both arguments are logits [N, classes].  Times temperature squared, which keeps the size of the
+    gradient (section 2.1 there).
+    """
+    return temperature**2 * F.kl_div(
+        F.log_softmax(logits / temperature, 1),
+        F.log_softmax(teacher / temperature, 1),
+        log_target=True,
+        reduction="batchmean",
+    )

@@ -1,0 +1,116 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from net.errors import UserError
+from net.pipeline import cli, presets
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+
+
+def parser():
+    parser = cli.Parser("A test.")
+    parser.add_argument("--n", type=cli.integer(1, 16), default=1)
+    parser.add_argument("--x", type=cli.real(), default=1.0)
+    return parser
+
+
+def test_success():
+    seen = []
+    assert cli.run(parser(), seen.append, ["--n", "3"]) == 0
+    assert seen[0].n == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--n", "0"], "argument --n: '0' is not a whole number from 1 to 16"),
+        (["--n", "99"], "argument --n: '99' is not a whole number from 1 to 16"),
+        (["--n", "2.5"], "argument --n: '2.5' is not a whole number from 1 to 16"),
+        (["--x", "nan"], "argument --x: 'nan' is not a number of at least 0"),
+        (["--x", "inf"], "argument --x: 'inf' is not a number of at least 0"),
+        (["--x", "-1"], "argument --x: '-1' is not a number of at least 0"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_bad_usage_is_one_line_and_2(argv, message, capsys):
+    assert cli.run(parser(), lambda args: None, argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (UserError("a is wrong;\n do b"), 1, "error: a is wrong; do b\n"),
+        (PermissionError(13, "Permission denied", "x.txt"), 1, "error: Permission denied: x.txt\n"),
+        (MemoryError(), 1, "error: out of memory; try a smaller --batch-size or model\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted; finished files are whole\n"),
+    ],
+)
+def test_failures_are_one_line(failure, code, message, capsys):
+    def body(args):
+        raise failure
+
+    assert cli.run(parser(), body, []) == code
+    assert capsys.readouterr().err == message
+
+
+def test_a_bug_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(parser(), lambda args: 1 / 0, [])
+
+
+def test_an_explicit_option_overrides_the_preset():
+    parser = cli.Parser("A test.")
+    cli.add_preset(parser)
+    cli.add_pruning(parser)
+    cli.add_sharing(parser)
+    seen = []
+    assert cli.run(parser, seen.append, ["--bits", "3"]) == 0
+    assert seen[0].bits == 3
+    assert seen[0].finetune_epochs == presets.PRESETS["paper"]["finetune_epochs"]
+
+
+def test_a_preset_is_adjusted_to_the_architecture():
+    parser = cli.Parser("A test.")
+    cli.add_preset(parser)
+    cli.add_pruning(parser)
+    seen = []
+    for arch in ("lenet-300-100", "lenet-5"):
+        cli.run(parser, seen.append, ["--preset", "smallest", "--arch", arch, "--lr", "0.5"])
+    small, adjusted = seen
+    assert small.density != adjusted.density == presets.ADJUSTED["smallest", "lenet-5"]["density"]
+    assert small.lr == adjusted.lr == 0.5
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_imports_nothing_heavy_and_shows_the_command_line(script):
+    code = (
+        "import sys, importlib; sys.argv = ['x']; "
+        f"code = importlib.import_module('{script[:-3]}').main(['--help']); "
+        "sys.exit(code or int('torch' in sys.modules or 'numpy' in sys.modules))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"python {script}" in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_every_script_of_the_suite_is_there():
+    assert {
+        *("pruning.py", "weight_share.py", "huffman_encode.py", "huffman_decode.py"),
+        *("compare_stages.py", "deep_compressing.py"),
+    } <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_shows_every_default(script, capsys):
+    module = __import__(script[:-3])
+    assert module.main(["--help"]) == 0
+    assert "None" not in capsys.readouterr().out

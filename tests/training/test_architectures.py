@@ -1,0 +1,209 @@
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from net.errors import UserError
+from net.training.architectures import (
+    Input,
+    build,
+    check_fits,
+    compressible_layers,
+    describe,
+    input_of,
+    layer_kind,
+    skeleton,
+)
+
+
+@pytest.mark.parametrize(("arch", "parameters"), [("lenet-300-100", 266_610), ("lenet-5", 431_080)])
+def test_the_papers_networks(arch, parameters):
+    model = build(arch)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+
+
+def test_other_classes_and_channels():
+    for arch in ("lenet-300-100", "lenet-5"):
+        assert build(arch, num_classes=7, in_channels=3)(torch.zeros(2, 3, 28, 28)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("lenet-6", r"unknown architecture 'lenet-6' \(did you mean lenet-5"),
+        ("resnet81", r"unknown architecture 'resnet81' \(did you mean resnet18"),
+        ("nonsense", r"unknown architecture 'nonsense'; known: lenet-300-100, lenet-5, torch"),
+        ("fasterrcnn_resnet50_fpn", "unknown architecture 'fasterrcnn_resnet50_fpn'"),
+        ("resnet18(num_classes=x)", "is no architecture"),
+        (
+            "resnet18(in_channels=1)",
+            "resnet18 does not take in_channels; it takes only num_classes",
+        ),
+    ],
+)
+def test_unknown_architectures(arch, message):
+    with pytest.raises(UserError, match=message):
+        build(arch)
+
+
+def test_torchvision_by_name():
+    assert build("squeezenet1_1", num_classes=4)(torch.zeros(1, 3, 17, 17)).shape == (1, 4)
+
+
+def test_a_description_has_what_differs_from_the_defaults():
+    assert describe("lenet-5") == "lenet-5"
+    assert describe("lenet-5", num_classes=10, in_channels=1) == "lenet-5"
+    assert describe("resnet18", num_classes=10) == "resnet18(num_classes=10)"
+    assert describe("resnet18(num_classes=10)") == "resnet18(num_classes=10)"
+    assert describe("resnet18(num_classes=10)", num_classes=1000) == "resnet18"
+    both = "lenet-5(num_classes=7, in_channels=3)"
+    assert describe("lenet-5", 7, 3) == describe(both) == both
+    assert build(both).conv1.in_channels == 3
+
+
+def test_the_data_set_gives_what_is_not_given(blobs):
+    assert describe("lenet-5", data=blobs) == "lenet-5(num_classes=3)"
+    assert describe("lenet-5", num_classes=5, data=blobs) == "lenet-5(num_classes=5)"
+    assert describe("lenet-5(num_classes=10)", data=blobs) == "lenet-5"
+    assert describe("resnet18", data=blobs) == "resnet18(num_classes=3)"  # no in_channels
+
+
+# Models of the user's own
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write a module into the working directory; its name is new in every test."""
+    monkeypatch.chdir(tmp_path)
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+
+    def write(code):
+        (tmp_path / f"{name}.py").write_text("from torch import nn\n" + textwrap.dedent(code))
+        return name
+
+    yield write
+    sys.modules.pop(name, None)
+    sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
+
+
+def test_a_factory_of_the_users_own(own):
+    name = own("class Net(nn.Linear):\n    def __init__(self): super().__init__(4, 2)")
+    assert isinstance(build(f"{name}:Net"), nn.Linear)
+    with pytest.raises(UserError, match="does not take num_classes; it takes no options"):
+        build(f"{name}:Net", num_classes=3)
+
+
+def test_a_factory_that_takes_options(own, blobs):
+    name = own("def net(num_classes, in_channels=1): return nn.Linear(in_channels, num_classes)")
+    described = describe(f"{name}:net", data=blobs)
+    assert described == f"{name}:net(num_classes=3)"
+    assert build(described).weight.shape == (3, 1)
+    assert input_of(f"{name}:net") == Input(None, None)  # though num_classes has no default
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def net(): return 3", "returns a int; it must return a torch.nn.Module"),
+        ("net = 3", "has no function or class 'net'"),
+        ("def other(): pass", "has no function or class 'net'"),
+        ("import nonsense_", "importing own_.* failed in .*line 2: ModuleNotFoundError"),
+        ("def net(): return 1 / 0", "building own_.* failed in .*line 2: ZeroDivisionError"),
+        ("def net(): raise SystemExit(3)", "building own_.* failed in"),
+        ("def net(): return nn.LazyLinear(3)", "has lazy layers"),
+    ],
+)
+def test_factories_that_fail(own, code, message):
+    with pytest.raises(UserError, match=message):
+        build(f"{own(code)}:net")
+
+
+@pytest.mark.parametrize("name", ["nowhere_", ""])
+def test_a_module_that_is_not_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"no module '{name}' in the working directory"):
+        build(f"{name}:net")
+
+
+@pytest.mark.parametrize(
+    "arch", ["os:abort", "__main__:exit", "builtins:exit", "numpy:zeros", "posix:abort"]
+)
+def test_a_checkpoint_cannot_name_a_librarys_code(arch):
+    with pytest.raises(UserError, match="is not code of your own"):
+        build(arch)
+
+
+# Inputs
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [
+        ("lenet-300-100", Input(None, (28, 28))),
+        ("lenet-5(in_channels=3)", Input(3, (28, 28))),
+        ("alexnet", Input(3, None, 63, 224)),
+        ("inception_v3(num_classes=10)", Input(3, None, 75, 299)),
+        ("vit_b_16", Input(3, None, 224, 224)),
+    ],
+)
+def test_what_a_model_wants(arch, expected):
+    assert input_of(arch) == expected
+
+
+def test_what_a_users_model_wants(own):
+    name = own("""
+        def net():
+            model = nn.Flatten()
+            model.input_shape = (2, 9, 8)
+            return model
+        def bad():
+            model = nn.Flatten()
+            model.input_shape = (9, 8)
+            return model
+    """)
+    assert input_of(f"{name}:net") == Input(2, (9, 8))
+    with pytest.raises(UserError, match=r"input_shape must be \(channels, height, width\)"):
+        input_of(f"{name}:bad")
+
+
+def test_a_model_that_does_not_fit_the_data(blobs):
+    check_fits(build("lenet-5(num_classes=3)"), "lenet-5", blobs)
+    check_fits(build("lenet-5"), "lenet-5", blobs)
+    with pytest.raises(UserError, match="tells 2 classes apart, blobs has 3; give --num-classes 3"):
+        check_fits(build("lenet-5(num_classes=2)"), "lenet-5", blobs)
+    with pytest.raises(UserError, match="resnet18 does not take the images of blobs, 1x28x28"):
+        check_fits(build("resnet18"), "resnet18", blobs)
+    with pytest.raises(UserError, match="must return one tensor"):
+        check_fits(nn.Identity(), "identity", blobs)
+
+
+def test_a_skeleton_takes_no_memory_and_no_random_numbers():
+    before = torch.get_rng_state()
+    assert all(p.is_meta for p in skeleton("vgg16").parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Layers
+
+
+def test_compressible_layers_are_linear_and_convolutions_once_each():
+    tied = nn.Linear(4, 4)
+    other = nn.Linear(4, 4)
+    other.weight = tied.weight
+    model = nn.Sequential(
+        nn.Conv1d(2, 2, 3, groups=2),
+        nn.ConvTranspose2d(2, 2, 3),
+        nn.Conv3d(1, 1, 1),
+        nn.BatchNorm1d(4),
+        nn.Embedding(5, 4),
+        tied,
+        other,
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 1, 1)),
+    )
+    layers = compressible_layers(model)
+    assert list(layers) == ["0", "1", "2", "5"]
+    assert [layer_kind(layer) for layer in layers.values()] == ["conv"] * 3 + ["linear"]

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from net.errors import UserError
+from net.training import datasets, folder
+from net.training.architectures import Input
+
+SMALL = Input(None, (8, 8))
+
+
+def write_images(root, counts, seed=0):
+    """PNG files of noise around a brightness of the class's own: {class: number of images}."""
+    rng = np.random.default_rng(seed)
+    for number, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 80, (12, 16, 3)) + 80 * number
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+
+
+@pytest.fixture
+def images(tmp_path):
+    write_images(tmp_path / "train", {"cat": 20, "dog": 16, "owl": 12})
+    write_images(tmp_path / "val", {"cat": 3, "dog": 2, "owl": 4}, seed=1)
+    return tmp_path
+
+
+def load(path, **options):
+    return datasets.load(f"folder:{path}", "unused", torch.device("cpu"), SMALL, **options)
+
+
+def test_the_splits(images):
+    found = load(images)
+    assert (found.name, found.classes, found.shape) == (f"folder:{images}", 3, (3, 8, 8))
+    assert [len(split) for split in found.splits] == [44, 4, 9]
+    assert found.test.labels.tolist() == [0] * 3 + [1] * 2 + [2] * 4
+    batch, labels = next(found.train.batches(44))
+    assert batch.dtype == torch.float32
+    assert len(labels.unique()) == 3  # shuffled: the held-out images are of every class
+    brightness = [float(batch[labels == label].mean()) for label in range(3)]
+    assert brightness == sorted(brightness)
+
+
+def test_normalised_by_the_training_images_per_channel(images):
+    found = load(images)
+    every = torch.cat([next(s.batches(100))[0] for s in (found.train, found.validation)])
+    assert every.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (every.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_without_val_a_fraction_of_train_is_the_test_set(tmp_path):
+    write_images(tmp_path / "train", {"a": 30, "b": 30})
+    found = load(tmp_path, val_fraction=0.5)
+    assert [len(split) for split in found.splits] == [28, 2, 30]
+
+
+@pytest.mark.parametrize("few", [0, 512])
+def test_streamed_batches_are_those_in_memory(images, monkeypatch, few):
+    kept = load(images)
+    monkeypatch.setattr(folder, "IN_MEMORY", 0)
+    monkeypatch.setattr(folder, "FEW", few)  # 0: read by processes
+    streamed = load(images)
+    assert isinstance(kept.train, datasets.Split)
+    assert isinstance(streamed.train, folder.StreamedSplit)
+    assert streamed.shape == kept.shape
+    for shuffle in (False, True):
+        for a, b in zip(kept.splits, streamed.splits, strict=True):
+            torch.manual_seed(3)
+            batches = list(a.batches(7, shuffle))
+            torch.manual_seed(3)
+            for (x, y), (u, v) in zip(batches, b.batches(7, shuffle), strict=True):
+                assert torch.equal(x, u)
+                assert torch.equal(y, v)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "cut off"])
+def test_a_broken_file_is_refused_with_its_path_or_skipped(images, content, capsys):
+    path = images / "train" / "dog" / "5.png"
+    path.write_bytes(path.read_bytes()[:-200] if content == "cut off" else content)
+    with pytest.raises(UserError, match=r"dog/5\.png cannot be read as an image.*--skip-broken"):
+        load(images)
+    found = load(images, skip_broken=True)
+    assert len(found.train) + len(found.validation) == 47
+    assert f"NOTE: skipped {path}" in capsys.readouterr().err
+
+
+def test_a_file_that_breaks_after_the_first_pass_is_named(images, monkeypatch):
+    monkeypatch.setattr(folder, "IN_MEMORY", 0)
+    found = load(images)
+    (images / "val" / "owl" / "0.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"owl/0\.png cannot be read"):
+        list(found.test.batches(4))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ({}, "no folder .*train; it must hold one folder of images per class"),
+        ({"train": {}}, "train holds no folders"),
+        ({"train": {"a": 0}}, "train holds no images"),
+        ({"train": {"a": 1}, "val": {"a": 1}}, "too few images"),
+        ({"train": {"a": 4}, "val": {"b": 1}}, "val/b is a class that the training images do not"),
+    ],
+)
+def test_folders_that_are_no_data_set(tmp_path, make, message):
+    for part, counts in make.items():
+        (tmp_path / part).mkdir()
+        write_images(tmp_path / part, counts)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)

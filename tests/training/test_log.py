@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from net.errors import UserError
+from net.training.log import Log
+
+
+class Bar:
+    def set_postfix(self, **figures):
+        self.figures = figures
+
+
+def fill(log):
+    log.batch("train", 1, 50, 0.25, Bar())
+    log.epoch("train", 1, 20, 0.5, 0.75, 3.25)
+    log.result("test error 2.00 %", event="test", test_error_percent=2.0)
+    log.close()
+
+
+def test_json_lines(tmp_path, capsys):
+    fill(Log(tmp_path / "a" / "log.jsonl"))
+    events = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["batch", "epoch", "test"]
+    assert events[1]["validation_error_percent"] == 3.25
+    assert events[2]["test_error_percent"] == 2.0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2  # batches go to the progress bar alone
+    assert "held-out error 3.25 %" in printed[0]
+
+
+def test_text(tmp_path):
+    fill(Log(tmp_path / "log.txt"))
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "train  epoch 1  batch 50  loss 0.2500"
+    assert lines[2] == "test error 2.00 %"
+
+
+def test_no_file(capsys):
+    fill(Log())
+    assert "test error" in capsys.readouterr().out
+
+
+def test_append(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("before\n")
+    fill(Log(path, append=True))
+    assert path.read_text().startswith("before\ntrain")
+
+
+def test_unwritable(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write the log .*Is a directory"):
+        Log(tmp_path)

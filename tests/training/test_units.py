@@ -1,0 +1,120 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from net.prune import set_masks
+from net.training.architectures import LeNet5, compressible_layers
+from net.training.datasets import Split
+from net.training.units import drop_idle, fold_constant_inputs, gather_live_units
+
+
+@pytest.fixture
+def split():
+    torch.manual_seed(1)
+    return Split(torch.randn(30, 1, 28, 28), torch.arange(30) % 10)
+
+
+def perceptron():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 10))
+    )
+
+
+def pruned(model, **keep):
+    """`model` with masks; `keep` gives for a layer (by index) a function that clears entries."""
+    for index, clear in keep.items():
+        with torch.no_grad():
+            clear(list(compressible_layers(model).values())[int(index[1:])].weight)
+    set_masks(model, lambda name, weight: weight != 0)
+    return model
+
+
+def rows(*which):
+    return lambda weight: weight.index_fill_(0, torch.tensor(which), 0.0)
+
+
+def columns(*which):
+    return lambda weight: weight.index_fill_(1, torch.tensor(which), 0.0)
+
+
+def test_a_unit_without_inputs_is_folded_into_the_next_bias(split):
+    model = pruned(perceptron(), l0=rows(2, 5))
+    with torch.no_grad():
+        model[1].bias[2], model[1].bias[5] = 0.7, -0.7
+    expected = model(split.images)
+    fold_constant_inputs(model, split)
+    assert torch.allclose(model(split.images), expected, atol=1e-5)
+    assert (model[3].weight[:, [2, 5]] == 0).all()
+    assert not model[3].mask[:, [2, 5]].any()
+    assert model[3].mask[:, 0].all()
+
+
+def test_convolutions_are_folded_too(split):
+    torch.manual_seed(0)
+    model = pruned(LeNet5(), l0=rows(3))
+    expected = model(split.images)
+    fold_constant_inputs(model, split)
+    assert torch.allclose(model(split.images), expected, atol=1e-4)
+    assert not model.conv2.mask[:, 3].any()
+
+
+def test_units_without_outputs_lose_their_inputs_and_bias(split):
+    model = pruned(perceptron(), l1=columns(4), l2=columns(1))
+    expected = model(split.images)
+    drop_idle(model, split, F.cross_entropy)
+    assert torch.allclose(model(split.images), expected, atol=1e-5)
+    assert not model[1].mask[4].any()
+    assert model[1].bias[4] == 0
+    assert not model[3].mask[1].any()
+    assert model[5].mask[:, 0].all()
+
+
+def test_fold_then_drop_leaves_dead_units_without_anything(split):
+    model = pruned(perceptron(), l0=rows(2))
+    expected = model(split.images)
+    fold_constant_inputs(model, split)
+    drop_idle(model, split, F.cross_entropy)
+    assert torch.allclose(model(split.images), expected, atol=1e-5)
+    assert model[1].bias[2] == 0
+
+
+@pytest.mark.parametrize("make", [perceptron, LeNet5])
+def test_live_units_come_first_and_the_function_stays(split, make):
+    model = make()
+    with torch.no_grad():
+        for layer in list(compressible_layers(model).values())[:-1]:
+            layer.weight[::2] = 0.0
+            layer.bias[::2] = 0.0
+    set_masks(model, lambda name, weight: weight != 0)
+    expected = model(split.images)
+    gather_live_units(model, split.images)
+    assert torch.allclose(model(split.images), expected, atol=1e-4)
+    for layer in list(compressible_layers(model).values())[:-1]:
+        live = layer.weight.flatten(1).any(1)
+        assert live.tolist() == sorted(live.tolist(), reverse=True)
+        assert torch.equal(layer.mask, layer.weight != 0)
+
+
+def test_layers_that_do_not_feed_one_another_stay(split):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(784, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+        def forward(self, x):
+            x = self.a(x.flatten(1))
+            return self.c(x + F.relu(self.b(x)))
+
+    torch.manual_seed(0)
+    model = Residual()
+    with torch.no_grad():
+        model.b.weight[:4] = 0.0
+    set_masks(model, lambda name, weight: weight != 0)
+    before = copy.deepcopy(model.state_dict())
+    gather_live_units(model, split.images)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
