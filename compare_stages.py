@@ -22,12 +22,21 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
+    from net.pipeline import runs
     from net.report import comparison, plots
 
     if args.plot:
         plots.require()
-    figures = comparison.compare(args)
-    comparison.show(figures, args)
+    found = comparison.read(args.path, args.directory)
+    with cli.setting(args) as setting:
+        dataset = None
+        if found.reference.arch:
+            options = cli.data_options(args, found.reference.dataset)
+            dataset = runs.load_data(found.reference.arch, options, setting)
+        figures = comparison.compare(found, dataset, setting.device, setting.test_batch_size)
+    if args.latency:
+        figures["latency"] = comparison.latency(found, dataset)
+    comparison.show(figures, args.json, args.csv, args.plot)
 
 
 def main(argv=None) -> int:

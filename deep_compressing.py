@@ -32,10 +32,10 @@ def parser() -> cli.Parser:
 def body(args) -> None:
     from pathlib import Path
 
-    from net import checkpoint
+    from net import checkpoint, encoding
     from net.files import check_writable
     from net.pipeline import stages
-    from net.report import comparison, plots
+    from net.report import comparison, plots, tables
     from net.training import distributed
 
     output = Path(args.output)
@@ -43,21 +43,28 @@ def body(args) -> None:
     # An hour of training must not end in "permission denied".
     for folder in (output, args.directory, *(Path(f).parent for f in (args.json, args.csv) if f)):
         check_writable(folder)
-    if args.plot or plots.available():
+    plot = args.plot
+    if plot or plots.available():
         plots.require()
-        args.plot = args.plot or output / "comparison.png"
+        plot = plot or output / "comparison.png"
     else:  # nobody asked for it by name: no reason to fail
         plots.note_missing(output / "comparison.png")
-    with stages.open_log(args) as log:
-        dataset = stages.load_data(args)
-        retrained = stages.run_pruning(args, log, dataset)
-        shared = stages.run_sharing(retrained, args, log, output / stages.SHARED, dataset)
+    with cli.setting(args) as setting:
+        run = cli.new_run(args, setting, output)
+        options = cli.chosen(args, run)
+        retrained = run.prune(options.pruning, args.resume)
+        shared, clusterings = run.share(retrained, options.sharing, output / checkpoint.SHARED)
     if not distributed.leave():
         return
-    stages.encode(shared, args.directory)
-    checkpoint.save(output / stages.DECODED, stages.decode(args.directory))
-    args.path = args.output
-    comparison.show(comparison.compare(args, dataset), args)
+    print(tables.sharing_table(clusterings))
+    encoded = stages.encode(shared, args.directory)
+    print(tables.encoding_text(encoded, encoding.directory_bytes(args.directory)))
+    checkpoint.save(output / checkpoint.DECODED, stages.decode(args.directory))
+    found = comparison.read(output, args.directory)
+    figures = comparison.compare(found, run.dataset, setting.device, setting.test_batch_size)
+    if args.latency:
+        figures["latency"] = comparison.latency(found, run.dataset)
+    comparison.show(figures, args.json, args.csv, plot)
 
 
 def main(argv=None) -> int:

@@ -20,10 +20,12 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net import checkpoint
+    from net import checkpoint, encoding
     from net.pipeline import stages
+    from net.report import tables
 
-    stages.encode(checkpoint.load(args.model), args.directory)
+    encoded = stages.encode(checkpoint.load(args.model), args.directory)
+    print(tables.encoding_text(encoded, encoding.directory_bytes(args.directory)))
 
 
 def main(argv=None) -> int:

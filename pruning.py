@@ -27,25 +27,25 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net.pipeline import stages
     from net.report import tables
 
-    with stages.open_log(args) as log:
+    with cli.setting(args) as setting:
+        run = cli.new_run(args, setting, args.output)
+        options = cli.chosen(args, run).pruning
         if args.scan:
-            scan(args, log)
+            show_scan(run, options, args)
             return
-        dataset = stages.load_data(args)
-        retrained = stages.run_pruning(args, log, dataset)
-        print(tables.pruning_table(retrained.state_dict))
+        retrained = run.prune(options, args.resume)
+    print(tables.pruning_table(retrained.state_dict))
 
 
-def scan(args, log) -> None:
-    from net.pipeline import sensitivity
+def show_scan(run, options, args) -> None:
+    from net.pipeline import scan
     from net.report import plots, tables
 
     if args.plot:
         plots.require()
-    figures = sensitivity.scan_initial(args, log)
+    figures = scan.scan_initial(run, options.training(), args.scan_target)
     print(tables.scan_text(figures))
     if args.json:
         tables.write_json(args.json, figures)

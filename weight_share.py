@@ -31,13 +31,23 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
+    from pathlib import Path
+
     from net import checkpoint
-    from net.pipeline import presets, stages
+    from net.pipeline import runs
+    from net.report import tables
 
     source = checkpoint.load(args.model)
-    presets.fill(args, source.arch or args.arch)
-    with stages.open_log(args) as log:
-        stages.run_sharing(source, args, log, args.output)
+    with cli.setting(args) as setting:
+        if source.arch is None and args.arch is None:
+            options = cli.chosen(args).sharing
+            _, clusterings = runs.share_bare(source, options, args.output)
+        else:
+            folder = Path(args.output).parent
+            run = cli.new_run(args, setting, folder, source.arch, source.dataset)
+            options = cli.chosen(args, run).sharing
+            _, clusterings = run.share(source.of(run.arch), options, args.output)
+    print(tables.sharing_table(clusterings))
 
 
 def main(argv=None) -> int:

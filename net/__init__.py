@@ -1,1 +1,33 @@
-"""Deep Compression (Han, Mao and Dally, ICLR 2016) for PyTorch: prune, share, Huffman-code."""
+"""Deep Compression for PyTorch: prune, share, Huffman-code (Han, Mao and Dally, ICLR 2016).
+
+    import net
+
+    pruner = net.Pruner(model, sensitivity=1.5)
+    sharing = net.WeightSharing(model, bits=5)
+    net.encoding.save(model.state_dict(), "encodings")
+
+What is named below is imported when it is first used, so that `import net` costs nothing.
+"""
+
+import importlib
+
+_CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
+_MODULES = (
+    *("checkpoint", "encoding", "errors", "huffman", "parameters", "prune", "quantization"),
+    *("sharing", "sparse"),
+)
+
+__all__ = [*_CLASSES, *_MODULES]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name in _CLASSES:
+        return getattr(importlib.import_module(f".{_CLASSES[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

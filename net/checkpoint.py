@@ -10,7 +10,7 @@
 import pickle
 import warnings
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,9 +18,21 @@ import torch
 from .codec.tensors import identity
 from .errors import UserError
 from .files import atomic_write
-from .training import distributed
 
 FORMAT = "deep-compression 1"
+
+# What the stages call their files.
+INITIAL = "initial_model.ptmodel"
+TEACHER = "teacher_model.ptmodel"
+RETRAINED = "model_after_retraining.ptmodel"
+SHARED = "model_after_weight_sharing.ptmodel"
+DECODED = "model_after_decoding.ptmodel"
+STAGE_FILES = {
+    "initial": INITIAL,
+    "retrained": RETRAINED,
+    "weight_shared": SHARED,
+    "decoded": DECODED,
+}
 
 
 class CheckpointError(UserError):
@@ -38,12 +50,13 @@ class Checkpoint:
     options: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
 
+    def of(self, arch: str) -> "Checkpoint":
+        """The same with its architecture, where that is not known yet."""
+        return self if self.arch else replace(self, arch=arch)
+
 
 def save(path, checkpoint: Checkpoint) -> int:
-    """Write `checkpoint` to `path` atomically; return the size of the file in bytes.
-
-    Of several processes the first writes; the others return when the file is there.
-    """
+    """Write `checkpoint` to `path` atomically; return the size of the file in bytes."""
     save_dict(path, {"format": FORMAT, **shallow_dict(checkpoint)})
     return Path(path).stat().st_size
 
@@ -92,10 +105,8 @@ def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def save_dict(path, content: dict) -> None:
     # Given a file object, torch.save names the archive "archive" whatever the path, so that equal
     # content gives equal bytes.
-    if distributed.is_writer():
-        with atomic_write(path) as file:
-            torch.save(content, file)
-    distributed.wait_for_all()
+    with atomic_write(path) as file:
+        torch.save(content, file)
 
 
 def is_safetensors(path) -> bool:
@@ -154,11 +165,11 @@ def is_state_dict(content) -> bool:
 
 
 MADE_BY = {
-    "initial_model.ptmodel": "pruning.py",
-    "teacher_model.ptmodel": "pruning.py",
-    "model_after_retraining.ptmodel": "pruning.py",
-    "model_after_weight_sharing.ptmodel": "weight_share.py",
-    "model_after_decoding.ptmodel": "huffman_decode.py",
+    INITIAL: "pruning.py",
+    TEACHER: "pruning.py",
+    RETRAINED: "pruning.py",
+    SHARED: "weight_share.py",
+    DECODED: "huffman_decode.py",
 }
 
 

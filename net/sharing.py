@@ -1,17 +1,24 @@
-"""Weight sharing: a tensor whose non-zero entries take a few values, and how those are trained."""
+"""Weight sharing: tensors whose non-zero entries take a few values, and how those are trained."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
+from .errors import UserError
+from .hooks import StepHooks
+from .parameters import Patterns, bias_of, compressible, resolve, shortest_name, unwrapped
 from .quantization import CHUNK, kmeans_1d
 
 COUNTED = 1 << 22
+# The learning rate of single weights over that of the centroids, while weights may be reassigned.
+LATENT_RATE = 0.5
 
 
 class Clustering(NamedTuple):
-    """What a user wants to know of it."""
+    """What a user wants to know of a tensor that was shared."""
 
     nonzero: int
     values_before: int | None  # distinct ones; None among more than COUNTED, which takes a sort
@@ -19,14 +26,14 @@ class Clustering(NamedTuple):
     mean_squared_error: float
 
 
-class SharedWeight:
+class SharedTensor:
     """The non-zero entries of a tensor as `centroids[labels]` (section 3 of the paper).
 
     `positions` int64 [n] are the flat indexes of the survivors, `labels` int64 [n] their clusters,
-    `centroids` floating-point [k'] the parameter that is fine-tuned.  Assignments stay, unless
-    `reassign` is called, and pruned entries stay zero, since only `write` touches the tensor.
-    `latent` [n], for `reassign`, follows the gradient of every single weight; None unless
-    `reassignable`, since it and its optimiser's averages are as large as the weight.
+    `centroids` float32 (float64 for a float64 tensor) [k'] the parameter that is fine-tuned.
+    Assignments stay, unless `reassign` is called, and pruned entries stay zero, since only `write`
+    touches the tensor. `latent` [n], for `reassign`, follows the gradient of every single weight;
+    None unless `reassignable`, since it and its optimizer's averages are as large as the weight.
     """
 
     def __init__(
@@ -36,24 +43,23 @@ class SharedWeight:
         init: str = "linear",
         seed: int = 42,
         reassignable: bool = False,
-    ):
+    ) -> None:
         tensor = tensor.detach()
         survivors = tensor.flatten()
         survivors = survivors[survivors != 0]
-        self.latent = torch.nn.Parameter(survivors.clone()) if reassignable else None
         # float32 as it is: half the memory, and k-means sorts it in half the time.
-        values = survivors.cpu()
-        values = (values if values.dtype == torch.float64 else values.float()).numpy()
+        exact = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        self.latent = nn.Parameter(survivors.to(exact, copy=True)) if reassignable else None
+        values = survivors.to("cpu", exact).numpy()
         centroids, labels = kmeans_1d(values, 2**bits, init, seed)
+        self.dtype = tensor.dtype
         self.labels = torch.from_numpy(labels).to(tensor.device)
-        self.centroids = torch.nn.Parameter(
-            torch.from_numpy(centroids).to(tensor.device, tensor.dtype)
-        )
-        self.clustering = self.compare(values, labels)
+        self.centroids = nn.Parameter(torch.from_numpy(centroids).to(tensor.device, exact))
+        self.clustering = self._compare(values, labels)
         del survivors, values  # as large as the weight, and the positions are twice as large
         self.positions = tensor.flatten().nonzero().flatten()
 
-    def compare(self, values: np.ndarray, labels: np.ndarray) -> Clustering:
+    def _compare(self, values: np.ndarray, labels: np.ndarray) -> Clustering:
         """The values as they were with those that `write` will put in their place."""
         stored = self.stored_centroids().double().cpu().numpy()
         error = 0.0
@@ -64,17 +70,15 @@ class SharedWeight:
         return Clustering(len(values), before, len(np.unique(stored)), error / max(1, len(values)))
 
     @torch.no_grad()
-    def gather_gradient(self, tensor: torch.Tensor) -> None:
+    def take_gradient(self, gradient: torch.Tensor) -> None:
         """Equation 3: dL/dC_k is the sum of dL/dW over the weights assigned to centroid k.
 
-        Moves the gradient: `tensor.grad` is None afterwards, since no optimiser that knows the
-        centroids alone would clear it before the next step.
+        `gradient` has the shape of the tensor; sets `centroids.grad`, and `latent.grad`.
         """
-        gradient = tensor.grad.take(self.positions)
-        self.centroids.grad = torch.zeros_like(self.centroids).index_add_(0, self.labels, gradient)
+        each = gradient.take(self.positions).to(self.centroids.dtype)
+        self.centroids.grad = torch.zeros_like(self.centroids).index_add_(0, self.labels, each)
         if self.latent is not None:
-            self.latent.grad = gradient
-        tensor.grad = None
+            self.latent.grad = each
 
     @torch.no_grad()
     def reassign(self) -> None:
@@ -89,19 +93,201 @@ class SharedWeight:
         tensor.put_(self.positions, self.stored_centroids()[self.labels])
 
     def stored_centroids(self) -> torch.Tensor:
-        """The centroids rounded to float16, which halves the codebook.
+        """The centroids [k'] in the tensor's type, rounded to float16, which halves the codebook.
 
-        Unrounded where that would turn one into 0 (which means pruned) or infinity.
+        Unrounded where that would turn one into 0 (which means pruned) or infinity, and in a type
+        that is no wider.
         """
-        exact = self.centroids.detach()
-        rounded = exact.half().to(exact.dtype)
+        exact = self.centroids.detach().to(self.dtype)
+        if self.dtype.itemsize <= 2:
+            return exact
+        rounded = exact.half().to(self.dtype)
         # Chosen on the device: a GPU would run dry if every step asked it for the answer.
         return torch.where((rounded.isfinite() & (rounded != 0)).all(), rounded, exact)
 
-    def to(self, device) -> "SharedWeight":
-        """Move everything to `device`, before an optimiser sees `centroids`."""
-        self.positions, self.labels = self.positions.to(device), self.labels.to(device)
-        self.centroids = torch.nn.Parameter(self.centroids.detach().to(device))
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        state = {"positions": self.positions, "labels": self.labels, "centroids": self.centroids}
+        return state if self.latent is None else {**state, "latent": self.latent}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        if state.keys() != self.state_dict().keys():
+            raise ValueError("a state with latent weights, or without, where it is the other way")
+        if state["centroids"].shape != self.centroids.shape:
+            raise ValueError("a state of another number of shared values")
+        self.positions = state["positions"].to(self.positions.device)
+        self.labels = state["labels"].to(self.labels.device)
+        self.centroids.copy_(state["centroids"])
         if self.latent is not None:
-            self.latent = torch.nn.Parameter(self.latent.detach().to(device))
-        return self
+            self.latent.copy_(state["latent"])
+
+
+class WeightSharing(StepHooks):
+    """Shares the weights of a model, and trains the shared values in place of single weights.
+
+        sharing = WeightSharing(model, bits=5)
+        optimizer = torch.optim.Adam(sharing.parameters(), 1e-4)
+        sharing.attach(optimizer)
+        ...                                                # your own loop
+        sharing.detach()
+
+    `bits`, a number or {pattern: number}: every compressible tensor (net.parameters) gets 2**bits
+    values at most, by k-means over its non-zero entries; zeros stay zeros. `bias_bits`, likewise,
+    is for the biases that belong to these weights; 0 leaves them as they are, and {pattern: number}
+    means the weights' names. During the first `reassign` steps each weight still follows its own
+    gradient as well, and moves to the centroid that is nearest then; afterwards assignments stay.
+
+    The model is an ordinary one all the time: the shared values are written into its parameters,
+    when the sharing begins and after every step. Frozen weights are shared and stay; so do those
+    that no gradient reaches. With torch.amp.GradScaler call `gather_gradients` before the scaler's
+    `unscale_` or `step`, so that it sees the gradients of the centroids.
+
+    `tensors` is {parameter name: SharedTensor}, `clusterings` {parameter name: Clustering}. Raises
+    UserError for a pattern that matches nothing and for a tensor with infinite or NaN entries.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bits: int | Mapping[str, int] = 5,
+        *,
+        bias_bits: int | Mapping[str, int] = 0,
+        init: str = "linear",
+        seed: int = 42,
+        reassign: int = 0,
+        include: Patterns | None = None,
+        exclude: Patterns = (),
+    ) -> None:
+        super().__init__()
+        model = unwrapped(model)
+        self._model = model
+        kinds = compressible(model, include, exclude)
+        self.reassign_steps = reassign
+        self.tensors: dict[str, SharedTensor] = {}
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, b in bits_of_tensors(self._parameters, kinds, bits, bias_bits).items():
+            parameter = self._parameters[name]
+            reassignable = reassign > 0 and parameter.requires_grad
+            self.tensors[name] = shared_tensor(name, parameter, b, init, seed, reassignable)
+        self._gathered: set[str] = set()
+        self.write()
+
+    @property
+    def clusterings(self) -> dict[str, Clustering]:
+        return {name: shared.clustering for name, shared in self.tensors.items()}
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What an optimizer is to train: the centroids, the latent weights while there are
+        reassignments, and the parameters of the model that are not shared."""
+        for group in self.parameter_groups(1.0):
+            yield from group["params"]
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """The same for a learning rate: groups in which latent weights have LATENT_RATE of it."""
+        trained = {
+            name: shared
+            for name, shared in self.tensors.items()
+            if self._parameters[name].requires_grad
+        }
+        shared_ones = {id(self._parameters[name]) for name in self.tensors}
+        others = [
+            parameter
+            for parameter in self._model.parameters()
+            if id(parameter) not in shared_ones and parameter.requires_grad
+        ]
+        centroids = [shared.centroids for shared in trained.values()]
+        latent = [shared.latent for shared in trained.values() if shared.latent is not None]
+        groups = [{"params": [*others, *centroids], "lr": lr}]
+        if latent:
+            groups.append({"params": latent, "lr": lr * LATENT_RATE})
+        return groups
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """From here on every step of `optimizer` trains the shared values.
+
+        Raises ValueError for an optimizer of the weights themselves, which would train nothing.
+        """
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name in self.tensors:
+            if id(self._parameters[name]) in held:
+                raise ValueError(
+                    f"this optimizer trains {name} itself; make it of sharing.parameters()"
+                )
+        super().attach(optimizer)
+
+    def gather_gradients(self) -> None:
+        """Move the gradients of the weights to the centroids, as before every step.
+
+        The weights' own are None afterwards: no optimizer that knows the centroids alone would
+        clear them before the next step.
+        """
+        for name, shared in self.tensors.items():
+            parameter = self._parameters[name]
+            if parameter.grad is not None:
+                shared.take_gradient(parameter.grad)
+                parameter.grad = None
+                self._gathered.add(name)
+
+    def before_step(self) -> None:
+        self.gather_gradients()
+        for name, shared in self.tensors.items():
+            # Of an earlier step, where this one did not reach the tensor.
+            if name not in self._gathered:
+                shared.centroids.grad = None
+                if shared.latent is not None:
+                    shared.latent.grad = None
+
+    def after_step(self) -> None:
+        self._gathered.clear()
+        if self.steps_done <= self.reassign_steps:
+            for shared in self.tensors.values():
+                if shared.latent is not None:
+                    shared.reassign()
+        self.write()
+
+    def write(self) -> None:
+        """Put the shared values into the model's parameters, in place."""
+        for name, shared in self.tensors.items():
+            shared.write(self._parameters[name])
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs, beside the model's and the optimizer's state."""
+        tensors = {name: shared.state_dict() for name, shared in self.tensors.items()}
+        return {"tensors": tensors, "steps_done": self.steps_done}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on where `state_dict` was taken. Raises ValueError for another model's state."""
+        if state["tensors"].keys() != self.tensors.keys():
+            raise ValueError("this state belongs to other parameters than those shared here")
+        for name, shared in self.tensors.items():
+            shared.load_state_dict(state["tensors"][name])
+        self.steps_done = state["steps_done"]
+        self.write()
+
+
+def bits_of_tensors(
+    names: Iterable[str],
+    kinds: Mapping[str, str],
+    bits: int | Mapping[str, int],
+    bias_bits: int | Mapping[str, int],
+) -> dict[str, int]:
+    """{name: bits} of the tensors to share: the weights {name: kind}, and those of their biases
+    that are among `names`; 0 bits leave a tensor as it is, and out."""
+    of_weights, of_biases = resolve(bits, kinds), resolve(bias_bits, kinds)
+    names, found = set(names), {}
+    for name in kinds:
+        for each, b in ((name, of_weights[name]), (bias_of(name), of_biases[name])):
+            if b and each in names:
+                found.setdefault(each, b)
+    return found
+
+
+def shared_tensor(name: str, tensor: torch.Tensor, *options) -> SharedTensor:
+    """A SharedTensor of `tensor`, whose UserError names it. In `tensor` -0.0 becomes 0.0: others
+    prune by weight * mask, which leaves some, and they would have to be stored."""
+    with torch.no_grad():
+        tensor.masked_fill_(tensor == 0, 0.0)
+    try:
+        return SharedTensor(tensor, *options)
+    except ValueError as error:  # not finite, not real
+        raise UserError(f"cannot share {shortest_name(name)}: {error}") from None

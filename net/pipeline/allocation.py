@@ -2,31 +2,36 @@
 
 import numpy as np
 import torch
+from torch import nn
 
-from ..sharing import SharedWeight
+from ..parameters import compressible
+from ..sharing import SharedTensor
+from ..training.datasets import Split
 from ..training.loop import evaluate
 
 MOST_BITS = 8  # where the paper starts, too; more has never lowered the error
 
 
-def choose_bits(model, layers: list[str], validation, budget: float, init: str, seed: int) -> dict:
-    """{layer: bits} such that clustering raises the held-out error by at most `budget` percent.
+def choose_bits(
+    model: nn.Module, validation: Split, budget: float, init: str, seed: int
+) -> dict[str, int]:
+    """{weight name: bits} such that clustering raises the held-out error by at most `budget`.
 
     Greedy: from 8 bits each, take one bit at a time off the layer that saves the most bytes per
     rise of the held-out loss, until no layer can give one within the budget.  Clustering alone is
     tried; fine-tuning comes after the choice.  Leaves the weights of `model` as they were.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))  # all names of tied ones
-    exact = {name: parameters[f"{name}.weight"].detach().clone() for name in layers}
+    parameters, layers = dict(model.named_parameters()), list(compressible(model))
+    exact = {name: parameters[name].detach().clone() for name in layers}
     shared = {}
 
-    def cluster(name: str, bits: int) -> SharedWeight:
+    def cluster(name: str, bits: int) -> SharedTensor:
         if (name, bits) not in shared:
-            shared[name, bits] = SharedWeight(exact[name], bits, init, seed)
+            shared[name, bits] = SharedTensor(exact[name], bits, init, seed)
         return shared[name, bits]
 
     def use(name: str, bits: int) -> None:
-        cluster(name, bits).write(parameters[f"{name}.weight"])
+        cluster(name, bits).write(parameters[name])
 
     _, allowed = evaluate(model, validation)
     allowed += budget
@@ -52,11 +57,11 @@ def choose_bits(model, layers: list[str], validation, budget: float, init: str, 
         use(name, bits[name])
     with torch.no_grad():
         for name in layers:
-            parameters[f"{name}.weight"].copy_(exact[name])
+            parameters[name].copy_(exact[name])
     return bits
 
 
-def coded_bits(shared: SharedWeight) -> float:
+def coded_bits(shared: SharedTensor) -> float:
     """What the values take after Huffman coding, about: their entropy and a 16-bit codebook."""
     counts = np.bincount(shared.labels.cpu().numpy())
     counts = counts[counts > 0]

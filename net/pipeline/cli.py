@@ -10,10 +10,12 @@ import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 
 from ..errors import UserError
-from .patterns import per_layer
-from .presets import PRESETS, defaults_text, fill
+from . import options
+from .options import PRESETS, DataOptions, Preset, defaults_text
 
 DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "cifar10", "digits")
 
@@ -45,8 +47,6 @@ def run(parser: Parser, body, argv=None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # --help and bad usage
         return int(stop.code or 0)
-    if getattr(args, "arch", None):  # weight_share.py learns of it from its model
-        fill(args, args.arch)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up too
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # set by torchrun
@@ -130,11 +130,29 @@ def real(low: float = 0.0, high: float = math.inf):
     return parse
 
 
+def per_layer(number):
+    """The type of an option with a value per layer, 'features.*=1.2,@linear=2.0': a number, or a
+    dict {pattern: number} (net.parameters); `number` is the type of a single value."""
+
+    def parse(text):
+        if "=" not in text:
+            return number(text)
+        values = {}
+        for part in text.split(","):
+            pattern, equals, value = part.partition("=")
+            if not (pattern.strip() and equals):
+                raise argparse.ArgumentTypeError(f"{part!r} is not PATTERN=VALUE")
+            values[pattern.strip()] = number(value)
+        return values
+
+    return parse
+
+
 def dataset(text: str) -> str:
     if text in DATASETS or (text.startswith("folder:") and text != "folder:"):
         return text
     raise argparse.ArgumentTypeError(
-        f"{text!r} is no data set; known: {', '.join(DATASETS)}, folder:PATH"
+        f"unknown data set {text!r}; known: {', '.join(DATASETS)}, folder:PATH"
     )
 
 
@@ -427,6 +445,9 @@ def add_comparison(parser: Parser) -> None:
     )
 
 
+# From the namespace of a parser to what the stages take. Nothing below this file knows of it.
+
+
 def device(args):
     """The torch device that the flags ask for."""
     import torch
@@ -438,3 +459,55 @@ def device(args):
     if args.device == "cuda":
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     return torch.device("cpu")
+
+
+@contextmanager
+def setting(args):
+    """The net.pipeline.stages.Setting of a script; its log is closed at the end of the block."""
+    from ..training import distributed
+    from ..training.log import Log
+    from .stages import Setting
+
+    where = device(args)  # refuses one that is not there, before any file is made
+    if "log_interval" not in args:  # a script that does not train
+        yield Setting(where, Log(), args.test_batch_size)
+        return
+    path = args.log if distributed.is_writer() else None
+    log = Log(path, args.log_interval, append=getattr(args, "resume", False))
+    try:
+        yield Setting(where, log, args.test_batch_size)
+    finally:
+        log.close()
+
+
+def data_options(args, trained_on: str | None = None) -> DataOptions:
+    """`trained_on` is what --dataset auto stands for, where it is known."""
+    found = options.changed_options(DataOptions(), vars(args))
+    if found.dataset == "auto" and trained_on:
+        return replace(found, dataset=trained_on)
+    return found
+
+
+def new_run(args, setting, folder, arch: str | None = None, trained_on: str | None = None):
+    """A net.pipeline.runs.Run in `folder`, of --arch, or of `arch` where a checkpoint names it.
+
+    The data set gives --arch its classes and channels where the user has not."""
+    from ..training import architectures
+    from .runs import Run, load_data
+
+    described = arch or architectures.describe(args.arch, args.num_classes, args.in_channels)
+    dataset = load_data(described, data_options(args, trained_on), setting)
+    if arch is None:
+        described = architectures.describe(described, data=dataset)
+    return Run(described, dataset, folder, setting)
+
+
+def chosen(args, run=None) -> Preset:
+    """--preset, adjusted to the architecture, with what the user gives in its place."""
+    from .runs import teacher_for
+
+    preset = options.preset(args.preset, run.arch if run else None)
+    preset = preset.with_options(**vars(args))
+    if run is None:
+        return preset
+    return preset.with_options(teacher=teacher_for(preset.sharing.teacher, run.dataset))

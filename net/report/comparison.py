@@ -1,114 +1,146 @@
 """The figures of all stages side by side: what `compare_stages.py` prints, writes and draws."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .. import checkpoint, encoding
-from ..checkpoint import Checkpoint
+from ..checkpoint import STAGE_FILES, Checkpoint
 from ..codec.tensors import identity
 from ..encoding import TensorInfo
 from ..errors import UserError
-from ..pipeline import stages
+from ..parameters import bias_of, shortest_name
+from ..training import restore
+from ..training.datasets import Dataset
 from ..training.loop import evaluate
 from . import distributions, plots, tables
 
-STAGE_FILES = {
-    "initial": stages.INITIAL,
-    "retrained": stages.RETRAINED,
-    "weight_shared": stages.SHARED,
-    "decoded": stages.DECODED,
-}
+
+@dataclass(frozen=True)
+class Stages:
+    """What is in the folder of the models and in that of the encoded one."""
+
+    found: dict[str, Checkpoint]  # by stage, in their order
+    file_bytes: dict[str, int]
+    missing: list[str]  # a line for each that is not there
+    tensors: list[TensorInfo] | None  # None without an encoded model
+    encoded_state: dict[str, torch.Tensor] | None
+    encoded_bytes: int | None
+
+    @property
+    def reference(self) -> Checkpoint:
+        """The first stage that names its architecture, or else the first."""
+        return next((c for c in self.found.values() if c.arch), next(iter(self.found.values())))
+
+    @property
+    def last(self) -> Checkpoint:
+        return list(self.found.values())[-1]
 
 
-def compare(args, dataset=None) -> dict:
-    """The comparison as a dict, in the layout of `--json` (README, "compare_stages.py").
+def read(folder: str | Path, directory: str | Path) -> Stages:
+    """The stages in `folder`, and the encoded model in `directory`.
 
-    Stages that are missing are listed under "missing" with the command that makes them; the
-    others are evaluated on the test set of the data set that they were trained on.
+    Raises UserError where there is no stage at all, or a damaged one.
     """
-    found, missing = find_stages(Path(args.path))
-    tensors, encoded_state = None, None
-    if Path(args.directory).is_dir() and any(Path(args.directory).glob("[!.]*")):
-        tensors = encoding.describe(args.directory)
-        encoded_state = encoding.load(args.directory)[0]
-    else:
-        missing.append(f"no encoded model in {args.directory}; run huffman_encode.py first")
-    if not found:
-        raise UserError(f"no stage is in {args.path}; run deep_compressing.py or pruning.py first")
-    reference = next((c for c in found.values() if c.arch), next(iter(found.values())))
-    if dataset is None and reference.arch:
-        dataset = stages.load_data(args, reference)
-    names = stages.compressible_names(reference)
-    rows = [
-        stage_row(stage, found[stage], Path(args.path) / STAGE_FILES[stage], args, dataset)
-        for stage in found
-    ]
-    if "initial" in found and rows[0]["error_percent"] is not None:
-        for row in rows:
-            row["error_change"] = row["error_percent"] - rows[0]["error_percent"]
-    original = 4 * rows[0]["parameters"]
-    encoded = encoding.directory_bytes(args.directory) if tensors else None
-    layers = layer_rows(tensors, encoded_state, names) if tensors else []
-    decoded = found.get("decoded")
-    return {
-        "dataset": dataset.name if dataset else None,
-        "arch": reference.arch,
-        "original_bytes": original,
-        "encoded_bytes": encoded,
-        "compression_ratio": original / encoded if encoded else None,
-        "stages": rows,
-        "layers": layers,
-        "other": other_row(tensors, encoded_state, layers, encoded) if tensors else None,
-        "total": total_row(layers, original, encoded) if tensors else None,
-        "distributions": distributions.distributions(found, names),
-        "first_layer_mask": distributions.first_layer_mask(list(found.values())[-1]),
-        "decoded_equals_weight_shared": identical(decoded, found.get("weight_shared")),
-        "decoded_equals_encoded": tensors is not None
-        and decoded is not None
-        and same_state(decoded.state_dict, encoded_state),
-        "missing": missing,
-        **(measured_latency(list(found.values())[-1], dataset) if args.latency else {}),
-    }
-
-
-def measured_latency(model: Checkpoint, dataset) -> dict:
-    """Dense against sparse layers of the last stage, on images of the test set."""
-    from .. import sparse  # takes SciPy along
-
-    if dataset is None or not model.arch:
-        raise UserError("--latency needs the architecture: a bare state dict cannot be run")
-    return {"latency": sparse.latency(stages.load_model(model, "cpu"), dataset.test.images)}
-
-
-def find_stages(folder: Path) -> tuple[dict[str, Checkpoint], list[str]]:
-    """The stages in `folder`, in their order, and a line for each that is missing."""
+    folder, directory = Path(folder), Path(directory)
     found, missing = {}, []
     for stage, name in STAGE_FILES.items():
         if (folder / name).exists():
             found[stage] = checkpoint.load(folder / name)
         else:
             missing.append(f"no {folder / name}{checkpoint.origin(name)}")
-    return found, missing
+    tensors, state, size = None, None, None
+    if directory.is_dir() and any(directory.glob("[!.]*")):
+        tensors = encoding.describe(directory)
+        state = encoding.load(directory)[0]
+        size = encoding.directory_bytes(directory)
+    else:
+        missing.append(f"no encoded model in {directory}; run huffman_encode.py first")
+    if not found:
+        raise UserError(f"no stage is in {folder}; run deep_compressing.py or pruning.py first")
+    file_bytes = {stage: (folder / STAGE_FILES[stage]).stat().st_size for stage in found}
+    return Stages(found, file_bytes, missing, tensors, state, size)
 
 
-def show(figures: dict, args) -> None:
-    """Print the comparison; write it where --json, --csv and --plot ask for it."""
+def compare(
+    stages: Stages,
+    dataset: Dataset | None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 1000,
+) -> dict:
+    """The comparison as a dict, in the layout of `--json`.
+
+    Stages that are missing are listed under "missing" with the command that makes them; the
+    others are evaluated on the test set of `dataset`, if there is one.
+    """
+    found, tensors, encoded = stages.found, stages.tensors, stages.encoded_bytes
+    names = list(restore.kinds_of(stages.reference))
+    rows = []
+    for stage, model in found.items():
+        error = test_error(model, dataset, device, batch_size)
+        rows.append(stage_row(stage, model, stages.file_bytes[stage], error))
+    if "initial" in found and rows[0]["error_percent"] is not None:
+        for row in rows:
+            row["error_change"] = row["error_percent"] - rows[0]["error_percent"]
+    original = 4 * rows[0]["parameters"]
+    layers = layer_rows(tensors, stages.encoded_state, names) if tensors else []
+    decoded = found.get("decoded")
+    return {
+        "dataset": dataset.name if dataset else None,
+        "arch": stages.reference.arch,
+        "original_bytes": original,
+        "encoded_bytes": encoded,
+        "compression_ratio": original / encoded if encoded else None,
+        "stages": rows,
+        "layers": layers,
+        "other": other_row(tensors, stages.encoded_state, names, encoded) if tensors else None,
+        "total": total_row(layers, original, encoded) if tensors else None,
+        "distributions": distributions.distributions(found, names),
+        "first_layer_mask": distributions.first_layer_mask(stages.last),
+        "decoded_equals_weight_shared": identical(decoded, found.get("weight_shared")),
+        "decoded_equals_encoded": tensors is not None
+        and decoded is not None
+        and same_state(decoded.state_dict, stages.encoded_state),
+        "missing": stages.missing,
+    }
+
+
+def latency(stages: Stages, dataset: Dataset | None) -> dict:
+    """Dense against sparse layers of the last stage, on images of the test set."""
+    from .. import sparse  # takes SciPy along
+
+    if dataset is None or not stages.last.arch:
+        raise UserError("--latency needs the architecture: a bare state dict cannot be run")
+    return sparse.latency(restore.restored(stages.last), dataset.test.images)
+
+
+def show(
+    figures: dict,
+    json: str | Path | None = None,
+    csv: str | Path | None = None,
+    plot: str | Path | None = None,
+) -> None:
+    """Print the comparison; write it to the files that are named."""
     print(tables.comparison_text(figures))
-    if args.json:
-        tables.write_json(args.json, figures)
-    if args.csv:
-        tables.write_csv(args.csv, figures)
-    if args.plot:
-        plots.save(plots.comparison_page(figures), args.plot)
+    if json:
+        tables.write_json(json, figures)
+    if csv:
+        tables.write_csv(csv, figures)
+    if plot:
+        plots.save(plots.comparison_page(figures), plot)
 
 
-def stage_row(stage: str, model: Checkpoint, path: Path, args, dataset) -> dict:
-    error = None
-    if dataset is not None and model.arch:
-        module = stages.load_model(model, stages.cli.device(args))
-        _, error = evaluate(module, dataset.test, args.test_batch_size)
+def test_error(
+    model: Checkpoint, dataset: Dataset | None, device: torch.device | str, batch_size: int
+) -> float | None:
+    if dataset is None or not model.arch:
+        return None
+    return evaluate(restore.restored(model, device), dataset.test, batch_size)[1]
+
+
+def stage_row(stage: str, model: Checkpoint, file_bytes: int, error: float | None) -> dict:
     parameters = parameters_of(model)
     return {
         "stage": stage,
@@ -116,7 +148,7 @@ def stage_row(stage: str, model: Checkpoint, path: Path, args, dataset) -> dict:
         "error_change": None,  # against the initial model, in percentage points
         "parameters": sum(tensor.numel() for tensor in parameters),
         "nonzero": sum(int(tensor.count_nonzero()) for tensor in parameters),
-        "bytes": path.stat().st_size,
+        "bytes": file_bytes,
     }
 
 
@@ -126,7 +158,7 @@ def parameters_of(model: Checkpoint) -> list[torch.Tensor]:
     Tied ones count once.
     """
     if model.arch:
-        names = stages.parameter_names(model.arch)
+        names = restore.parameter_names(model.arch)
         return [tensor for name, tensor in model.state_dict.items() if name in names]
     floating = [tensor for tensor in model.state_dict.values() if tensor.is_floating_point()]
     return list({identity(tensor): tensor for tensor in floating}.values())
@@ -145,14 +177,10 @@ def layer_rows(tensors: list[TensorInfo], state: dict, names: list[str]) -> list
     ]
 
 
-def bias_of(weight_name: str) -> str:
-    return weight_name.removesuffix("weight") + "bias"
-
-
 def layer_row(name: str, weight: TensorInfo, bias: TensorInfo | None, tensor) -> dict:
     sections = weight.sections
     return {
-        "name": name.removesuffix(".weight"),
+        "name": shortest_name(name),
         "parameters": weight.parameters,
         "nonzero": weight.nonzero,
         "weight_bits": weight.weight_bits,
@@ -206,10 +234,11 @@ def fixed_width_bytes(tensor, value_bits: int, shared_values: int = 0, sparse: b
     return stored * (value_bits + index_bits) / 8 + 4 * shared_values
 
 
-def other_row(tensors: list[TensorInfo], state: dict, layers: list[dict], encoded: int) -> dict:
+def other_row(tensors: list[TensorInfo], state: dict, names: list[str], encoded: int) -> dict:
     """All that is not a layer's weight: biases, normalisation, the manifest."""
-    weights = {f"{layer['name']}.weight" for layer in layers}
+    weights = set(names)
     others = [tensor for tensor in tensors if weights.isdisjoint((tensor.name, *tensor.tied))]
+    layers = layer_rows(tensors, state, names)
     manifest = encoded - sum(tensor.encoded_bytes for tensor in tensors)
     return {
         "parameters": sum(tensor.parameters for tensor in others),

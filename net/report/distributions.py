@@ -2,15 +2,16 @@
 
 import torch
 
-from ..pipeline import stages
-from ..training import architectures
+from ..checkpoint import Checkpoint
+from ..parameters import shortest_name
+from ..training import architectures, restore
 
 BINS = 80
 MAX_SHARED_VALUES = 4096
 MAX_FILTERS = 64
 
 
-def distributions(found: dict[str, stages.Checkpoint], names: list[str]) -> list[dict]:
+def distributions(found: dict[str, Checkpoint], names: list[str]) -> list[dict]:
     """Per layer: counts over BINS equal bins of [low, high], and the shared values with theirs.
 
     `found` is {stage: Checkpoint} of the stages that are there, `names` the weights' names.
@@ -20,7 +21,7 @@ def distributions(found: dict[str, stages.Checkpoint], names: list[str]) -> list
     initial, retrained = found.get("initial"), found.get("retrained")
     shared = found.get("decoded") or found.get("weight_shared")
     return [
-        {"name": name.removesuffix(".weight"), **distribution(name, initial, retrained, shared)}
+        {"name": shortest_name(name), **distribution(name, initial, retrained, shared)}
         for name in names
     ]
 
@@ -66,7 +67,7 @@ def shared_values(weight: torch.Tensor) -> tuple[list, list] | tuple[None, None]
     return values.tolist(), counts.tolist()
 
 
-def first_layer_mask(source: stages.Checkpoint) -> dict | None:
+def first_layer_mask(source: Checkpoint) -> dict | None:
     """How many weights are left at each place that the first layer looks at.
 
     Of a linear layer that sees an image: per pixel [height, width] over all units and channels.
@@ -74,7 +75,7 @@ def first_layer_mask(source: stages.Checkpoint) -> dict | None:
     input channels, the first MAX_FILTERS filters.  None for anything else.
     "counts" is flat, in row order; "most" is what a dense layer would have at each place.
     """
-    names = stages.compressible_names(source)
+    names = list(restore.kinds_of(source))
     if not names:
         return None
     weight = source.state_dict[names[0]] != 0
@@ -88,7 +89,7 @@ def first_layer_mask(source: stages.Checkpoint) -> dict | None:
     else:
         return None
     return {
-        "layer": names[0].removesuffix(".weight"),
+        "layer": shortest_name(names[0]),
         "kind": kind,
         "shape": list(counts.shape),
         "counts": counts.flatten().tolist(),

@@ -10,6 +10,7 @@ from ..encoding import TensorInfo
 from ..files import atomic_write
 from . import paper
 
+NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
 NAME_WIDTH = 24  # of layer names in tables: keeps a line within 100 columns
 
 
@@ -110,6 +111,25 @@ def encoding_table(tensors: list[TensorInfo], directory_bytes: int) -> str:
     ]
     head = ["tensor", "dense B", "encoded B", "ratio", "percent", "bits/weight", "bits/index"]
     return table(head, rows, [total])
+
+
+def encoding_text(tensors: list[TensorInfo], directory_bytes: int) -> str:
+    """The table of what was encoded, and notes on what a user may not expect."""
+    lines = [encoding_table(tensors, directory_bytes)]
+    for tensor in tensors:
+        for name in tensor.tied:
+            lines.append(f"note: {name} is tied to {tensor.name}, and stored with it")
+    whole = [t for t in tensors if is_whole(t) and t.encoded_bytes > NOTED * directory_bytes]
+    if whole:
+        names = ", ".join(tensor.name for tensor in whole)
+        share = percent(sum(tensor.encoded_bytes for tensor in whole), directory_bytes)
+        lines.append(f"note: stored as they are, neither pruned nor shared: {names} ({share})")
+    return "\n".join(lines)
+
+
+def is_whole(tensor: TensorInfo) -> bool:
+    """Whether a tensor of floating-point numbers has not been compressed but by the codec."""
+    return tensor.kind == "raw" and "float" in tensor.dtype
 
 
 def arrow(before, after) -> str:

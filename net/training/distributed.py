@@ -8,6 +8,7 @@ writer, writes the files and speaks to the user.  Without torchrun all of this i
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -57,6 +58,13 @@ def writer_first():
     yield
     if is_writer():
         wait_for_all()
+
+
+def by_writer(write: Callable[[], object]) -> None:
+    """The writer calls `write`; the others return when it has."""
+    if is_writer():
+        write()
+    wait_for_all()
 
 
 def leave() -> bool:

@@ -1,7 +1,10 @@
 """Training figures: to the terminal, and one line per event to `--log`."""
 
 import json
+import sys
 from pathlib import Path
+
+from tqdm import tqdm
 
 from ..errors import UserError
 
@@ -10,11 +13,18 @@ class Log:
     """Prints epochs and results; with `path`, writes every event there.
 
     As JSON lines if `path` ends in .jsonl, else as text.  `interval` is the number of batches
-    between two "batch" events, which go to the file and the progress bar alone.
+    between two "batch" events, which go to the file and the progress bar alone. A silent log shows
+    nothing: neither lines nor progress bars.
     """
 
-    def __init__(self, path=None, interval: int = 50, append: bool = False):
-        self.interval = interval
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        interval: int = 50,
+        append: bool = False,
+        silent: bool = False,
+    ) -> None:
+        self.interval, self.silent = interval, silent
         self.json_lines = path is not None and str(path).endswith(".jsonl")
         self.file = None
         if path is not None:
@@ -28,31 +38,38 @@ class Log:
         if self.file:
             self.file.close()
 
-    def batch(self, phase: str, epoch: int, batch: int, loss: float, bar) -> None:
+    def batch(self, phase: str, epoch: int, batch: int, loss: float, bar: tqdm) -> None:
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         text = f"{phase}  epoch {epoch}  batch {batch}  loss {loss:.4f}"
         self.write(text, event="batch", phase=phase, epoch=epoch, batch=batch, loss=loss)
 
-    def epoch(self, phase, epoch, epochs, loss, validation_loss, validation_error) -> None:
-        text = (
-            f"{phase:<9} epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {loss:.4f}  "
-            f"held-out loss {validation_loss:.4f}  held-out error {validation_error:.2f} %"
-        )
-        print(text, flush=True)
-        self.write(
-            text,
-            event="epoch",
-            phase=phase,
-            epoch=epoch,
-            loss=loss,
-            validation_loss=validation_loss,
-            validation_error_percent=validation_error,
-        )
+    def epoch(
+        self,
+        phase: str,
+        epoch: int,
+        epochs: int,
+        loss: float,
+        held_out: tuple[float, float] | None = None,
+    ) -> None:
+        """The mean training loss of an epoch, and the loss and error in percent held out."""
+        text = f"{phase:<9} epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {loss:.4f}"
+        event = {"event": "epoch", "phase": phase, "epoch": epoch, "loss": loss}
+        if held_out:
+            text += "  held-out loss {:.4f}  held-out error {:.2f} %".format(*held_out)
+            event |= {"validation_loss": held_out[0], "validation_error_percent": held_out[1]}
+        self.result(text, **event)
 
     def result(self, text: str, **event) -> None:
         """A line of a stage's own: `text` to the terminal and a text log, `event` to a JSON log."""
-        print(text, flush=True)
+        if not self.silent:
+            print(text, flush=True)
         self.write(text, **event)
+
+    def note(self, text: str) -> None:
+        """What a user should know and did not ask for; on stderr."""
+        if not self.silent:
+            print(f"NOTE: {text}", file=sys.stderr, flush=True)
+        self.write(f"NOTE: {text}", event="note", text=text)
 
     def write(self, text: str, **event) -> None:
         if self.file:

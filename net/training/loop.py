@@ -1,9 +1,9 @@
 """Train and evaluate: one loop for dense training, pruning, retraining and fine-tuning."""
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,26 +11,27 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import distributed
+from .log import Log
+from .resume import PhaseProgress
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-@dataclass
-class Recipe:
-    """How one phase trains.  `lr` is the peak of a cosine that falls to zero over the phase."""
+@dataclass(frozen=True)
+class Schedule:
+    """How long one phase trains."""
 
     epochs: int
     batch_size: int  # of all processes together
-    lr: float
-    dropout: float = 0.0
     amp: bool = False  # matrix products in bfloat16, which needs no scaling of the loss
 
+    def steps_per_epoch(self, examples: int) -> int:
+        return math.ceil(examples / self.batch_size)
 
-class Step(NamedTuple):
-    """What a hook after an optimiser step may want to know."""
 
-    done_before: float  # fraction of the phase before this step
-    done: float  # and after it
-    lr: float  # of the first parameter group
-    optimizer: torch.optim.Optimizer
+def adam(parameters, lr: float) -> torch.optim.Adam:
+    """The optimizer of every phase, for parameters or groups of them."""
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
 @torch.no_grad()
@@ -38,8 +39,8 @@ def evaluate(model: nn.Module, split, batch_size: int = 1000) -> tuple[float, fl
     """(mean cross-entropy in nats, top-1 error in percent) of `model` on `split`."""
     model.eval()
     loss, wrong = 0.0, 0
-    for images, labels in split.batches(batch_size, shard=distributed.shard()):
-        logits = model(images)
+    for inputs, labels in split.batches(batch_size, shard=distributed.shard()):
+        logits = model(inputs)
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         wrong += (logits.argmax(1) != labels).sum().item()
     loss, wrong = distributed.total(loss, wrong)
@@ -59,62 +60,57 @@ def flushed_denormals():
 @flushed_denormals()
 def fit(
     model: nn.Module,
-    parameters,
+    optimizer: torch.optim.Optimizer,
     train,
-    validation,
-    recipe: Recipe,
+    schedule: Schedule,
     *,
-    phase: str,
-    log,
-    loss_of=F.cross_entropy,
-    after_backward=None,
-    after_step=None,
-    progress=None,
+    loss: Loss = F.cross_entropy,
+    validate: Callable[[], tuple[float, float]] | None = None,
+    phase: str = "train",
+    log: Log | None = None,
+    progress: PhaseProgress | None = None,
 ) -> None:
-    """Minimise `loss_of(logits, target)` over the batches of `train` with Adam.
+    """Minimise `loss(outputs, targets)` over the batches of `train` (net.training.datasets).
 
-    `parameters` are tensors or Adam's parameter groups, in which "lr_factor" scales the learning
-    rate.  `after_backward()` and `after_step(Step)` are called in every step; `progress` keeps what
-    a killed run needs to go on (net.training.resume).  `validation` is evaluated after every epoch.
+    The learning rate of every group of `optimizer` rises to the group's own and falls to zero over
+    the phase (`learning_rate`). What else is to happen in a step hangs on the optimizer's hooks, as
+    net.Pruner does. `validate()` gives the held-out loss and error after every epoch; `progress`
+    keeps what a killed run needs to go on.
     """
-    optimizer = torch.optim.Adam(parameters, lr=recipe.lr, fused=True)
-    steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
-    steps = recipe.epochs * steps_per_epoch
-    set_dropout(model, recipe.dropout)
-    first = progress.restore(phase, recipe.epochs, model, optimizer) if progress else 0
-    network = distributed.parallel(model) if first < recipe.epochs else model
+    log = log or Log(silent=True)
+    steps_per_epoch = schedule.steps_per_epoch(len(train))
+    steps = schedule.epochs * steps_per_epoch
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    first = progress.restore(schedule.epochs) if progress else 0
+    network = distributed.parallel(model) if first < schedule.epochs else model
     device = next(model.parameters()).device.type
-    for epoch in range(first, recipe.epochs):
+    for epoch in range(first, schedule.epochs):
         model.train()
         total = 0.0
         bar = tqdm(
-            train.batches(recipe.batch_size, shuffle=True, shard=distributed.shard()),
-            desc=f"{phase} {epoch + 1}/{recipe.epochs}",
+            train.batches(schedule.batch_size, shuffle=True, shard=distributed.shard()),
+            desc=f"{phase} {epoch + 1}/{schedule.epochs}",
             total=steps_per_epoch,
             leave=False,
-            disable=None,  # none where stderr is no terminal
+            disable=True if log.silent else None,  # None: none where stderr is no terminal
         )
-        for i, (images, target) in enumerate(bar):
-            number = epoch * steps_per_epoch + i
-            lr = set_learning_rate(optimizer, learning_rate(number, steps, recipe.lr))
-            with torch.autocast(device, torch.bfloat16, enabled=recipe.amp):
-                loss = loss_of(network(images), target)
+        for i, (inputs, targets) in enumerate(bar):
+            set_learning_rate(optimizer, epoch * steps_per_epoch + i, steps)
+            with torch.autocast(device, torch.bfloat16, enabled=schedule.amp):
+                value = loss(network(inputs), targets)
             optimizer.zero_grad()
-            loss.backward()
-            if after_backward:
-                after_backward()
+            value.backward()
             optimizer.step()
-            if after_step:
-                after_step(Step(number / steps, (number + 1) / steps, lr, optimizer))
-            total += loss.detach()  # a tensor: no wait for the device in every step
+            total += value.detach()  # a tensor: no wait for the device in every step
             if (i + 1) % log.interval == 0:
-                log.batch(phase, epoch + 1, i + 1, loss.item(), bar)
-        figures = evaluate(model, validation)
-        log.epoch(phase, epoch + 1, recipe.epochs, float(total) / steps_per_epoch, *figures)
+                log.batch(phase, epoch + 1, i + 1, value.item(), bar)
+        figures = validate() if validate else None
+        log.epoch(phase, epoch + 1, schedule.epochs, float(total) / steps_per_epoch, figures)
         if progress:
-            progress.save(phase, epoch + 1, model, optimizer)
-    if recipe.epochs and not (progress and progress.passed(phase)):
-        measure_statistics(model, train, recipe.batch_size)
+            progress.save(epoch + 1)
+    if schedule.epochs and not (progress and progress.passed):
+        measure_statistics(model, train, schedule.batch_size)
         distributed.agree(model)
 
 
@@ -137,8 +133,8 @@ def measure_statistics(model: nn.Module, train, batch_size: int) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average
     model.train()
-    for images, _ in train.batches(batch_size, shuffle=True):
-        model(images)
+    for inputs, _ in train.batches(batch_size, shuffle=True):
+        model(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
@@ -151,10 +147,9 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def set_learning_rate(optimizer, lr: float) -> float:
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)
-    return lr
+        group["lr"] = learning_rate(step, steps, group["initial_lr"])
 
 
 def set_dropout(model: nn.Module, p: float) -> None:

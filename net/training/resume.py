@@ -1,6 +1,7 @@
 """What a killed run of pruning.py needs to go on, saved after every epoch."""
 
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -8,24 +9,34 @@ from .. import checkpoint
 from ..errors import UserError
 from . import distributed
 
-PHASES = ("teacher", "train", "prune", "retrain")
+PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
 
 
-class Progress:
-    """The state of training at the end of its last whole epoch, in the file `path`.
+class Stateful(Protocol):
+    """A module, an optimizer, a Pruner."""
 
-    Everything that the next step depends on is in it (weights, masks, optimiser, generators), so
-    that a resumed run ends with the same weights as one that was not interrupted.
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+class RunProgress:
+    """The state of a run at the end of its last whole epoch, in the file `path`.
+
+    Everything that the next step depends on is in it (weights, masks, optimizer, generators), so
+    that a resumed run ends with the same weights as one that was not interrupted. Raises UserError
+    for a file of a run with other options.
     """
 
-    def __init__(self, path: Path, options: dict, resume: bool):
-        self.path, self.options, self.record = path, options, None
+    def __init__(self, path: Path, options: dict, resume: bool) -> None:
+        self.path, self.options = path, options
+        self.record: dict | None = None
         if resume and path.exists():
             record = checkpoint.load_dict(path)
             if record.get("options") != options:
                 raise UserError(
                     f"{path} is of a run with other options; give the same ones, or leave out "
-                    "--resume to start anew"
+                    "--resume to start again"
                 )
             self.record = record
 
@@ -35,35 +46,46 @@ class Progress:
             PHASES.index(self.record["phase"]) > PHASES.index(phase)
         )
 
-    def restore(self, phase: str, epochs: int, model, optimizer) -> int:
-        """Put the state back if it is of this phase; return the number of `epochs` already done."""
-        if self.passed(phase):
-            return epochs
-        if self.record is None or self.record["phase"] != phase:
-            return 0
-        model.load_state_dict(self.record["state_dict"])
-        for name, mask in self.record["masks"].items():
-            model.get_buffer(name).copy_(mask)
-        optimizer.load_state_dict(self.record["optimizer"])
-        torch.set_rng_state(self.record["rng"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(self.record["cuda_rng"])
-        return self.record["epoch"]
-
-    def save(self, phase: str, epoch: int, model, optimizer) -> None:
-        state = model.state_dict()
-        content = {
-            "options": self.options,
-            "phase": phase,
-            "epoch": epoch,
-            "state_dict": state,
-            "masks": {name: b for name, b in model.named_buffers() if name not in state},
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-        checkpoint.save_dict(self.path, content)
+    def of(self, phase: str, **parts: Stateful) -> "PhaseProgress":
+        """The progress of one phase, in which `parts` change."""
+        return PhaseProgress(self, phase, parts)
 
     def finish(self) -> None:
         if distributed.is_writer():
             self.path.unlink(missing_ok=True)
+
+
+class PhaseProgress:
+    """What the training loop needs of it: where a phase stands, and to say that it went on."""
+
+    def __init__(self, run: RunProgress, phase: str, parts: dict[str, Stateful]) -> None:
+        self.run, self.phase, self.parts = run, phase, parts
+
+    @property
+    def passed(self) -> bool:
+        return self.run.passed(self.phase)
+
+    def restore(self, epochs: int) -> int:
+        """Put the state back if it is of this phase; return the number of `epochs` already done."""
+        record = self.run.record
+        if self.passed:
+            return epochs
+        if record is None or record["phase"] != self.phase:
+            return 0
+        for name, part in self.parts.items():
+            part.load_state_dict(record["parts"][name])
+        torch.set_rng_state(record["rng"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(record["cuda_rng"])
+        return record["epoch"]
+
+    def save(self, epoch: int) -> None:
+        content = {
+            "options": self.run.options,
+            "phase": self.phase,
+            "epoch": epoch,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        distributed.by_writer(lambda: checkpoint.save_dict(self.run.path, content))

@@ -5,27 +5,43 @@ no gradient, and whether a permutation leaves the function alone, are all read o
 model.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
 from torch import nn
 
-from .architectures import compressible_layers
+from .loop import Loss
+
+Masks = Mapping[str, torch.Tensor]  # {parameter name: bool}, changed in place; net.Pruner.masks
+
+
+def masked_layers(model: nn.Module, masks: Masks) -> dict[str, nn.Module]:
+    """{weight name: layer} of the linear layers and convolutions among what is pruned.
+
+    What is fed through them is a matrix product with `weight`, which the functions below count on.
+    """
+    modules = dict(model.named_modules())
+    owners = {name: modules[name.rpartition(".")[0]] for name in masks}
+    kinds = nn.Linear, nn.modules.conv._ConvNd
+    return {n: layer for n, layer in owners.items() if isinstance(layer, kinds)}
 
 
 @torch.no_grad()
-def fold_constant_inputs(model: nn.Module, split, batch_size: int = 1000) -> None:
+def fold_constant_inputs(model: nn.Module, masks: Masks, split, batch_size: int = 1000) -> None:
     """Move what never changes over the images of `split` into the bias of the layer it feeds.
 
     A unit without inputs has a constant output c: W[:, j] c joins the bias and W[:, j] is pruned.
     For Linear layers with a bias, and for convolutions that are not grouped or padded.
     """
-    layers = {n: layer for n, layer in compressible_layers(model).items() if can_fold(layer)}
+    layers = {n: layer for n, layer in masked_layers(model, masks).items() if can_fold(layer)}
     lowest, highest = {}, {}
 
     def watch(name):
         def hook(layer, inputs):
-            x = inputs[0].transpose(1, -1).flatten(0, -2)  # [any, inputs]: channels go last
+            # Linear has its inputs last; a convolution before the dimensions of its kernel.
+            x = inputs[0].movedim(1 - layer.weight.dim(), -1)
+            x = x.reshape(-1, x.shape[-1])  # [any, inputs]
             low, high = x.amin(0), x.amax(0)
             lowest[name] = torch.minimum(lowest.get(name, low), low)
             highest[name] = torch.maximum(highest.get(name, high), high)
@@ -42,7 +58,7 @@ def fold_constant_inputs(model: nn.Module, split, batch_size: int = 1000) -> Non
         layer, fixed = layers[name], lowest[name] == highest[name]
         weight = layer.weight.flatten(2).sum(2) if layer.weight.dim() > 2 else layer.weight
         layer.bias += weight[:, fixed] @ constant[fixed]
-        layer.mask[:, fixed] = False
+        masks[name][:, fixed] = False
         layer.weight[:, fixed] = 0.0
 
 
@@ -55,68 +71,74 @@ def can_fold(layer: nn.Module) -> bool:
     return not (layer.transposed or layer.groups > 1 or padded)
 
 
-def drop_idle(model: nn.Module, split, loss_of, batch_size: int = 1000) -> None:
+def drop_idle(model: nn.Module, masks: Masks, split, loss_of: Loss, batch_size: int = 1000) -> None:
     """Prune all inputs, and zero the bias, of each unit without a gradient on any image of `split`.
 
     Such a unit has no outputs, or is never active.  (One weight alone without a gradient must
     stay: it may be what keeps its unit from becoming active.)
     """
-    layers = list(compressible_layers(model).values())
-    used = [torch.zeros(len(layer.weight), dtype=torch.bool) for layer in layers]
+    layers = masked_layers(model, masks)
+    layers = {n: each for n, each in layers.items() if not getattr(each, "transposed", False)}
+    used = {n: torch.zeros(len(each.weight), dtype=torch.bool) for n, each in layers.items()}
     model.eval()
     for images, target in split.batches(batch_size):
         model.zero_grad()
         loss_of(model(images), target).backward()
-        for layer, units in zip(layers, used, strict=True):
-            if layer.weight.grad is None:  # frozen by its owner, or not used in `forward`
-                units |= True
+        for name, layer in layers.items():
+            if layer.weight.grad is None:  # not used in `forward`
+                used[name] |= True
                 continue
-            units |= (layer.weight.grad != 0).flatten(1).any(1).cpu()
-            if layer.bias is not None and not getattr(layer, "transposed", False):
-                units |= (layer.bias.grad != 0).cpu()
+            used[name] |= (layer.weight.grad != 0).flatten(1).any(1).cpu()
+            if layer.bias is not None and layer.bias.grad is not None:
+                used[name] |= (layer.bias.grad != 0).cpu()
     model.zero_grad()
     with torch.no_grad():
-        for layer, units in zip(layers, used, strict=True):
-            if not getattr(layer, "transposed", False):  # whose rows are inputs
-                layer.mask[~units] = False
-                layer.weight[~units] = 0.0
-                if layer.bias is not None:
-                    layer.bias[~units] = 0.0
+        for name, layer in layers.items():
+            idle = ~used[name].to(layer.weight.device)
+            masks[name][idle] = False
+            layer.weight[idle] = 0.0
+            if layer.bias is not None:
+                layer.bias[idle] = 0.0
 
 
 @torch.no_grad()
-def gather_live_units(model: nn.Module, images: torch.Tensor) -> None:
+def gather_live_units(model: nn.Module, masks: Masks, inputs: torch.Tensor) -> None:
     """Permute hidden units so that the living ones come first, and the dead cost nothing to tell.
 
     Tries every pair of successive layers whose sizes fit, and takes back what changes the outputs
-    for `images` by more than rounding: layers that do not feed one another.
+    for `inputs` by more than rounding: layers that do not feed one another.
     """
     model.eval()
-    expected = model(images)
+    expected = model(inputs)
     tolerance = 1e-4 * float(expected.abs().max())
-    layers = list(compressible_layers(model).values())
-    for first, second in pairwise(layers):
+    layers = masked_layers(model, masks)
+    for (first_name, first), (second_name, second) in pairwise(layers.items()):
         units, inputs = first.weight.shape[0], second.weight.shape[1]
         if inputs % units or getattr(first, "transposed", False):
             continue
-        live = first.mask.flatten(1).any(1)
+        live = masks[first_name].flatten(1).any(1)
         if first.bias is not None:
             live |= first.bias != 0
         order = torch.argsort(~live, stable=True)
-        permute(first, second, order)
-        if (model(images) - expected).abs().max() > tolerance:
-            permute(first, second, torch.argsort(order))
+        outputs_of = [first.weight, masks[first_name], first.bias]
+        inputs_of = [second.weight, masks[second_name]]
+        permute(outputs_of, inputs_of, order)
+        if (model(inputs) - expected).abs().max() > tolerance:
+            permute(outputs_of, inputs_of, torch.argsort(order))
 
 
-def permute(first: nn.Module, second: nn.Module, order: torch.Tensor) -> None:
-    """Put the outputs of `first`, and the inputs of `second`, into `order` (int64 [units]).
+def permute(
+    outputs_of: list[torch.Tensor | None], inputs_of: list[torch.Tensor], order: torch.Tensor
+) -> None:
+    """Put the units of a layer into `order` (int64 [units]): the first dimension of its tensors,
+    the second of those of the layer that it feeds.
 
-    Where `second` flattens images, each unit feeds a run of successive inputs.
+    Where the latter flattens images, each unit feeds a run of successive inputs.
     """
-    run = second.weight.shape[1] // len(order)
+    run = inputs_of[0].shape[1] // len(order)
     inputs = (order[:, None] * run + torch.arange(run, device=order.device)).flatten()
-    for tensor in (first.weight, first.mask, first.bias):
+    for tensor in outputs_of:
         if tensor is not None:
             tensor.copy_(tensor[order])
-    for tensor in (second.weight, second.mask):
+    for tensor in inputs_of:
         tensor.copy_(tensor[:, inputs])

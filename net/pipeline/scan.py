@@ -4,39 +4,32 @@ Everything is measured on the held-out training images; the test set is left for
 """
 
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from .. import checkpoint
-from ..files import check_writable
+from ..parameters import compressible, shortest_name
 from ..prune import top_masks
-from ..training.architectures import compressible_layers
+from ..training import restore
 from ..training.datasets import Split
 from ..training.loop import evaluate
-from . import cli, stages
+from .options import TrainingOptions
+from .runs import Run
 
 DENSITIES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
 
 
-def scan_initial(args, log) -> dict:
-    """The scan of OUTPUT/initial_model.ptmodel, trained first unless it is there with these
-    options, and the densities that suit --scan-target."""
-    path = Path(args.output) / stages.INITIAL
-    check_writable(path.parent)
-    dataset = stages.load_data(args)
-    options = stages.recorded(args, stages.TRAINING_OPTIONS)
-    if not stages.made_with(path, {"arch": args.arch, "dataset": dataset.name, **options}):
-        checkpoint.save(path, stages.train(args.arch, "train", args, dataset, log))
-    model = stages.load_model(checkpoint.load(path), cli.device(args))
-    figures = scan(model, dataset.validation, args.test_batch_size)
-    chosen = choose(figures, args.scan_target)
+def scan_initial(run: Run, options: TrainingOptions, target: float) -> dict:
+    """The scan of the run's dense model, trained first unless it is there with these options, and
+    the densities that suit `target`, the fraction of all weights to keep."""
+    model = restore.restored(run.initial(options), run.setting.device)
+    figures = scan(model, run.dataset.validation, run.setting.test_batch_size)
+    chosen = choose(figures, target)
     return {
-        "dataset": dataset.name,
-        "arch": args.arch,
+        "dataset": run.dataset.name,
+        "arch": run.arch,
         **figures,
-        "target": args.scan_target,
+        "target": target,
         "chosen": chosen,
         "density_option": option(chosen),
     }
@@ -53,8 +46,11 @@ def scan(model: nn.Module, split: Split, batch_size: int = 1000, densities=DENSI
     """
     loss, error = evaluate(model, split, batch_size)
     figures = {"loss": loss, "error_percent": error, "layers": []}
-    for name, layer in compressible_layers(model).items():
-        weight, original = layer.weight, layer.weight.clone()
+    kinds = compressible(model)
+    for name, weight in model.named_parameters():
+        if name not in kinds:
+            continue
+        original = weight.clone()
         deviation = float(original.std(correction=0))
         points = []
         for density in densities:
@@ -72,7 +68,9 @@ def scan(model: nn.Module, split: Split, batch_size: int = 1000, densities=DENSI
                     "error_percent": error,
                 }
             )
-        figures["layers"].append({"name": name, "parameters": weight.numel(), "points": points})
+        figures["layers"].append(
+            {"name": shortest_name(name), "parameters": weight.numel(), "points": points}
+        )
     return figures
 
 

@@ -1,0 +1,182 @@
+"""The options of the stages as frozen dataclasses, and the presets: named sets of their values.
+
+A checkpoint records the options that made it, in the order of the fields. They hold no paths, so
+that equal runs give equal bytes wherever they are.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+PerLayer = dict[str, float]  # {pattern: number}, net.parameters.resolve
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data set, and where it is. Not recorded: a checkpoint names its data set itself."""
+
+    dataset: str = "auto"
+    data_dir: str = "data"
+    val_fraction: float = 0.2
+    skip_broken: bool = False
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """What every stage that trains needs to know."""
+
+    seed: int = 42
+    batch_size: int | str = "auto"  # of all processes together
+    distortion: float = 1.0
+    teacher: str = "none"
+    teacher_copies: int = 8
+    amp: bool = False
+
+    def recorded(self) -> dict:
+        options = asdict(self)
+        if options.get("weights"):
+            options["weights"] = Path(options["weights"]).name
+        return options
+
+    def batch_size_for(self, images: int) -> int:
+        """Images per step on a training set of so many: "auto" is 250, or what gives 40 steps an
+        epoch on a small data set."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        return max(1, min(250, images // 40))
+
+
+@dataclass(frozen=True)
+class TrainingOptions(CommonOptions):
+    """Of dense training."""
+
+    weights: str | None = None  # what training starts from
+    epochs: int = 20
+    lr: float = 2e-3
+    dropout: float = 0.0
+    l1: float = 0.05
+
+
+@dataclass(frozen=True)
+class PruningOptions(TrainingOptions):
+    """Of pruning and retraining."""
+
+    sensitivity: float | PerLayer = 1.5
+    density: float | PerLayer | None = None  # instead of the sensitivity: gradual pruning
+    prune_epochs: int = 20
+    retrain_epochs: int = 25
+    retrain_lr: float = 3e-3
+
+    def training(self) -> TrainingOptions:
+        """The part that the dense model depends on."""
+        return TrainingOptions(**{f.name: getattr(self, f.name) for f in fields(TrainingOptions)})
+
+
+@dataclass(frozen=True)
+class SharingOptions(CommonOptions):
+    """Of weight sharing and the fine-tuning of the shared values."""
+
+    # Table 1 of the paper: 8 bits for convolutions, 5 for fully connected layers.
+    bits: int | PerLayer | str = field(default_factory=lambda: {"*": 5, "@conv": 8})
+    error_budget: float = 0.1
+    bias_bits: int | PerLayer = 3
+    init: str = "linear"
+    finetune_epochs: int = 3
+    finetune_lr: float = 5e-4
+    reassign: float = 0.0  # fraction of the fine-tuning
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Defaults of all stages; every option that the user gives overrides the preset's value."""
+
+    pruning: PruningOptions = PruningOptions()
+    sharing: SharingOptions = field(default_factory=SharingOptions)
+
+    def with_options(self, **changed) -> "Preset":
+        """The same with some options changed, in the stages that have them."""
+        return Preset(
+            changed_options(self.pruning, changed), changed_options(self.sharing, changed)
+        )
+
+    def values(self) -> dict:
+        """{option: value} of both stages."""
+        return {**vars(self.sharing), **vars(self.pruning)}
+
+
+def changed_options(options: CommonOptions, values: dict) -> CommonOptions:
+    """`options` with those of `values` that it has and that are not None."""
+    own = {f.name for f in fields(options)}
+    given = {k: v for k, v in values.items() if k in own and v is not None}
+    return replace(options, **given)
+
+
+# The paper's three stages: train, prune once by a threshold, retrain; share by k-means, fine-tune
+# the centroids. With an L1 pull on the weights in dense training, distorted images and shared
+# biases, which the paper does not have.
+PAPER = Preset()
+
+# The fewest bytes at the paper's error: prune gradually by saliency per bit, to a density over
+# all layers, learning from a convolutional teacher; share few values, assigned while training.
+SMALLEST = PAPER.with_options(
+    epochs=12,
+    retrain_epochs=60,
+    dropout=0.1,
+    l1=0.0,
+    teacher="lenet-5",
+    density=0.0135,
+    prune_epochs=40,
+    bits=3,
+    finetune_epochs=20,
+    finetune_lr=2e-3,
+    reassign=0.7,
+)
+
+PRESETS = {"paper": PAPER, "smallest": SMALLEST}
+
+# What an architecture needs differently, {(preset, architecture): preset}.
+ADJUSTED = {
+    # Convolutions take longer per epoch, and need fewer; the dense model is the teacher.
+    ("smallest", "lenet-5"): SMALLEST.with_options(
+        dropout=0.5,
+        distortion=1.5,
+        density=0.0098,
+        prune_epochs=11,
+        retrain_epochs=3,
+        retrain_lr=2e-3,
+        finetune_epochs=5,
+    ),
+}
+
+
+def preset(name: str, arch: str | None) -> Preset:
+    """The preset `name` for the architecture `arch`, or for none that is known.
+
+    Another network than LeNet-300-100 has its own dense model for a teacher, where the preset has
+    one: LeNet-5 may not take its inputs.
+    """
+    family = (arch or "").partition("(")[0]  # without its options
+    found = ADJUSTED.get((name, family), PRESETS[name])
+    if family not in ("", "lenet-300-100") and found.pruning.teacher != "none":
+        return found.with_options(teacher=arch)
+    return found
+
+
+def defaults_text(option: str) -> str:
+    """'default: 20' for the help of `option`; presets that differ are listed."""
+    values = {name: each.values()[option] for name, each in PRESETS.items()}
+    first, *others = values
+    text = f"default: {shown(values[first])}"
+    for name in others:
+        if values[name] != values[first]:
+            text += f"; {name}: {shown(values[name])}"
+    for (name, arch), adjusted in ADJUSTED.items():
+        if adjusted.values()[option] != values[name]:
+            text += f"; {name} with {arch}: {shown(adjusted.values()[option])}"
+    return text
+
+
+def shown(value: object) -> str:
+    """A value as the user would type it."""
+    if isinstance(value, dict):
+        return ",".join(f"{pattern}={number}" for pattern, number in value.items())
+    return "off" if value is None else str(value)

@@ -1,0 +1,46 @@
+"""From checkpoints to modules, and which of a checkpoint's parameters are compressed."""
+
+import torch
+from torch import nn
+
+from ..checkpoint import Checkpoint
+from ..errors import UserError
+from ..parameters import compressible
+from . import architectures
+
+
+def restored(source: Checkpoint, device: torch.device | str = "cpu") -> nn.Module:
+    """The module that `source` is the state dict of, on `device`. Raises UserError if it does not
+    fit its architecture."""
+    model = architectures.build(source.arch)
+    try:
+        model.load_state_dict(source.state_dict)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"the model does not fit the architecture {source.arch}: {reason}"
+        ) from None
+    return placed(model, device)
+
+
+def placed(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """`model` on `device`, 2-D convolutions in channels-last order: on a CPU LeNet-5 trains 1.5
+    times as fast, and GPUs prefer it too."""
+    model = model.to(device)
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def kinds_of(source: Checkpoint) -> dict[str, str]:
+    """{name: kind} of the parameters that are compressed (net.parameters), from the architecture
+    where it is known, else from the names and shapes in the state dict."""
+    if source.arch is not None:
+        return compressible(architectures.skeleton(source.arch))
+    return compressible(source.state_dict)
+
+
+def parameter_names(arch: str) -> set[str]:
+    """The names in the state dict that are parameters, not buffers; of tied ones the first."""
+    return {name for name, _ in architectures.skeleton(arch).named_parameters()}
