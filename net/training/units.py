@@ -25,7 +25,9 @@ def fold_constant_inputs(model: nn.Module, split, batch_size: int = 1000) -> Non
 
     def watch(name):
         def hook(layer, inputs):
-            x = inputs[0].transpose(1, -1).flatten(0, -2)  # [any, inputs]: channels go last
+            # Linear has its inputs last; a convolution before the dimensions of its kernel.
+            x = inputs[0].movedim(1 - layer.weight.dim(), -1)
+            x = x.reshape(-1, x.shape[-1])  # [any, inputs]
             low, high = x.amin(0), x.amax(0)
             lowest[name] = torch.minimum(lowest.get(name, low), low)
             highest[name] = torch.maximum(highest.get(name, high), high)

@@ -62,6 +62,39 @@ def test_convolutions_are_folded_too(split):
     assert not model.conv2.mask[:, 3].any()
 
 
+class OnSequences(nn.Module):
+    """Linear layers, which take features last, and a Conv1d, which takes channels first, on
+    sequences [N, 28 positions, 28 features]."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.embed, self.mix = nn.Linear(28, width), nn.Linear(width, 6)
+        self.conv, self.head = nn.Conv1d(6, 5, 3), nn.Linear(5, 10)
+
+    def forward(self, x):  # [N, 1, 28, 28] -> [N, 10]
+        x = F.relu(self.mix(F.relu(self.embed(x.squeeze(1)))))  # [N, 28, 6]
+        return self.head(F.relu(self.conv(x.transpose(1, 2))).mean(2))
+
+
+@pytest.mark.parametrize("width", [8, 28])  # 28: as many features as positions
+def test_linear_layers_on_sequences_are_folded_by_feature(split, width):
+    torch.manual_seed(0)
+    model = pruned(OnSequences(width), l0=rows(2, 5), l1=rows(3))
+    with torch.no_grad():
+        model.embed.bias[2], model.mix.bias[3] = 0.7, 0.4
+    expected = model(split.images)
+    fold_constant_inputs(model, split)
+    assert torch.allclose(model(split.images), expected, atol=1e-5)
+    assert model.mix.mask.any(0).nonzero().flatten().tolist() == [
+        i for i in range(width) if i not in (2, 5)
+    ]
+    assert not model.conv.mask[:, 3].any()
+    assert model.embed.mask[0].all()
+    drop_idle(model, split, F.cross_entropy)
+    gather_live_units(model, split.images)
+    assert torch.allclose(model(split.images), expected, atol=1e-4)
+
+
 def test_units_without_outputs_lose_their_inputs_and_bias(split):
     model = pruned(perceptron(), l1=columns(4), l2=columns(1))
     expected = model(split.images)
