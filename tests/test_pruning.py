@@ -4,6 +4,7 @@ import torch
 import pruning
 from net import checkpoint
 from net.pipeline import stages
+from net.training import resume
 from net.training.architectures import build, compressible_layers
 from tests.conftest import FAST
 
@@ -116,10 +117,36 @@ def test_gradual_pruning_to_a_density(smallest):
     assert 0.03 * total < sum(int(w.count_nonzero()) for w in weights) <= 0.05 * total + 1
 
 
-@pytest.mark.parametrize("die_in", [("teacher", 2), ("prune", 1), ("retrain", 1)])
-def test_resume_in_every_phase_of_smallest(tmp_path, smallest, monkeypatch, die_in):
+def test_the_phases_are_known_in_their_order(smallest, tmp_path, monkeypatch):
+    seen, save = [], stages.Progress.save
+
+    def record(self, phase, epoch, *state):
+        seen.append(phase)
+        save(self, phase, epoch, *state)
+
+    monkeypatch.setattr(stages.Progress, "save", record)
+    arguments = [*SMALLEST, "--epochs", "1", "--prune-epochs", "1", "--retrain-epochs", "1"]
+    assert pruning.main([*arguments, "--output", str(tmp_path)]) == 0
+    assert tuple(seen) == resume.PHASES
+
+
+@pytest.mark.parametrize(
+    ("die_in", "lost"),
+    [
+        (("train", 1), False),
+        (("train", 3), False),
+        (("teacher", 2), False),
+        (("prune", 1), False),
+        (("prune", 1), True),
+        (("retrain", 1), False),
+    ],
+)
+def test_resume_in_every_phase_of_smallest(tmp_path, smallest, monkeypatch, die_in, lost):
+    """`lost`: the teacher, trained in an earlier phase, is gone when the run goes on."""
     arguments = [*SMALLEST, "--density", "0.05", "--output", str(tmp_path)]
     run_and_die(monkeypatch, arguments, die_in)
+    if lost:
+        (tmp_path / stages.TEACHER).unlink()
     assert pruning.main([*arguments, "--resume"]) == 0
     for name in (stages.INITIAL, stages.RETRAINED, stages.TEACHER):
         assert (tmp_path / name).read_bytes() == (smallest / name).read_bytes()

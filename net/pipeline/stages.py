@@ -315,6 +315,8 @@ def load_teacher(args, arch: str, folder: Path, dataset, log, progress=None) -> 
                 **recorded(args, TRAINING_OPTIONS),
             }
             if not made_with(path, options):
+                if progress and progress.passed("teacher"):  # its file has been lost since
+                    progress = None
                 checkpoint.save(path, train(args.teacher, "teacher", args, dataset, log, progress))
     return load_model(checkpoint.load(path), cli.device(args))
 

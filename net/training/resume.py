@@ -8,7 +8,7 @@ from .. import checkpoint
 from ..errors import UserError
 from . import distributed
 
-PHASES = ("teacher", "train", "prune", "retrain")
+PHASES = ("train", "teacher", "prune", "retrain")  # as run_pruning goes through them
 
 
 class Progress:
@@ -25,7 +25,7 @@ class Progress:
             if record.get("options") != options:
                 raise UserError(
                     f"{path} is of a run with other options; give the same ones, or leave out "
-                    "--resume to start anew"
+                    "--resume to start again"
                 )
             self.record = record
 
