@@ -21,6 +21,7 @@ from .files import atomic_write
 from .training import distributed
 
 FORMAT = "deep-compression 1"
+NESTED = ("state_dict", "model_state_dict", "model")  # keys of a state dict in others' files
 
 
 class CheckpointError(UserError):
@@ -69,8 +70,8 @@ def load(path) -> Checkpoint:
         if not valid:
             raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
         return Checkpoint(**fields)
-    # The two layouts in which state dicts are commonly published.
-    for candidate in (content, content.get("state_dict")):
+    # The layouts in which state dicts are commonly published.
+    for candidate in (content, *(content.get(key) for key in NESTED)):
         if is_state_dict(candidate):
             return Checkpoint(dict(candidate))
     raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")

@@ -150,7 +150,7 @@ def test_starting_from_weights(tmp_path, kind):
     assert initial.options["weights"] == f"m.{kind}"
 
 
-def test_a_last_layer_of_other_classes_starts_anew(tmp_path, capsys):
+def test_a_last_layer_of_other_classes_starts_from_random_values(tmp_path, capsys):
     state = architectures.build("lenet-5", num_classes=7).state_dict()
     torch.save(state, tmp_path / "m.pt")
     assert start(tmp_path / "m.pt", tmp_path / "s", "--arch", "lenet-5") == 0
@@ -170,7 +170,9 @@ def test_weights_of_another_architecture(tmp_path, capsys):
 
 def test_fine_tuning_a_state_dict_whose_architecture_is_named(tmp_path):
     torch.manual_seed(0)
-    torch.save(architectures.build("tests.own_net:OwnNet").state_dict(), tmp_path / "m.pt")
+    state = architectures.build("tests.own_net:OwnNet").state_dict()
+    published = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save(published, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
     arguments = [str(tmp_path / "m.pt"), "--arch", "tests.own_net:OwnNet", "--epochs", "1"]
     arguments += ["--output", str(tmp_path / "out"), "--dataset", "digits", "--device", "cpu"]
     assert weight_share.main(arguments) == 0

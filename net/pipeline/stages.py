@@ -7,7 +7,6 @@ The scripts are front ends of these functions, and `deep_compressing.py` calls t
 it gives the same bytes in a process of its own as within the whole pipeline.
 """
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from ..training.log import Log
 from ..training.loop import Recipe, evaluate, fit
 from ..training.resume import Progress
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
+from ..training.weights import start_from, without_prefixes
 from . import cli
 from .allocation import choose_bits
 from .patterns import resolve
@@ -127,39 +127,6 @@ def placed(model: torch.nn.Module, device) -> torch.nn.Module:
 def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the state dict, on the CPU and in the usual memory order."""
     return checkpoint.copied(model.state_dict())
-
-
-def start_from(path, model: torch.nn.Module, arch: str) -> None:
-    """Load the state dict at `path` into `model`.
-
-    A last layer of another number of classes is left as it was drawn, which a line on stderr says:
-    that is how a published model is adapted to another data set.  Raises UserError for any other
-    difference.
-    """
-    given, own = checkpoint.load(path).state_dict, model.state_dict()
-    torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(given, "module.")  # of DDP
-    other_shape = [name for name in own if name in given and given[name].shape != own[name].shape]
-    last_layer = list(architectures.compressible_layers(model))[-1:]
-    fresh = [name for name in other_shape if name.rpartition(".")[0] in last_layer]
-    # A file that stores tied weights once has one of their names.
-    held = {own[name].data_ptr() for name in own if name in given}
-    wrong = [name for name in given if name not in own] + [
-        name
-        for name, tensor in own.items()
-        if (name not in given and tensor.data_ptr() not in held)
-        or (name in other_shape and name not in fresh)
-    ]
-    if wrong:
-        raise UserError(
-            f"{path} does not fit --arch {arch}: {len(wrong)} tensors are missing, unknown or of "
-            f"another shape, {wrong[0]} the first; give the architecture that it was saved from"
-        )
-    model.load_state_dict({n: t for n, t in given.items() if n not in fresh}, strict=False)
-    if fresh:
-        print(
-            f"NOTE: {', '.join(fresh)} of {path} have another number of classes, and start anew",
-            file=sys.stderr,
-        )
 
 
 def layer_kinds(source: Checkpoint) -> dict[str, str]:
@@ -367,6 +334,8 @@ def run_sharing(source: Checkpoint, args, log, path, dataset=None) -> Checkpoint
     if source.arch is None and args.arch is not None:
         dataset = load_data(args)
         source.arch = args.arch
+        own = architectures.skeleton(args.arch).state_dict()
+        source.state_dict = without_prefixes(source.state_dict, own)
     elif dataset is None and source.arch is not None:
         dataset = load_data(args, source)
     if dataset is None and args.finetune_epochs:
