@@ -22,7 +22,7 @@ from ..prune import GradualPruning, apply_masks, set_masks, shrink, threshold_ma
 from ..report import tables
 from ..sharing import SharedWeight
 from ..training import architectures, datasets, distributed
-from ..training.distillation import Distorted, distillation_loss, distilled
+from ..training.distillation import Distorted, distillation_loss, distilled_train
 from ..training.log import Log
 from ..training.loop import Recipe, evaluate, fit
 from ..training.resume import Progress
@@ -252,18 +252,17 @@ def train(arch: str, phase: str, args, dataset, log, progress=None) -> Checkpoin
 def teaching(args, arch: str, folder: Path, dataset, log, progress=None):
     """(the split to train on, the loss) for every stage after dense training.
 
-    With --teacher the split holds the teacher's logits instead of labels.  It is kept with the
-    data set, since it takes a while to make and the stages of a pipeline share it.
+    With --teacher the split holds the teacher's logits instead of labels.
     """
     if args.teacher == "none":
         return Distorted(dataset.train, args.distortion), F.cross_entropy
-    if dataset.distilled is None:
-        teacher = load_teacher(args, arch, folder, dataset, log, progress)
-        torch.manual_seed(args.seed + 3)
-        dataset.distilled = distilled(
-            dataset.train, teacher, args.teacher_copies, args.distortion, args.test_batch_size
-        )
-    return dataset.distilled, distillation_loss
+    teacher = load_teacher(args, arch, folder, dataset, log, progress)
+    split = distilled_train(
+        dataset,
+        teacher,
+        *(args.teacher_copies, args.distortion, args.seed + 3, args.test_batch_size),
+    )
+    return split, distillation_loss
 
 
 def load_teacher(args, arch: str, folder: Path, dataset, log, progress=None) -> torch.nn.Module:

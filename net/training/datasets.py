@@ -113,7 +113,7 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
-    distilled: object = None  # `train` with a teacher's logits, once it is made
+    distilled: tuple | None = None  # `train` with a teacher's logits (distillation.distilled_train)
 
     @property
     def splits(self) -> tuple:

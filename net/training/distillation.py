@@ -1,10 +1,13 @@
 """Train on what a teacher says of distorted images, rather than on labels alone."""
 
+import hashlib
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .datasets import IN_MEMORY, WHOLE, distort, training_batches
+from .datasets import IN_MEMORY, WHOLE, Dataset, distort, training_batches
 
 
 class Distorted:
@@ -28,6 +31,29 @@ def distilled(split, teacher, copies: int, strength: float, batch_size: int = 50
     if copies * len(split) * images.numel() <= IN_MEMORY:
         return Distilled(split, teacher, copies, strength, batch_size)
     return Taught(split, teacher, strength)
+
+
+def distilled_train(
+    dataset: Dataset, teacher: nn.Module, copies: int, strength: float, seed: int, batch_size: int
+) -> "Distilled | Taught":
+    """`distilled(dataset.train, ...)`, drawn from `seed`; the last one stays with the data set,
+    since it takes a while to make and the stages of a pipeline share it."""
+    key = (fingerprint(teacher), copies, strength, seed, batch_size)
+    if dataset.distilled is None or dataset.distilled[0] != key:
+        dataset.distilled = None  # its memory may be needed for the next
+        torch.manual_seed(seed)
+        split = distilled(dataset.train, teacher, copies, strength, batch_size)
+        dataset.distilled = key, split
+    return dataset.distilled[1]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest that two models share if they have the same layers and the same state."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class Taught:

@@ -1,10 +1,19 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from net.training import distillation
 from net.training.datasets import Split
-from net.training.distillation import Distilled, Distorted, Taught, distillation_loss, distilled
+from net.training.distillation import (
+    Distilled,
+    Distorted,
+    Taught,
+    distillation_loss,
+    distilled,
+    distilled_train,
+)
 
 
 class Brightness(nn.Module):
@@ -75,6 +84,33 @@ def test_a_teacher_gets_no_gradients(split):
     layer = nn.Linear(28 * 28, 3)
     taught = Taught(split, nn.Sequential(nn.Flatten(), layer), 0.0)
     assert not next(taught.batches(4))[1].requires_grad
+
+
+@pytest.fixture
+def teachers(blobs):
+    """A model with states of several types, twice the same, and two that differ from it."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(1, 2, 5), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(1152, 3))
+    same, other, deeper = copy.deepcopy(first), copy.deepcopy(first), copy.deepcopy(first)
+    with torch.no_grad():
+        other[3].bias[0] += 1
+    deeper.append(nn.Softmax(1))  # without a state
+    return first, same, other, deeper
+
+
+def test_another_teacher_or_option_makes_new_logits(blobs, teachers):
+    first, same, *others = teachers
+    options = {"copies": 1, "strength": 0.0, "seed": 3, "batch_size": 50}
+    made = distilled_train(blobs, first, **options)
+    assert distilled_train(blobs, same, **options) is made
+    for teacher in others:
+        split = distilled_train(blobs, teacher, **options)
+        images, logits = next(split.batches(10))
+        with torch.no_grad():
+            assert torch.allclose(logits, teacher.eval()(images), atol=1e-6)
+    for change in ({"copies": 2}, {"strength": 1.0}, {"seed": 4}, {"batch_size": 40}):
+        before = distilled_train(blobs, first, **options)
+        assert distilled_train(blobs, first, **options | change) is not before
 
 
 def test_loss_is_zero_for_the_teachers_own_logits():
