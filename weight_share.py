@@ -46,7 +46,9 @@ def body(args) -> None:
             folder = Path(args.output).parent
             run = cli.new_run(args, setting, folder, source.arch, source.dataset)
             options = cli.chosen(args, run).sharing
-            _, clusterings = run.share(source.of(run.arch), options, args.output)
+            if source.arch is None:
+                source = run.adopt(args.model)
+            _, clusterings = run.share(source, options, args.output)
     print(tables.sharing_table(clusterings))
 
 

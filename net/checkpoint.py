@@ -10,7 +10,7 @@
 import pickle
 import warnings
 import zipfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from .errors import UserError
 from .files import atomic_write
 
 FORMAT = "deep-compression 1"
+NESTED = ("state_dict", "model_state_dict", "model")  # keys of a state dict in others' files
 
 # What the stages call their files.
 INITIAL = "initial_model.ptmodel"
@@ -50,10 +51,6 @@ class Checkpoint:
     options: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
 
-    def of(self, arch: str) -> "Checkpoint":
-        """The same with its architecture, where that is not known yet."""
-        return self if self.arch else replace(self, arch=arch)
-
 
 def save(path, checkpoint: Checkpoint) -> int:
     """Write `checkpoint` to `path` atomically; return the size of the file in bytes."""
@@ -82,8 +79,8 @@ def load(path) -> Checkpoint:
         if not valid:
             raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
         return Checkpoint(**fields)
-    # The two layouts in which state dicts are commonly published.
-    for candidate in (content, content.get("state_dict")):
+    # The layouts in which state dicts are commonly published.
+    for candidate in (content, *(content.get(key) for key in NESTED)):
         if is_state_dict(candidate):
             return Checkpoint(dict(candidate))
     raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")

@@ -16,6 +16,7 @@ from .parameters import Patterns, compressible, resolve, unwrapped
 
 UPDATES = 100  # steps down of a gradual schedule
 MEMORY = 0.999  # decay of the mean squared gradient, Adam's beta2
+UNSEEN = 1e-30  # and where it begins: above 0, so that before any gradient magnitudes decide
 
 
 def threshold_mask(weight: torch.Tensor, sensitivity: float) -> torch.Tensor:
@@ -175,11 +176,10 @@ class Pruner(StepHooks):
         for name, weight in self.weights():
             if weight.grad is None:
                 continue
+            square = weight.grad.float().square()
+            mean = self._squares.setdefault(name, torch.full_like(square, UNSEEN))
             # A step with an overflow, which a gradient scaler skips, must not count for ever.
-            square = torch.nan_to_num(weight.grad.float().square(), 0.0, 0.0, 0.0)
-            if name not in self._squares:
-                self._squares[name] = torch.zeros_like(square)
-            self._squares[name].lerp_(square, 1 - MEMORY)
+            mean.copy_(torch.where(square.isfinite(), mean.lerp(square, 1 - MEMORY), mean))
 
     def after_step(self) -> None:
         done, before = self.steps_done, self.steps_done - 1

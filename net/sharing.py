@@ -9,7 +9,7 @@ from torch import nn
 
 from .errors import UserError
 from .hooks import StepHooks
-from .parameters import Patterns, bias_of, compressible, resolve, shortest_name, unwrapped
+from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
 from .quantization import CHUNK, kmeans_1d
 
 COUNTED = 1 << 22
@@ -113,10 +113,12 @@ class SharedTensor:
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         if state.keys() != self.state_dict().keys():
             raise ValueError("a state with latent weights, or without, where it is the other way")
-        if state["centroids"].shape != self.centroids.shape:
-            raise ValueError("a state of another number of shared values")
-        self.positions = state["positions"].to(self.positions.device)
+        if not torch.equal(state["positions"].to(self.positions.device), self.positions):
+            raise ValueError("a state of a tensor with other zeros")
         self.labels = state["labels"].to(self.labels.device)
+        # A model that was shared already may have given fewer values than its state has.
+        if state["centroids"].shape != self.centroids.shape:
+            self.centroids = nn.Parameter(state["centroids"].detach().to(self.centroids))
         self.centroids.copy_(state["centroids"])
         if self.latent is not None:
             self.latent.copy_(state["latent"])
@@ -256,7 +258,10 @@ class WeightSharing(StepHooks):
         return {"tensors": tensors, "steps_done": self.steps_done}
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Go on where `state_dict` was taken. Raises ValueError for another model's state."""
+        """Go on where `state_dict` was taken; call it before you make the optimizer.
+
+        Raises ValueError for another model's state.
+        """
         if state["tensors"].keys() != self.tensors.keys():
             raise ValueError("this state belongs to other parameters than those shared here")
         for name, shared in self.tensors.items():
@@ -290,4 +295,4 @@ def shared_tensor(name: str, tensor: torch.Tensor, *options) -> SharedTensor:
     try:
         return SharedTensor(tensor, *options)
     except ValueError as error:  # not finite, not real
-        raise UserError(f"cannot share {shortest_name(name)}: {error}") from None
+        raise UserError(f"cannot share {name}: {error}") from None

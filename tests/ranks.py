@@ -15,13 +15,14 @@ from net.pipeline import cli
 
 
 def body(args) -> None:
-    from net.pipeline import stages
+    from net import checkpoint
 
-    with stages.open_log(args) as log:
-        dataset = stages.load_data(args)
-        retrained = stages.run_pruning(args, log, dataset)
-        path = Path(args.output) / stages.SHARED
-        shared = stages.run_sharing(retrained, args, log, path, dataset)
+    with cli.setting(args) as setting:
+        run = cli.new_run(args, setting, args.output)
+        options = cli.chosen(args, run)
+        retrained = run.prune(options.pruning)
+        path = Path(args.output) / checkpoint.SHARED
+        shared, _ = run.share(retrained, options.sharing, path)
     digest = hashlib.sha256()
     for tensor in (*retrained.state_dict.values(), *shared.state_dict.values()):
         digest.update(tensor.numpy().tobytes())

@@ -11,16 +11,19 @@ import huffman_encode
 import pruning
 import weight_share
 from net import checkpoint
-from net.pipeline import stages
 from net.report import plots
-from net.training import architectures, datasets
+from net.training import architectures, datasets, restore
 from tests.training.test_folder import write_images
 
 QUICK = (
     *("--device", "cpu", "--dataset", "digits", "--batch-size", "32", "--distortion", "0"),
     *("--l1", "0", "--lr", "0.003", "--sensitivity", "0.5", "--finetune-epochs", "1"),
 )
-FILES = {"retrained": stages.RETRAINED, "shared": stages.SHARED, "decoded": stages.DECODED}
+FILES = {
+    "retrained": checkpoint.RETRAINED,
+    "shared": checkpoint.SHARED,
+    "decoded": checkpoint.DECODED,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +54,9 @@ def assert_shared(found, most_values):
     assert decoded.keys() == shared.keys()
     for name, tensor in shared.items():
         assert torch.equal(decoded[name], tensor)
-    for name in stages.compressible_names(found["shared"]):
+    for name, kind in restore.kinds_of(found["shared"]).items():
         assert torch.equal(shared[name] == 0, retrained[name] == 0)
-        assert (retrained[name] == 0).any()
+        assert (retrained[name] == 0).any() == (kind != "embedding")
         assert len(shared[name].unique()) <= most_values
 
 
@@ -67,8 +70,8 @@ def test_a_model_of_the_users_own_with_every_kind_of_layer(tmp_path):
     errors = {row["stage"]: row["error_percent"] for row in figures["stages"]}
     assert errors["decoded"] <= errors["initial"] + 2
     assert errors["decoded"] < 30
-    kinds = ("stem", "grouped", "depthwise", "up", "volume", "line", "head")
-    names = stages.compressible_names(found["shared"])
+    kinds = ("stem", "grouped", "depthwise", "up", "volume", "line", "words")
+    names = list(restore.kinds_of(found["shared"]))
     assert names == [f"{kind}.weight" for kind in kinds]
     shared = found["shared"].state_dict
     assert torch.equal(shared["head.weight"], shared["words.weight"])  # tied
@@ -78,7 +81,7 @@ def test_a_model_of_the_users_own_with_every_kind_of_layer(tmp_path):
     encoded = sum(layer["encoded_bytes"] for layer in (*figures["layers"], figures["other"]))
     assert encoded == figures["encoded_bytes"]
     assert shared["norm.num_batches_tracked"].dtype == torch.int64
-    model = stages.load_model(found["shared"], "cpu")
+    model = restore.restored(found["shared"])
     assert figures["original_bytes"] == 4 * sum(p.numel() for p in model.parameters())
 
 
@@ -95,7 +98,7 @@ def test_a_model_of_torchvision_stage_by_stage(few_digits, tmp_path):
     found = {name: checkpoint.load(file) for name, file in stage.items()}
     assert_shared(found, 65)
     assert found["decoded"].arch == "mobilenet_v3_small(num_classes=10)"
-    initial = checkpoint.load(tmp_path / stages.INITIAL).metrics["test_error_percent"]
+    initial = checkpoint.load(tmp_path / checkpoint.INITIAL).metrics["test_error_percent"]
     assert found["shared"].metrics["test_error_percent"] <= initial + 2
 
 
@@ -145,17 +148,17 @@ def test_starting_from_weights(tmp_path, kind):
     else:  # as DistributedDataParallel names its parameters
         torch.save({"state_dict": {f"module.{n}": t for n, t in state.items()}}, path)
     assert start(path, tmp_path / "s", "--arch", "lenet-5") == 0
-    initial = checkpoint.load(tmp_path / "s" / stages.INITIAL)
+    initial = checkpoint.load(tmp_path / "s" / checkpoint.INITIAL)
     assert all(torch.equal(tensor, initial.state_dict[name]) for name, tensor in state.items())
     assert initial.options["weights"] == f"m.{kind}"
 
 
-def test_a_last_layer_of_other_classes_starts_anew(tmp_path, capsys):
+def test_a_last_layer_of_other_classes_starts_from_random_values(tmp_path, capsys):
     state = architectures.build("lenet-5", num_classes=7).state_dict()
     torch.save(state, tmp_path / "m.pt")
     assert start(tmp_path / "m.pt", tmp_path / "s", "--arch", "lenet-5") == 0
     assert "NOTE: fc2.weight, fc2.bias of" in capsys.readouterr().err
-    initial = checkpoint.load(tmp_path / "s" / stages.INITIAL).state_dict
+    initial = checkpoint.load(tmp_path / "s" / checkpoint.INITIAL).state_dict
     assert torch.equal(initial["fc1.weight"], state["fc1.weight"])
     assert initial["fc2.weight"].shape == (10, 500)
 
@@ -170,7 +173,9 @@ def test_weights_of_another_architecture(tmp_path, capsys):
 
 def test_fine_tuning_a_state_dict_whose_architecture_is_named(tmp_path):
     torch.manual_seed(0)
-    torch.save(architectures.build("tests.own_net:OwnNet").state_dict(), tmp_path / "m.pt")
+    state = architectures.build("tests.own_net:OwnNet").state_dict()
+    published = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save(published, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
     arguments = [str(tmp_path / "m.pt"), "--arch", "tests.own_net:OwnNet", "--epochs", "1"]
     arguments += ["--output", str(tmp_path / "out"), "--dataset", "digits", "--device", "cpu"]
     assert weight_share.main(arguments) == 0

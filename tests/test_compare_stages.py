@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import compare_stages
-from net.pipeline import stages
+from net import checkpoint
 from net.report import comparison
 
 
@@ -93,9 +93,9 @@ def test_the_script_gives_the_same_figures(figures, pipeline, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "script"),
     [
-        (stages.INITIAL, "pruning.py"),
-        (stages.SHARED, "weight_share.py"),
-        (stages.DECODED, "huffman_decode.py"),
+        (checkpoint.INITIAL, "pruning.py"),
+        (checkpoint.SHARED, "weight_share.py"),
+        (checkpoint.DECODED, "huffman_decode.py"),
     ],
 )
 def test_a_missing_stage_is_named_and_the_others_shown(pipeline, tmp_path, capsys, name, script):

@@ -10,14 +10,20 @@ import torch
 
 import deep_compressing
 from net import checkpoint, encoding
-from net.pipeline import stages
+from net.pipeline import runs
 from tests.conftest import FAST
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_leaves_the_files_of_every_stage_and_no_other(pipeline):
-    names = {stages.INITIAL, stages.RETRAINED, stages.SHARED, stages.DECODED, "comparison.png"}
+    names = {
+        checkpoint.INITIAL,
+        checkpoint.RETRAINED,
+        checkpoint.SHARED,
+        checkpoint.DECODED,
+        "comparison.png",
+    }
     assert {path.name for path in pipeline.saves.iterdir()} == names
     assert len(list(pipeline.encodings.iterdir())) == 7  # six tensors and the manifest
 
@@ -33,7 +39,7 @@ def test_run_twice_the_same_bytes(pipeline, tmp_path):
 def test_another_seed_gives_another_model(pipeline, tmp_path):
     arguments = ["--output", str(tmp_path / "s"), "--directory", str(tmp_path / "e")]
     assert deep_compressing.main([*FAST, *arguments, "--seed", "8"]) == 0
-    a, b = (checkpoint.load(p / stages.INITIAL) for p in (tmp_path / "s", pipeline.saves))
+    a, b = (checkpoint.load(p / checkpoint.INITIAL) for p in (tmp_path / "s", pipeline.saves))
     assert not torch.equal(a.state_dict["fc1.weight"], b.state_dict["fc1.weight"])
 
 
@@ -54,7 +60,7 @@ def test_bad_usage(arguments, tmp_path, capsys):
 
 @pytest.mark.parametrize("option", ["--output", "--directory", "--json"])
 def test_unwritable_places_are_found_before_training(tmp_path, capsys, monkeypatch, option):
-    monkeypatch.setattr(stages, "run_pruning", lambda *args: pytest.fail("trained first"))
+    monkeypatch.setattr(runs.Run, "prune", lambda *args: pytest.fail("trained first"))
     (tmp_path / "file").write_text("precious")
     places = {
         "--output": tmp_path / "s",
@@ -86,7 +92,7 @@ def test_an_interrupted_run_leaves_whole_files(tmp_path, kind):
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    progress = tmp_path / "s" / stages.PROGRESS
+    progress = tmp_path / "s" / runs.PROGRESS
     deadline = time.monotonic() + 60
     while not progress.exists() and time.monotonic() < deadline:
         time.sleep(0.02)

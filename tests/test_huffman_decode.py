@@ -4,7 +4,6 @@ import pytest
 
 import huffman_decode
 from net import checkpoint
-from net.pipeline import stages
 from net.report import comparison
 
 
@@ -12,10 +11,12 @@ def test_decoded_equals_weight_shared_bit_for_bit(pipeline, tmp_path):
     arguments = ["--directory", str(pipeline.encodings), "--output", str(tmp_path / "m.ptmodel")]
     assert huffman_decode.main(arguments) == 0
     decoded = checkpoint.load(tmp_path / "m.ptmodel")
-    shared = checkpoint.load(pipeline.saves / stages.SHARED)
+    shared = checkpoint.load(pipeline.saves / checkpoint.SHARED)
     assert (decoded.arch, decoded.dataset, decoded.stage) == (shared.arch, "digits", "decoded")
     assert comparison.identical(decoded, shared)
-    assert (tmp_path / "m.ptmodel").read_bytes() == (pipeline.saves / stages.DECODED).read_bytes()
+    assert (tmp_path / "m.ptmodel").read_bytes() == (
+        pipeline.saves / checkpoint.DECODED
+    ).read_bytes()
 
 
 def test_an_empty_folder(tmp_path, capsys):

@@ -3,11 +3,10 @@ import torch
 
 import huffman_encode
 from net import checkpoint, encoding
-from net.pipeline import stages
 
 
 def test_the_same_bytes_as_the_pipeline(pipeline, tmp_path, capsys):
-    arguments = [str(pipeline.saves / stages.SHARED), "--directory", str(tmp_path / "e")]
+    arguments = [str(pipeline.saves / checkpoint.SHARED), "--directory", str(tmp_path / "e")]
     assert huffman_encode.main(arguments) == 0
     files = {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()}
     assert files == {path.name: path.read_bytes() for path in pipeline.encodings.iterdir()}
@@ -23,7 +22,7 @@ def test_a_bare_state_dict(tmp_path, capsys):
     state = {"layer/one.weight": torch.randn(40, 30), "steps": torch.tensor(7)}
     torch.save(state, tmp_path / "m.pt")
     assert huffman_encode.main([str(tmp_path / "m.pt"), "--directory", str(tmp_path / "e")]) == 0
-    assert "note: layer/one.weight is not weight-shared" in capsys.readouterr().out
+    assert "neither pruned nor shared: layer/one.weight (98.87 %)" in capsys.readouterr().out
     decoded, meta = encoding.load(tmp_path / "e")
     assert meta == {}
     assert torch.equal(decoded["layer/one.weight"], state["layer/one.weight"])
@@ -31,7 +30,9 @@ def test_a_bare_state_dict(tmp_path, capsys):
 
 
 def test_no_note_for_shared_weights(pipeline, tmp_path, capsys):
-    huffman_encode.main([str(pipeline.saves / stages.SHARED), "--directory", str(tmp_path / "e")])
+    huffman_encode.main(
+        [str(pipeline.saves / checkpoint.SHARED), "--directory", str(tmp_path / "e")]
+    )
     assert "note:" not in capsys.readouterr().out
 
 
@@ -53,9 +54,9 @@ def test_an_encoding_replaces_the_one_before_and_nothing_else(pipeline, tmp_path
     torch.save({"other": torch.arange(5)}, tmp_path / "m.pt")
     directory = ["--directory", str(tmp_path)]
     assert huffman_encode.main([str(tmp_path / "m.pt"), *directory]) == 0
-    assert huffman_encode.main([str(pipeline.saves / stages.SHARED), *directory]) == 0
+    assert huffman_encode.main([str(pipeline.saves / checkpoint.SHARED), *directory]) == 0
     state, _ = encoding.load(tmp_path)
-    assert list(state) == list(checkpoint.load(pipeline.saves / stages.SHARED).state_dict)
+    assert list(state) == list(checkpoint.load(pipeline.saves / checkpoint.SHARED).state_dict)
     assert (tmp_path / "mine").read_text() == "precious"
     files = len(list(pipeline.encodings.iterdir()))
     assert len(list(tmp_path.iterdir())) == files + 2

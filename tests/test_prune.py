@@ -4,18 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from net.prune import (
-    GradualPruning,
-    apply_masks,
-    bits_of,
-    cubic_density,
-    saliency,
-    set_masks,
-    shrink,
-    threshold_mask,
-    top_masks,
-)
-from net.training.loop import Step
+from net import Pruner
+from net.errors import UserError
+from net.prune import cubic_density, saliency, shrink, storage_bits, threshold_mask, top_masks
+from tests.optimizers import OPTIMIZERS
 
 
 def test_threshold_is_sensitivity_times_the_standard_deviation():
@@ -25,61 +17,13 @@ def test_threshold_is_sensitivity_times_the_standard_deviation():
     assert not threshold_mask(weight, 2.0).any()
 
 
-def test_a_constant_weight_is_kept():
+def test_a_constant_weight_is_kept_and_a_zero_is_not():
     assert threshold_mask(torch.full((3, 3), 0.5), 2.0).all()
+    assert threshold_mask(torch.zeros(3, 3), 2.0).all()  # a layer that starts from zero
+    assert threshold_mask(torch.tensor([1.0, 0.0, -1.0]), 0.0).tolist() == [True, False, True]
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 5))
-
-
-def test_the_mask_is_a_buffer_that_is_not_saved(model):
-    names = list(model.state_dict())
-    set_masks(model, lambda name, w: threshold_mask(w, 1.0))
-    assert list(model.state_dict()) == names
-    assert {name for name, _ in model.named_buffers()} == {"0.mask", "2.mask"}
-    assert len(list(model.parameters())) == 4
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
-        lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.1),
-    ],
-)
-def test_momentum_and_weight_decay_do_not_revive_a_pruned_weight(model, optimizer):
-    x = torch.randn(8, 1, 4, 4)
-    optimizer = optimizer(model.parameters())
-    for _ in range(3):  # momentum gathers on every weight before pruning
-        optimizer.zero_grad()
-        model(x).square().sum().backward()
-        optimizer.step()
-    set_masks(model, lambda name, w: threshold_mask(w, 1.0))
-    masks = [layer.mask.clone() for layer in (model[0], model[2])]
-    assert all(0 < mask.sum() < mask.numel() for mask in masks)
-    for _ in range(5):
-        optimizer.zero_grad()
-        model(x).square().sum().backward()
-        optimizer.step()
-        apply_masks(model)
-    for layer, mask in zip((model[0], model[2]), masks, strict=True):
-        assert torch.equal(layer.weight != 0, mask)
-        assert (layer.weight[~mask].view(torch.int32) == 0).all()  # +0.0, no sign left behind
-
-
-def test_shrink_moves_towards_zero_and_no_further(model):
-    with torch.no_grad():
-        model[2].weight[0, :3] = torch.tensor([0.5, -0.5, 0.001])
-    bias = model[2].bias.clone()
-    shrink(model, 0.1)
-    assert torch.allclose(model[2].weight[0, :3], torch.tensor([0.4, -0.4, 0.0]))
-    assert torch.equal(model[2].bias, bias)
-
-
-def test_top_masks_over_all_layers_or_each():
+def test_top_masks_over_all_tensors_or_each():
     scores = {"a": torch.tensor([[9.0, 8.0], [7.0, 0.0]]), "b": torch.tensor([3.0, 2.0, 1.0, 0.0])}
     together = top_masks(scores, 0.5)
     assert together["a"].tolist() == [[True, True], [True, False]]
@@ -88,6 +32,7 @@ def test_top_masks_over_all_layers_or_each():
     assert each["a"].sum() == 1
     assert each["b"].tolist() == [True, True, True, False]
     assert top_masks(scores, 1.0)["b"].tolist() == [True, True, True, False]  # never a score of 0
+    assert top_masks({}, 0.5) == {}
 
 
 def test_cubic_schedule():
@@ -106,49 +51,219 @@ def test_a_lone_weight_costs_more_bits():
     mask = torch.zeros(20, 30, dtype=torch.bool)
     mask[0, :20] = True  # a crowded row
     mask[10, 25] = True
-    bits = bits_of(mask)
+    bits = storage_bits(mask)
     assert bits.shape == mask.shape
     assert bits[10, 25] > bits[0, 5] + 2
     assert (bits >= 3).all()
-    assert bits_of(torch.ones(4, 2, 3, 3, dtype=torch.bool)).shape == (4, 2, 3, 3)
-    assert torch.isfinite(bits_of(torch.zeros(3, 3, dtype=torch.bool))).all()
+    assert storage_bits(torch.ones(4, 2, 3, 3, dtype=torch.bool)).shape == (4, 2, 3, 3)
+    assert torch.isfinite(storage_bits(torch.zeros(3, 3, dtype=torch.bool))).all()
 
 
-def test_gradual_pruning_leaves_frozen_layers_whole(model):
-    model[0].weight.requires_grad_(False)
-    optimizer = torch.optim.Adam(model[2].parameters(), lr=0.01)
-    set_masks(model, lambda name, weight: torch.ones_like(weight, dtype=torch.bool))
-    prune = GradualPruning(model, 0.2)
-    for i in range(10):
+def test_shrink_moves_towards_zero_and_no_further():
+    weight = torch.tensor([0.5, -0.5, 0.001])
+    shrink([weight], 0.1)
+    assert torch.allclose(weight, torch.tensor([0.4, -0.4, 0.0]))
+
+
+# The class
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 5))
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
         optimizer.zero_grad()
         model(torch.randn(16, 1, 4, 4)).square().sum().backward()
         optimizer.step()
-        prune(Step(i / 10, (i + 1) / 10, 0.01, optimizer))
-    assert model[0].mask.all()
-    assert model[2].mask.sum() == round(0.2 * model[2].mask.numel())
+        yield
 
 
+def test_the_model_stays_an_ordinary_one(model):
+    names, tensors = list(model.state_dict()), list(model.parameters())
+    pruner = Pruner(model, sensitivity=1.0)
+    assert list(model.state_dict()) == names
+    assert list(model.buffers()) == []
+    assert all(a is b for a, b in zip(model.parameters(), tensors, strict=True))
+    assert pruner.masks.keys() == {"0.weight", "2.weight"}
+    for name, mask in pruner.masks.items():
+        weight = model.get_parameter(name)
+        assert 0 < mask.sum() < mask.numel()
+        assert torch.equal(weight != 0, mask)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_pruned_weights_are_zero_after_every_step(model, make):
+    optimizer = make(model.parameters())
+    for _ in train(model, optimizer, 3):  # momentum gathers on every weight before pruning
+        pass
+    pruner = Pruner(model, sensitivity=1.0)
+    pruner.attach(optimizer)
+    for _ in train(model, optimizer, 5):
+        for name, mask in pruner.masks.items():
+            weight = model.get_parameter(name)
+            assert torch.equal(weight != 0, mask)
+            assert (weight[~mask].view(torch.int32) == 0).all()  # +0.0, no sign left behind
+    pruner.detach()
+    for _ in train(model, optimizer, 1):
+        assert any((model.get_parameter(n)[~mask] != 0).any() for n, mask in pruner.masks.items())
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("density", [0.2, {"0": 0.5, "2": 0.1}])
-def test_gradual_pruning_reaches_its_density_and_never_goes_back(model, density):
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    set_masks(model, lambda name, weight: torch.ones_like(weight, dtype=torch.bool))
-    prune = GradualPruning(model, density)
-    layers = {"0": model[0], "2": model[2]}
+def test_gradual_pruning_reaches_its_density_and_never_goes_back(model, make, density):
+    optimizer = make(model.parameters())
+    pruner = Pruner(model, density=density, steps=28)
+    pruner.attach(optimizer)
     history = []
-    for i in range(40):
-        optimizer.zero_grad()
-        model(torch.randn(16, 1, 4, 4)).square().sum().backward()
-        optimizer.step()
-        prune(Step(i / 40, (i + 1) / 40, 0.01, optimizer))
-        history.append(torch.cat([layer.mask.flatten() for layer in layers.values()]))
+    for _ in train(model, optimizer, 40):
+        history.append(torch.cat([mask.flatten() for mask in pruner.masks.values()]))
+        for name, mask in pruner.masks.items():
+            assert ((model.get_parameter(name) != 0) <= mask).all()
     for before, after in pairwise(history):
         assert not (after & ~before).any()
     assert history[0].sum() > history[-1].sum()
-    assert torch.equal(history[28], history[-1])  # 0.7 of 40 steps
+    assert torch.equal(history[27], history[-1])
+    assert not torch.equal(history[13], history[-1])
+    assert pruner.finished
     if isinstance(density, dict):
-        for name, layer in layers.items():
-            assert layer.mask.sum() == round(density[name] * layer.mask.numel())
+        for layer, fraction in density.items():
+            mask = pruner.masks[f"{layer}.weight"]
+            assert mask.sum() == round(fraction * mask.numel())
     else:
         assert history[-1].sum() == round(density * len(history[-1]))
-    for layer in layers.values():
-        assert ((layer.weight != 0) == layer.mask).all()
+
+
+def test_a_density_at_once_is_by_magnitude_in_standard_deviations(model):
+    with torch.no_grad():
+        model[0].weight *= 1000  # large, and yet no better
+    pruner = Pruner(model, density=0.25)
+    kept = {name: float(mask.float().mean()) for name, mask in pruner.masks.items()}
+    assert sum(int(mask.sum()) for mask in pruner.masks.values()) == round(0.25 * 87)
+    assert 0.05 < kept["0.weight"] < 0.6
+
+
+def test_sensitivity_zero_keeps_the_zeros_that_are_there(model):
+    Pruner(model, sensitivity=1.0)
+    zeros = {name: model.get_parameter(name) == 0 for name in ("0.weight", "2.weight")}
+    pruner = Pruner(model, sensitivity=0)
+    assert all(torch.equal(~pruner.masks[name], zero) for name, zero in zeros.items())
+
+
+def test_patterns(model):
+    pruner = Pruner(model, sensitivity={"*": 1.0, "@conv": 0.0})
+    assert pruner.masks["0.weight"].all()
+    assert not pruner.masks["2.weight"].all()
+    assert Pruner(model, sensitivity=1.0, exclude="@conv").masks.keys() == {"2.weight"}
+    with pytest.raises(UserError, match="no parameter matches 'fc'"):
+        Pruner(model, sensitivity=1.0, include="fc")
+
+
+def test_frozen_and_unused_weights_stay_whole(model):
+    model[0].weight.requires_grad_(False)
+    model.unused = nn.Linear(4, 4)
+    before = model.unused.weight.clone()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    pruner = Pruner(model, density=0.2, steps=10)
+    pruner.attach(optimizer)
+    for _ in range(10):
+        optimizer.zero_grad()
+        model[2](model[1](model[0](torch.randn(16, 1, 4, 4)))).square().sum().backward()
+        optimizer.step()
+    assert "0.weight" not in pruner.masks
+    assert torch.equal(model.unused.weight, before)
+    assert pruner.masks["2.weight"].sum() == round(0.2 * 60)
+
+
+def test_embeddings_are_pruned_only_where_they_are_included():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3))
+    assert Pruner(model, sensitivity=1.0).masks.keys() == {"1.weight"}
+    assert Pruner(model, sensitivity=1.0, include="@embedding").masks.keys() == {"0.weight"}
+
+
+def test_gradient_accumulation_counts_steps_not_batches(model):
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    pruner = Pruner(model, density=0.5, steps=4)
+    pruner.attach(optimizer)
+    for i in range(8):
+        model(torch.randn(4, 1, 4, 4)).square().sum().backward()
+        if i % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert pruner.steps_done == 4
+    assert pruner.finished
+
+
+def test_two_optimizers_keep_the_zeros_and_count_once(model):
+    optimizers = [torch.optim.SGD(layer.parameters(), 1e-3) for layer in (model[0], model[2])]
+    pruner = Pruner(model, sensitivity=1.0)
+    for optimizer in optimizers:
+        pruner.attach(optimizer)
+    with pytest.raises(ValueError, match="attached already"):
+        pruner.attach(optimizers[0])
+    model(torch.randn(4, 1, 4, 4)).square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert pruner.steps_done == 1
+    assert all(torch.equal(model.get_parameter(n) != 0, m) for n, m in pruner.masks.items())
+
+
+def test_an_overflow_that_a_scaler_skips_does_not_count(model):
+    """Fused optimizers are stepped all the same, with gradients that are infinite."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-110)
+    pruner = Pruner(model, density=0.5, steps=3)
+    pruner.attach(optimizer)
+    overflows = 0
+    for _ in range(3):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.randn(16, 1, 4, 4)).square().sum()).backward()
+        overflows += not all(p.grad.isfinite().all() for p in model.parameters())
+        scaler.step(optimizer)
+        scaler.update()
+    assert overflows == 1
+    assert sum(int(mask.sum()) for mask in pruner.masks.values()) == round(0.5 * 87)
+
+
+def test_a_resumed_pruner_goes_on_as_if_never_stopped(model):
+    def state_of(stop):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 5))
+        optimizer = torch.optim.SGD(net.parameters(), 1e-2)
+        pruner = Pruner(net, density=0.3, steps=12)
+        pruner.attach(optimizer)
+        for i, _ in enumerate(train(net, optimizer, 20)):
+            if i == stop:
+                pruner.detach()
+                saved = pruner.state_dict()
+                pruner = Pruner(net, density=0.3, steps=12)
+                pruner.load_state_dict(saved)
+                pruner.attach(optimizer)
+        return net.state_dict()
+
+    whole, resumed = state_of(None), state_of(5)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    with pytest.raises(ValueError, match="other parameters"):
+        Pruner(nn.Linear(2, 2), sensitivity=0).load_state_dict(
+            Pruner(model, sensitivity=0).state_dict()
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either a sensitivity or a density"),
+        ({"sensitivity": 1, "density": 0.5}, "either a sensitivity or a density"),
+        ({"sensitivity": 1, "steps": 5}, "with a density"),
+        ({"density": 1.5}, "from 0 to 1"),
+        ({"density": {"*": -1.0}}, "from 0 to 1"),
+        ({"sensitivity": -1}, "at least 0"),
+        ({"sensitivity": float("nan")}, "at least 0"),
+    ],
+)
+def test_bad_numbers(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        Pruner(model, **options)

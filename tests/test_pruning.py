@@ -3,8 +3,11 @@ import torch
 
 import pruning
 from net import checkpoint
+from net.parameters import compressible
 from net.pipeline import stages
-from net.training.architectures import build, compressible_layers
+from net.training import restore, resume
+from net.training.architectures import build
+from net.training.resume import PhaseProgress
 from tests.conftest import FAST
 
 OPTIONS = [*FAST[:-2]]  # without --finetune-epochs, which pruning.py does not have
@@ -16,14 +19,14 @@ def test_writes_the_models_of_the_pipeline(tmp_path, pipeline, capsys):
     printed = capsys.readouterr().out
     for column in ("tensor", "shape", "non-zeros", "parameters", "density", "total"):
         assert column in printed
-    for name in (stages.INITIAL, stages.RETRAINED):
+    for name in (checkpoint.INITIAL, checkpoint.RETRAINED):
         assert (tmp_path / name).read_bytes() == (pipeline.saves / name).read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [stages.INITIAL, stages.RETRAINED]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.INITIAL, checkpoint.RETRAINED]
 
 
 def test_prunes_below_sensitivity_times_the_standard_deviation(pipeline):
-    initial = checkpoint.load(pipeline.saves / stages.INITIAL)
-    retrained = checkpoint.load(pipeline.saves / stages.RETRAINED)
+    initial = checkpoint.load(pipeline.saves / checkpoint.INITIAL)
+    retrained = checkpoint.load(pipeline.saves / checkpoint.RETRAINED)
     sensitivity = retrained.options["sensitivity"]
     for name, tensor in initial.state_dict.items():
         after = retrained.state_dict[name]
@@ -40,15 +43,15 @@ class Killed(Exception):
 
 def run_and_die(monkeypatch, arguments, die_in):
     """A run that is killed right after the progress of (phase, epoch) is on the disk."""
-    save = stages.Progress.save
+    save = PhaseProgress.save
 
-    def save_and_die(self, phase, epoch, *state):
-        save(self, phase, epoch, *state)
-        if (phase, epoch) == die_in:
+    def save_and_die(self, epoch):
+        save(self, epoch)
+        if (self.phase, epoch) == die_in:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages.Progress, "save", save_and_die)
+        patch.setattr(PhaseProgress, "save", save_and_die)
         with pytest.raises(Killed):
             pruning.main(arguments)
 
@@ -58,12 +61,12 @@ def test_resume_after_a_kill_gives_the_same_bytes(tmp_path, pipeline, monkeypatc
     arguments = [*OPTIONS, "--output", str(tmp_path)]
     run_and_die(monkeypatch, arguments, die_in)
     assert pruning.main([*arguments, "--resume"]) == 0
-    for name in (stages.INITIAL, stages.RETRAINED):
+    for name in (checkpoint.INITIAL, checkpoint.RETRAINED):
         assert (tmp_path / name).read_bytes() == (pipeline.saves / name).read_bytes()
 
 
 def test_resume_of_a_finished_run_does_nothing(pipeline, capsys):
-    path = pipeline.saves / stages.RETRAINED
+    path = pipeline.saves / checkpoint.RETRAINED
     before = path.stat().st_mtime_ns
     assert pruning.main([*OPTIONS, "--output", str(pipeline.saves), "--resume"]) == 0
     assert "finished already" in capsys.readouterr().out
@@ -92,9 +95,10 @@ def test_lenet_5(tmp_path):
     )
     assert code == 0
     model = build("lenet-5")
-    model.load_state_dict(checkpoint.load(tmp_path / stages.RETRAINED).state_dict)
-    for layer in compressible_layers(model).values():
-        assert 0 < layer.weight.count_nonzero() < layer.weight.numel()
+    model.load_state_dict(checkpoint.load(tmp_path / checkpoint.RETRAINED).state_dict)
+    for name in compressible(model):
+        weight = model.get_parameter(name)
+        assert 0 < weight.count_nonzero() < weight.numel()
 
 
 @pytest.fixture(scope="module")
@@ -107,21 +111,47 @@ def smallest(tmp_path_factory):
 
 def test_gradual_pruning_to_a_density(smallest):
     names = sorted(path.name for path in smallest.iterdir())
-    assert names == sorted([stages.INITIAL, stages.RETRAINED, stages.TEACHER])
-    assert checkpoint.load(smallest / stages.TEACHER).arch == "lenet-5"
-    retrained = checkpoint.load(smallest / stages.RETRAINED)
-    weights = [retrained.state_dict[name] for name in stages.compressible_names(retrained)]
+    assert names == sorted([checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.TEACHER])
+    assert checkpoint.load(smallest / checkpoint.TEACHER).arch == "lenet-5"
+    retrained = checkpoint.load(smallest / checkpoint.RETRAINED)
+    weights = [retrained.state_dict[name] for name in restore.kinds_of(retrained)]
     total = sum(weight.numel() for weight in weights)
     # No more than that, and a little less: what fed only dead units is dropped as well.
     assert 0.03 * total < sum(int(w.count_nonzero()) for w in weights) <= 0.05 * total + 1
 
 
-@pytest.mark.parametrize("die_in", [("teacher", 2), ("prune", 1), ("retrain", 1)])
-def test_resume_in_every_phase_of_smallest(tmp_path, smallest, monkeypatch, die_in):
+def test_the_phases_are_known_in_their_order(smallest, tmp_path, monkeypatch):
+    seen, save = [], PhaseProgress.save
+
+    def record(self, epoch):
+        seen.append(self.phase)
+        save(self, epoch)
+
+    monkeypatch.setattr(PhaseProgress, "save", record)
+    arguments = [*SMALLEST, "--epochs", "1", "--prune-epochs", "1", "--retrain-epochs", "1"]
+    assert pruning.main([*arguments, "--output", str(tmp_path)]) == 0
+    assert tuple(seen) == resume.PHASES
+
+
+@pytest.mark.parametrize(
+    ("die_in", "lost"),
+    [
+        (("train", 1), False),
+        (("train", 3), False),
+        (("teacher", 2), False),
+        (("prune", 1), False),
+        (("prune", 1), True),
+        (("retrain", 1), False),
+    ],
+)
+def test_resume_in_every_phase_of_smallest(tmp_path, smallest, monkeypatch, die_in, lost):
+    """`lost`: the teacher, trained in an earlier phase, is gone when the run goes on."""
     arguments = [*SMALLEST, "--density", "0.05", "--output", str(tmp_path)]
     run_and_die(monkeypatch, arguments, die_in)
+    if lost:
+        (tmp_path / checkpoint.TEACHER).unlink()
     assert pruning.main([*arguments, "--resume"]) == 0
-    for name in (stages.INITIAL, stages.RETRAINED, stages.TEACHER):
+    for name in (checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.TEACHER):
         assert (tmp_path / name).read_bytes() == (smallest / name).read_bytes()
 
 
@@ -129,7 +159,7 @@ def test_density_per_layer(tmp_path):
     density = "*=0.5,fc1=0.1"
     arguments = [*OPTIONS, "--density", density, "--prune-epochs", "2", "--output", str(tmp_path)]
     assert pruning.main(arguments) == 0
-    state = checkpoint.load(tmp_path / stages.RETRAINED).state_dict
+    state = checkpoint.load(tmp_path / checkpoint.RETRAINED).state_dict
     for name, kept in (("fc1", 0.1), ("fc2", 0.5), ("fc3", 0.5)):
         weight = state[f"{name}.weight"]
         assert 0.5 * kept < float(weight.count_nonzero()) / weight.numel() <= kept + 0.001
@@ -138,7 +168,7 @@ def test_density_per_layer(tmp_path):
 def test_the_dense_model_as_its_own_teacher(tmp_path):
     arguments = [*SMALLEST, "--teacher", "lenet-300-100", "--output", str(tmp_path)]
     assert pruning.main(arguments) == 0
-    assert not (tmp_path / stages.TEACHER).exists()
+    assert not (tmp_path / checkpoint.TEACHER).exists()
 
 
 @pytest.mark.parametrize("teacher", ["lenet-6", "absent.ptmodel"])
@@ -154,4 +184,4 @@ def test_an_unknown_layer_is_refused_before_training(tmp_path, capsys, monkeypat
     monkeypatch.setattr(stages, "train", lambda *args: pytest.fail("trained first"))
     for option in ("--sensitivity", "--density"):
         assert pruning.main([*OPTIONS, option, "*=1,fc9=0.5", "--output", str(tmp_path)]) == 1
-        assert "no layer matches 'fc9'" in capsys.readouterr().err
+        assert "no parameter matches 'fc9'" in capsys.readouterr().err

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
-from net import sharing
+from net import Pruner, WeightSharing, sharing
+from net.errors import UserError
 from net.report.tables import sharing_table
-from net.sharing import SharedWeight
+from net.sharing import SharedTensor
+from tests.optimizers import OPTIMIZERS
 
 
 @pytest.fixture
@@ -15,7 +18,7 @@ def weight():
 
 
 def test_shared_values_and_pruned_entries(weight):
-    shared = SharedWeight(weight, bits=3)
+    shared = SharedTensor(weight, bits=3)
     pruned = weight == 0
     shared.write(weight)
     assert torch.equal(weight == 0, pruned)
@@ -25,14 +28,14 @@ def test_shared_values_and_pruned_entries(weight):
 
 def test_values_before_are_not_counted_among_millions(weight, monkeypatch):
     monkeypatch.setattr(sharing, "COUNTED", 50)
-    clustering = SharedWeight(weight, bits=3).clustering
+    clustering = SharedTensor(weight, bits=3).clustering
     assert clustering.values_before is None
     assert "  -  " in sharing_table({"fc1.weight": clustering})
 
 
 def test_the_stored_error_is_that_of_the_written_tensor(weight):
     before = weight.clone()
-    shared = SharedWeight(weight, bits=4)
+    shared = SharedTensor(weight, bits=4)
     shared.write(weight)
     survivors = before != 0
     expected = (weight - before)[survivors].double().square().mean().item()
@@ -48,33 +51,24 @@ def test_memory_layouts(memory):
         weight = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     elif memory == "channels_last":
         weight = weight.to(memory_format=torch.channels_last)
-    SharedWeight(weight, bits=2).write(weight)
-    SharedWeight(plain, bits=2).write(plain)
+    SharedTensor(weight, bits=2).write(weight)
+    SharedTensor(plain, bits=2).write(plain)
     assert torch.equal(weight, plain)
 
 
-def test_gradient_of_a_centroid_is_the_sum_over_its_weights():
-    """Equation 3, against autograd through centroids[labels]."""
-    weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0, 1.1], [-2.0, 1.0, 0.0]]))
-    shared = SharedWeight(weight, bits=1)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_of_weights(weight, dtype):
+    weight = weight.to(dtype)
+    shared = SharedTensor(weight, bits=3)
+    assert shared.centroids.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     shared.write(weight)
-    x, target = torch.randn(5, 3), torch.randn(5, 2)
-    (x @ weight.T - target).square().sum().backward()
-    shared.gather_gradient(weight)
-
-    centroids = shared.stored_centroids().clone().requires_grad_()
-    dense = torch.zeros(6).index_put((shared.positions,), centroids[shared.labels]).view(2, 3)
-    (x @ dense.T - target).square().sum().backward()
-    assert torch.allclose(shared.centroids.grad, centroids.grad, rtol=1e-5)
-
-    # The next step starts from nothing.
-    (x @ weight.T - target).square().sum().backward()
-    shared.gather_gradient(weight)
-    assert torch.allclose(shared.centroids.grad, centroids.grad, rtol=1e-5)
+    assert len(weight[weight != 0].unique()) == 8
+    shared.take_gradient(torch.ones_like(weight))
+    assert shared.centroids.grad.sum() == weight.count_nonzero()
 
 
 def test_centroids_are_stored_as_float16_values(weight):
-    shared = SharedWeight(weight, bits=3)
+    shared = SharedTensor(weight, bits=3)
     stored = shared.stored_centroids()
     assert torch.equal(stored, stored.half().float())
     assert not torch.equal(stored, shared.centroids)
@@ -84,38 +78,31 @@ def test_centroids_are_stored_as_float16_values(weight):
 def test_a_centroid_that_float16_cannot_hold_stays_exact(value):
     weight = torch.tensor([[value, 0.0, 1.0]])
     before = weight.clone()
-    SharedWeight(weight, bits=2).write(weight)
+    SharedTensor(weight, bits=2).write(weight)
     assert torch.equal(weight, before)
 
 
 def test_fully_pruned_constant_and_few_values():
     empty = torch.zeros(3, 3)
-    shared = SharedWeight(empty, bits=5)
+    shared = SharedTensor(empty, bits=5)
     shared.write(empty)
     assert empty.count_nonzero() == 0
     assert shared.clustering == (0, 0, 0, 0.0)
+    shared.take_gradient(torch.ones(3, 3))
+    assert shared.centroids.grad.shape == (0,)
 
     constant = torch.full((3, 3), 0.5)
-    SharedWeight(constant, bits=5).write(constant)
+    SharedTensor(constant, bits=5).write(constant)
     assert constant.unique().tolist() == [0.5]
 
     few = torch.tensor([[1.0, -2.0], [0.0, 1.0]])
-    SharedWeight(few, bits=5).write(few)
+    SharedTensor(few, bits=5).write(few)
     assert few.tolist() == [[1.0, -2.0], [0.0, 1.0]]
-
-
-def test_a_fully_pruned_weight_has_an_empty_gradient():
-    weight = torch.nn.Parameter(torch.zeros(2, 2))
-    shared = SharedWeight(weight, bits=2)
-    weight.grad = torch.ones(2, 2)
-    shared.gather_gradient(weight)
-    assert shared.centroids.grad.shape == (0,)
-    assert shared.clustering.mean_squared_error == 0
 
 
 def test_reassign_moves_a_weight_to_its_nearest_centroid():
     weight = torch.tensor([[1.0, 1.2, 0.0], [3.0, 3.2, 0.0]])
-    shared = SharedWeight(weight, bits=1, reassignable=True)
+    shared = SharedTensor(weight, bits=1, reassignable=True)
     assert shared.labels.tolist() == [0, 0, 1, 1]
     with torch.no_grad():
         shared.latent[1] = 2.9  # what its own gradient made of 1.2
@@ -128,9 +115,261 @@ def test_reassign_moves_a_weight_to_its_nearest_centroid():
 
 def test_reassign_keeps_centroids_in_order():
     weight = torch.tensor([1.0, 2.0, 3.0])
-    shared = SharedWeight(weight, bits=2, reassignable=True)
+    shared = SharedTensor(weight, bits=2, reassignable=True)
     with torch.no_grad():
         shared.centroids.copy_(torch.tensor([3.0, 1.0, 2.0]))
     shared.reassign()
     assert shared.centroids.tolist() == [1.0, 2.0, 3.0]
     assert shared.labels.tolist() == [0, 1, 2]
+
+
+# The class
+
+
+class Tagger(nn.Module):
+    """Every kind of weight: embedding, recurrent, attention, convolution, linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens):  # int64 [N, length] -> [N, 3]
+        x, _ = self.lstm(self.embed(tokens))
+        x, _ = self.attention(x, x, x)
+        x = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        return self.head(self.norm(x)).mean(1)
+
+
+@pytest.fixture
+def tagger():
+    torch.manual_seed(0)
+    return Tagger()
+
+
+def loss_of(model):
+    return model(torch.randint(20, (6, 5))).square().sum()
+
+
+def shared_names(model):
+    return [n for n, p in model.named_parameters() if p.dim() > 1]
+
+
+@pytest.mark.parametrize("reassign", [0, 3])
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_few_values_and_the_zeros_after_every_step(tagger, make, reassign):
+    pruner = Pruner(tagger, sensitivity=0.5)
+    names, tensors = list(tagger.state_dict()), list(tagger.parameters())
+    shared = WeightSharing(tagger, bits=3, reassign=reassign)
+    optimizer = make(shared.parameters())
+    shared.attach(optimizer)
+    assert list(shared.tensors) == shared_names(tagger)
+    before = {name: tagger.get_parameter(name).clone() for name in shared.tensors}
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss_of(tagger).backward()
+        optimizer.step()
+        for name in shared.tensors:
+            weight = tagger.get_parameter(name)
+            assert len(weight[weight != 0].unique()) <= 8
+            if name in pruner.masks:
+                assert torch.equal(weight != 0, pruner.masks[name])
+    shared.detach()
+    for name, was in before.items():
+        weight = tagger.get_parameter(name)
+        assert not torch.equal(weight, was), name
+        if not reassign:  # what shared a value still does
+            for value in was.unique():
+                assert len(weight[was == value].unique()) == 1
+    assert list(tagger.state_dict()) == names
+    assert list(tagger.buffers()) == []
+    assert all(a is b for a, b in zip(tagger.parameters(), tensors, strict=True))
+
+
+def autograd_gradients(model, sharing, tokens):
+    """{name: dL/dC} by autograd through centroids[labels], in place of equation 3."""
+    leaves, replaced = {}, {}
+    for name, shared in sharing.tensors.items():
+        weight = model.get_parameter(name)
+        leaves[name] = shared.stored_centroids().clone().requires_grad_()
+        flat = torch.zeros(weight.numel()).index_put(
+            (shared.positions,), leaves[name][shared.labels]
+        )
+        replaced[name] = flat.view(weight.shape)
+    torch.func.functional_call(model, replaced, (tokens,)).square().sum().backward()
+    return {name: leaf.grad for name, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_gradients_of_the_centroids_are_those_of_autograd(tagger, batches):
+    """Equation 3, over one batch and accumulated over several."""
+    Pruner(tagger, sensitivity=0.5)
+    shared = WeightSharing(tagger, bits=2)
+    optimizer = torch.optim.SGD(shared.parameters(), 0.0)
+    shared.attach(optimizer)
+    tokens = torch.randint(20, (6, 5))
+    expected = autograd_gradients(tagger, shared, tokens)
+    tagger.zero_grad()
+    for _ in range(2):  # the second step starts from nothing
+        for _ in range(batches):
+            tagger(tokens).square().sum().backward()
+        optimizer.step()
+        for name, tensor in shared.tensors.items():
+            grad = tensor.centroids.grad
+            assert torch.allclose(grad, batches * expected[name], rtol=1e-4, atol=1e-5), name
+        # Not optimizer.zero_grad(): loops that call the model's know nothing of the centroids.
+        tagger.zero_grad()
+
+
+def test_autocast(tagger):
+    shared = WeightSharing(tagger, bits=3)
+    optimizer = torch.optim.AdamW(shared.parameters(), 1e-3)
+    shared.attach(optimizer)
+    # Not every processor has oneDNN's LSTM in bfloat16.
+    with torch.autocast("cpu", torch.bfloat16), torch.backends.mkldnn.flags(enabled=False):
+        loss = loss_of(tagger)
+    loss.backward()
+    optimizer.step()
+    assert all(t.centroids.grad.isfinite().all() for t in shared.tensors.values())
+    assert len(tagger.head.weight.unique()) <= 8
+
+
+def test_a_gradient_scaler_sees_the_centroids(tagger):
+    shared = WeightSharing(tagger, bits=3)
+    optimizer = torch.optim.SGD(shared.parameters(), 1e-3)
+    shared.attach(optimizer)
+    expected = autograd_gradients(tagger, shared, torch.arange(20).view(4, 5))
+    tagger.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(tagger(torch.arange(20).view(4, 5)).square().sum()).backward()
+    shared.gather_gradients()
+    scaler.step(optimizer)
+    for name, tensor in shared.tensors.items():
+        assert torch.allclose(tensor.centroids.grad, expected[name], rtol=1e-3, atol=1e-4), name
+
+
+def test_frozen_and_unused_weights_are_shared_and_stay(tagger):
+    """Neither has a gradient."""
+    tagger.conv.weight.requires_grad_(False)
+    tagger.unused = nn.Linear(4, 4)
+    shared = WeightSharing(tagger, bits=2, reassign=2)
+    frozen, unused = tagger.conv.weight.clone(), tagger.unused.weight.clone()
+    optimizer = torch.optim.Adam(shared.parameters(), 0.1)
+    shared.attach(optimizer)
+    for _ in range(3):
+        loss_of(tagger).backward()
+        optimizer.step()
+    assert len(frozen.unique()) == len(unused.unique()) == 4
+    assert torch.equal(tagger.conv.weight, frozen)
+    assert torch.equal(tagger.unused.weight, unused)
+    held = {id(p) for p in shared.parameters()}
+    assert id(shared.tensors["conv.weight"].centroids) not in held
+
+
+def test_a_gradient_of_an_earlier_step_does_not_count_again(tagger):
+    shared = WeightSharing(tagger, bits=2)
+    optimizer = torch.optim.SGD(shared.parameters(), 0.1)
+    shared.attach(optimizer)
+    loss_of(tagger).backward()
+    optimizer.step()
+    before = tagger.conv.weight.clone()
+    tagger.head.bias.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(tagger.conv.weight, before)
+
+
+def test_tied_weights_move_together():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight = model[0].weight
+    shared = WeightSharing(model, bits=2)
+    assert list(shared.tensors) == ["0.weight"]
+    optimizer = torch.optim.SGD(shared.parameters(), 0.1)
+    shared.attach(optimizer)
+    model(torch.randn(4, 6)).square().sum().backward()
+    optimizer.step()
+    assert model[1].weight is model[0].weight
+    assert len(model[1].weight.unique()) == 4
+
+
+def test_bits_by_pattern_and_biases(tagger):
+    shared = WeightSharing(tagger, bits={"*": 3, "@rnn": 2, "head": 1}, bias_bits=1)
+    values = {name: len(tagger.get_parameter(name).unique()) for name in shared.tensors}
+    assert values["lstm.weight_ih_l0"] == values["lstm.weight_hh_l0"] == 4
+    assert values["head.weight"] == 2
+    assert values["conv.weight"] == 8
+    biases = {"lstm.bias_ih_l0", "lstm.bias_hh_l0", "conv.bias", "head.bias"}
+    biases |= {"attention.in_proj_bias", "attention.out_proj.bias"}
+    assert shared.tensors.keys() - set(shared_names(tagger)) == biases
+    assert all(values[name] <= 2 for name in biases)
+    held = {id(p) for p in shared.parameters()}
+    assert id(tagger.norm.weight) in held
+    assert id(tagger.head.bias) not in held
+
+
+def test_latent_weights_have_a_rate_of_their_own(tagger):
+    first, second = WeightSharing(tagger, bits=2, reassign=5).parameter_groups(1e-2)
+    assert second["lr"] == sharing.LATENT_RATE * first["lr"]
+    assert sum(p.numel() for p in second["params"]) == sum(
+        int(tagger.get_parameter(name).count_nonzero()) for name in shared_names(tagger)
+    )
+    assert len(WeightSharing(tagger, bits=2).parameter_groups(1e-2)) == 1
+
+
+def test_an_optimizer_of_the_weights_themselves_is_refused(tagger):
+    shared = WeightSharing(tagger, bits=2)
+    optimizer = torch.optim.SGD(tagger.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"trains embed.weight itself; make it of sharing\.param"):
+        shared.attach(optimizer)
+
+
+def test_a_resumed_sharing_goes_on_as_if_never_stopped():
+    def state_of(stop):
+        torch.manual_seed(1)
+        model = Tagger()
+        shared = WeightSharing(model, bits=3, reassign=6)
+        optimizer = torch.optim.SGD(shared.parameters(), 1e-2)
+        shared.attach(optimizer)
+        for i in range(10):
+            if i == stop:
+                saved = shared.state_dict()
+                shared.detach()
+                shared = WeightSharing(model, bits=3, reassign=6)
+                shared.load_state_dict(saved)
+                optimizer = torch.optim.SGD(shared.parameters(), 1e-2)
+                shared.attach(optimizer)
+            loss_of(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.state_dict()
+
+    whole, resumed = state_of(None), state_of(4)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def pruned_sharing():
+    model = Tagger()
+    Pruner(model, sensitivity=0.5)
+    return WeightSharing(model, bits=2)
+
+
+def test_a_state_of_something_else_is_refused(tagger):
+    saved = WeightSharing(tagger, bits=2).state_dict()
+    for other, message in (
+        (WeightSharing(nn.Linear(2, 2), bits=2), "other parameters"),
+        (pruned_sharing(), "other zeros"),
+        (WeightSharing(Tagger(), bits=2, reassign=1), "latent"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(saved)
+
+
+def test_a_weight_that_is_not_finite(tagger):
+    with torch.no_grad():
+        tagger.head.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="cannot share head.weight: k-means needs finite values"):
+        WeightSharing(tagger, bits=2)

@@ -3,7 +3,7 @@ import torch
 
 import weight_share
 from net import checkpoint
-from net.pipeline import stages
+from net.training import restore
 from net.training.architectures import build
 from tests.conftest import FAST
 
@@ -16,12 +16,12 @@ def share(model, output, *options):
 
 def test_the_same_bytes_as_the_pipeline(pipeline, tmp_path):
     assert FAST[-1] == "1"  # the pipeline's --finetune-epochs
-    assert share(pipeline.saves / stages.RETRAINED, tmp_path / "m", *OPTIONS) == 0
-    assert (tmp_path / "m").read_bytes() == (pipeline.saves / stages.SHARED).read_bytes()
+    assert share(pipeline.saves / checkpoint.RETRAINED, tmp_path / "m", *OPTIONS) == 0
+    assert (tmp_path / "m").read_bytes() == (pipeline.saves / checkpoint.SHARED).read_bytes()
 
 
 def test_prints_values_and_errors(pipeline, tmp_path, capsys):
-    share(pipeline.saves / stages.RETRAINED, tmp_path / "m", *OPTIONS)
+    share(pipeline.saves / checkpoint.RETRAINED, tmp_path / "m", *OPTIONS)
     printed = capsys.readouterr().out
     for text in ("values before", "values after", "mean squared error"):
         assert text in printed
@@ -31,17 +31,17 @@ def test_prints_values_and_errors(pipeline, tmp_path, capsys):
 
 @pytest.mark.parametrize("bits", [1, 4])
 def test_few_values_and_the_pruned_positions_of_the_stage_before(pipeline, tmp_path, bits):
-    source = checkpoint.load(pipeline.saves / stages.RETRAINED)
-    share(pipeline.saves / stages.RETRAINED, tmp_path / "m", *OPTIONS, "--bits", str(bits))
+    source = checkpoint.load(pipeline.saves / checkpoint.RETRAINED)
+    share(pipeline.saves / checkpoint.RETRAINED, tmp_path / "m", *OPTIONS, "--bits", str(bits))
     shared = checkpoint.load(tmp_path / "m")
-    for name in stages.compressible_names(source):
+    for name in restore.kinds_of(source):
         weight = shared.state_dict[name]
         assert torch.equal(weight != 0, source.state_dict[name] != 0)
         assert 1 < len(weight[weight != 0].unique()) <= 2**bits
 
 
 def test_fine_tuning_moves_centroids_not_assignments(pipeline, tmp_path):
-    source = pipeline.saves / stages.RETRAINED
+    source = pipeline.saves / checkpoint.RETRAINED
     share(source, tmp_path / "clustered", *OPTIONS, "--epochs", "0")
     share(source, tmp_path / "tuned", *OPTIONS)
     clustered = checkpoint.load(tmp_path / "clustered").state_dict["fc1.weight"]
@@ -85,7 +85,7 @@ def test_odd_layers(tmp_path):
 
 
 def test_missing_model(tmp_path, capsys):
-    assert share(tmp_path / stages.RETRAINED, tmp_path / "out") == 1
+    assert share(tmp_path / checkpoint.RETRAINED, tmp_path / "out") == 1
     assert "run pruning.py first" in capsys.readouterr().err
 
 
@@ -96,7 +96,7 @@ def test_bits_out_of_range(bits, capsys):
 
 
 def test_bits_chosen_on_held_out_images(pipeline, tmp_path, capsys):
-    source = pipeline.saves / stages.RETRAINED
+    source = pipeline.saves / checkpoint.RETRAINED
     options = [*OPTIONS, "--bits", "auto", "--error-budget", "2"]
     assert share(source, tmp_path / "m", *options) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if "--bits fc1=" in x)

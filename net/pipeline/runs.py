@@ -6,7 +6,7 @@ from .. import checkpoint
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..files import check_writable
 from ..sharing import Clustering
-from ..training import architectures, datasets, distributed, restore
+from ..training import architectures, datasets, distributed, restore, weights
 from ..training.datasets import Dataset
 from ..training.resume import RunProgress
 from . import stages
@@ -76,6 +76,13 @@ class Run:
         )
         write(path, shared)
         return shared, clusterings
+
+    def adopt(self, path: str | Path) -> Checkpoint:
+        """A state dict that somebody else has saved, as a checkpoint of this architecture."""
+        model = architectures.build(self.arch)
+        for note in weights.start_from(path, model, self.arch):
+            self.setting.log.note(note)
+        return Checkpoint(stages.state_of(model), self.arch, dataset=self.dataset.name)
 
     def lessons(self, options: CommonOptions, progress: RunProgress | None = None) -> Lessons:
         """What to learn from after dense training, made once for all stages that learn the same."""

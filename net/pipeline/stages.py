@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..parameters import compressible, resolve, shortest_name
 from ..prune import Pruner, shrink
 from ..sharing import Clustering, SharedTensor, WeightSharing, bits_of_tensors, shared_tensor
-from ..training import architectures, restore
+from ..training import architectures, restore, weights
 from ..training.datasets import Dataset
 from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
@@ -76,15 +76,15 @@ def train(
     torch.manual_seed(options.seed)
     model = architectures.build(arch)
     if options.weights and phase == "train":
-        for note in restore.start_from(options.weights, model, arch):
+        for note in weights.start_from(options.weights, model, arch):
             setting.log.note(note)
     model = restore.placed(model, setting.device)
     architectures.check_fits(model, arch, dataset)
     set_dropout(model, options.dropout)
     optimizer = adam(model.parameters(), options.lr)
-    weights = [weight for _, weight in compressed_parameters(model)]
+    compressed = [weight for _, weight in compressed_parameters(model)]
     optimizer.register_step_post_hook(
-        lambda *_: shrink(weights, options.l1 * optimizer.param_groups[0]["lr"])
+        lambda *_: shrink(compressed, options.l1 * optimizer.param_groups[0]["lr"])
     )
     split = Distorted(dataset.train, options.distortion)
     fit(

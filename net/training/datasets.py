@@ -113,7 +113,6 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
-    distilled: object = None  # `train` with a teacher's logits, once it is made
 
     @property
     def splits(self) -> tuple:

@@ -69,7 +69,7 @@ class Log:
         """What a user should know and did not ask for; on stderr."""
         if not self.silent:
             print(f"NOTE: {text}", file=sys.stderr, flush=True)
-        self.write(f"NOTE: {text}", event="note", text=text)
+        self.write(f"NOTE: {text}", event="note", note=text)
 
     def write(self, text: str, **event) -> None:
         if self.file:

@@ -113,8 +113,8 @@ def gather_live_units(model: nn.Module, masks: Masks, inputs: torch.Tensor) -> N
     tolerance = 1e-4 * float(expected.abs().max())
     layers = masked_layers(model, masks)
     for (first_name, first), (second_name, second) in pairwise(layers.items()):
-        units, inputs = first.weight.shape[0], second.weight.shape[1]
-        if inputs % units or getattr(first, "transposed", False):
+        units, width = first.weight.shape[0], second.weight.shape[1]
+        if width % units or getattr(first, "transposed", False):
             continue
         live = masks[first_name].flatten(1).any(1)
         if first.bias is not None:

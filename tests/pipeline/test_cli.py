@@ -1,3 +1,4 @@
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from net.errors import UserError
-from net.pipeline import cli, presets
+from net.pipeline import cli, options
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -65,27 +66,63 @@ def test_a_bug_is_not_hidden():
         cli.run(parser(), lambda args: 1 / 0, [])
 
 
-def test_an_explicit_option_overrides_the_preset():
+def chosen(*argv):
+    """The preset as the command line leaves it, for an architecture and a data set."""
     parser = cli.Parser("A test.")
     cli.add_preset(parser)
+    cli.add_training(parser)
     cli.add_pruning(parser)
     cli.add_sharing(parser)
-    seen = []
-    assert cli.run(parser, seen.append, ["--bits", "3"]) == 0
-    assert seen[0].bits == 3
-    assert seen[0].finetune_epochs == presets.PRESETS["paper"]["finetune_epochs"]
+    return cli.chosen(parser.parse_args(argv))
+
+
+def test_an_explicit_option_overrides_the_preset():
+    preset = chosen("--bits", "3")
+    assert preset.sharing.bits == 3
+    assert preset.sharing.finetune_epochs == options.PAPER.sharing.finetune_epochs
+
+
+def test_an_option_of_several_stages_reaches_all():
+    preset = chosen("--distortion", "0.5", "--amp")
+    for stage in (preset.pruning, preset.sharing):
+        assert (stage.distortion, stage.amp) == (0.5, True)
+
+
+def test_what_is_recorded_holds_no_paths_and_keeps_its_order():
+    recorded = chosen("--weights", "some/where/net.pth").pruning.recorded()
+    assert recorded["weights"] == "net.pth"
+    assert list(recorded)[:7] == [
+        *("seed", "batch_size", "distortion", "teacher", "teacher_copies", "amp", "weights")
+    ]
 
 
 def test_a_preset_is_adjusted_to_the_architecture():
-    parser = cli.Parser("A test.")
-    cli.add_preset(parser)
-    cli.add_pruning(parser)
-    seen = []
-    for arch in ("lenet-300-100", "lenet-5"):
-        cli.run(parser, seen.append, ["--preset", "smallest", "--arch", arch, "--lr", "0.5"])
-    small, adjusted = seen
-    assert small.density != adjusted.density == presets.ADJUSTED["smallest", "lenet-5"]["density"]
-    assert small.lr == adjusted.lr == 0.5
+    small, lenet5 = (options.preset("smallest", a) for a in ("lenet-300-100", "lenet-5"))
+    assert small.pruning.density == 0.0135
+    assert lenet5.pruning.density == 0.0098
+    assert small.pruning.lr == lenet5.pruning.lr
+    assert small.sharing.teacher == lenet5.pruning.teacher == "lenet-5"
+    other = options.preset("smallest", "resnet18(num_classes=10)")
+    assert other.sharing.teacher == other.pruning.teacher == "resnet18(num_classes=10)"
+
+
+def test_auto_batch_size_gives_small_data_sets_steps_enough():
+    assert options.CommonOptions().batch_size_for(60000) == 250
+    assert options.CommonOptions().batch_size_for(400) == 10
+    assert options.CommonOptions().batch_size_for(3) == 1
+    assert options.CommonOptions(batch_size=64).batch_size_for(3) == 64
+
+
+def test_a_value_per_layer():
+    assert cli.per_layer(cli.real())("1.5") == 1.5
+    values = cli.per_layer(cli.integer(1, 16))("*=5, features.*=8,features.3=7")
+    assert values == {"*": 5, "features.*": 8, "features.3": 7}
+
+
+@pytest.mark.parametrize("text", ["a=", "=3", "a=3,", "a=3,b", "a=99", "x"])
+def test_a_malformed_value_per_layer(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli.per_layer(cli.integer(1, 16))(text)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

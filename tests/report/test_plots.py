@@ -9,9 +9,9 @@ import compare_stages
 import deep_compressing
 from net import checkpoint, encoding
 from net.checkpoint import Checkpoint
-from net.pipeline import stages
+from net.pipeline import runs
 from net.report import distributions, plots
-from net.sharing import SharedWeight
+from net.sharing import SharedTensor
 from tests.conftest import FAST
 
 
@@ -79,7 +79,7 @@ def test_part_bars_of_a_deep_network_sum_the_small_layers(figures):
 def test_distributions_count_every_weight(figures, pipeline):
     states = {
         name: checkpoint.load(pipeline.saves / file).state_dict
-        for name, file in (("initial", stages.INITIAL), ("shared", stages.DECODED))
+        for name, file in (("initial", checkpoint.INITIAL), ("shared", checkpoint.DECODED))
     }
     for layer in figures["distributions"]:
         initial, shared = (states[kind][f"{layer['name']}.weight"] for kind in states)
@@ -143,7 +143,7 @@ def test_code_points_are_shares_and_bits(figures):
 
 def test_mask_of_pixels(figures, pipeline):
     mask = figures["first_layer_mask"]
-    weight = checkpoint.load(pipeline.saves / stages.DECODED).state_dict["fc1.weight"]
+    weight = checkpoint.load(pipeline.saves / checkpoint.DECODED).state_dict["fc1.weight"]
     assert (mask["layer"], mask["kind"], mask["shape"]) == ("fc1", "pixels", [28, 28])
     assert mask["counts"] == (weight != 0).sum(0).tolist()
     assert mask["most"] == 300
@@ -170,8 +170,8 @@ def save_stages(folder, initial, pruned):
     """The files of all stages of a bare state dict, and its encoding."""
     shared = {name: tensor.clone() for name, tensor in pruned.items()}
     for tensor in shared.values():
-        SharedWeight(tensor, 3).write(tensor)
-    files = (stages.INITIAL, stages.RETRAINED, stages.SHARED, stages.DECODED)
+        SharedTensor(tensor, 3).write(tensor)
+    files = (checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.SHARED, checkpoint.DECODED)
     for name, state in zip(files, (initial, pruned, shared, shared), strict=True):
         checkpoint.save(folder / name, Checkpoint(state))
     encoding.save(shared, folder / "e")
@@ -196,13 +196,13 @@ def test_twenty_layers_one_of_them_entirely_pruned_and_no_architecture(tmp_path,
     assert len(plots.largest(figures["distributions"], 6)) == 6
 
 
-@pytest.mark.parametrize("missing", [stages.INITIAL, stages.RETRAINED, "encodings"])
+@pytest.mark.parametrize("missing", [checkpoint.INITIAL, checkpoint.RETRAINED, "encodings"])
 def test_pages_with_a_part_missing(figures, tmp_path, draw, missing):
     if missing == "encodings":
         figures |= {"layers": [], "encoded_bytes": None, "compression_ratio": None}
         figures |= {"other": None, "total": None, "first_layer_mask": None}
     else:
-        stage = "initial" if missing == stages.INITIAL else "retrained"
+        stage = "initial" if missing == checkpoint.INITIAL else "retrained"
         for layer in figures["distributions"]:
             layer[stage] = None
     assert draw(figures, tmp_path / "page.pdf") >= 2 + 3 + 3
@@ -220,8 +220,8 @@ def test_without_matplotlib_a_plot_that_was_asked_for_is_an_error(
     assert err.startswith("error: a plot needs matplotlib")
     assert err.count("\n") == 1
     # The pipeline draws unasked, and must not fail for it.
-    monkeypatch.setattr(stages, "load_data", lambda *args: pytest.exit("too far"))
-    monkeypatch.setattr(stages, "run_pruning", lambda *args: pytest.exit("too far"))
+    monkeypatch.setattr(runs, "load_data", lambda *args: pytest.exit("too far"))
+    monkeypatch.setattr(runs.Run, "prune", lambda *args: pytest.exit("too far"))
     with pytest.raises(pytest.exit.Exception):
         deep_compressing.main([*FAST, "--output", str(tmp_path / "s")])
     assert "comparison.png is not drawn" in capsys.readouterr().err

@@ -4,7 +4,13 @@ from torch import nn
 
 from net.training import distillation
 from net.training.datasets import Split
-from net.training.distillation import Distilled, Distorted, Taught, distillation_loss, distilled
+from net.training.distillation import (
+    Distilled,
+    Distorted,
+    Taught,
+    distillation_loss,
+    distilled,
+)
 
 
 class Brightness(nn.Module):

@@ -10,7 +10,6 @@ from torch import distributed as torch_distributed
 
 from net import checkpoint
 from net.errors import UserError
-from net.pipeline import stages
 from net.training import datasets, distributed
 from tests.conftest import FAST
 
@@ -34,7 +33,7 @@ def test_two_processes_are_as_good_as_one(pipeline, tmp_path):
     done = torchrun("tests/ranks.py", *FAST, "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "rank-0").read_text() == (tmp_path / "rank-1").read_text()
-    names = {stages.INITIAL, stages.RETRAINED, stages.SHARED}
+    names = {checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.SHARED}
     assert {path.name for path in tmp_path.iterdir()} == {*names, "rank-0", "rank-1"}
     assert done.stdout.count("retrained: test error") == 1
     assert "Warning" not in done.stderr

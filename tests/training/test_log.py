@@ -13,7 +13,7 @@ class Bar:
 
 def fill(log):
     log.batch("train", 1, 50, 0.25, Bar())
-    log.epoch("train", 1, 20, 0.5, 0.75, 3.25)
+    log.epoch("train", 1, 20, 0.5, (0.75, 3.25))
     log.result("test error 2.00 %", event="test", test_error_percent=2.0)
     log.close()
 
@@ -40,6 +40,23 @@ def test_text(tmp_path):
 def test_no_file(capsys):
     fill(Log())
     assert "test error" in capsys.readouterr().out
+
+
+def test_notes_go_to_stderr(tmp_path, capsys):
+    log = Log(tmp_path / "log.jsonl")
+    log.note("mind this")
+    log.close()
+    assert capsys.readouterr() == ("", "NOTE: mind this\n")
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {
+        "event": "note",
+        "note": "mind this",
+    }
+
+
+def test_a_silent_log_still_writes(tmp_path, capsys):
+    fill(Log(tmp_path / "log.txt", silent=True))
+    assert capsys.readouterr() == ("", "")
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 3
 
 
 def test_append(tmp_path):

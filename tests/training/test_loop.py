@@ -6,23 +6,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from net import prune
-from net.sharing import SharedWeight
+from net import Pruner, WeightSharing
+from net.prune import shrink
 from net.training import loop
 from net.training.architectures import build
 from net.training.datasets import Split
 from net.training.distillation import Distorted, Taught, distillation_loss
-from net.training.log import Log
-from net.training.loop import Recipe, evaluate, fit, learning_rate, set_dropout
+from net.training.loop import Schedule, adam, evaluate, fit, learning_rate, set_dropout
 
 
 def linear():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
-
-
-def run(model, parameters, data, recipe, **options):
-    fit(model, parameters, data.train, data.validation, recipe, phase="train", log=Log(), **options)
 
 
 def test_evaluate_counts_errors(blobs):
@@ -39,7 +34,7 @@ def test_evaluate_counts_errors(blobs):
 def test_fit_learns(blobs):
     model = linear()
     before = evaluate(model, blobs.test)[1]
-    run(model, model.parameters(), blobs, Recipe(3, 16, 1e-2))
+    fit(model, adam(model.parameters(), 1e-2), blobs.train, Schedule(3, 16))
     assert evaluate(model, blobs.test)[1] < min(5, before)
 
 
@@ -47,42 +42,33 @@ def test_fit_is_reproducible(blobs):
     weights = []
     for _ in range(2):
         model = linear()
-        run(model, model.parameters(), blobs, Recipe(2, 16, 1e-2, dropout=0.5))
+        model.append(nn.Dropout(0.5))
+        fit(model, adam(model.parameters(), 1e-2), blobs.train, Schedule(2, 16))
         weights.append(model[1].weight.detach().clone())
     assert torch.equal(*weights)
 
 
-def test_hooks_see_every_step(blobs):
-    seen = []
+def test_the_optimizer_is_the_callers(blobs):
+    """Its kind, its parameters, its hooks."""
     model = linear()
-    run(
-        model,
-        model.parameters(),
-        blobs,
-        Recipe(2, 48, 1e-2),
-        after_backward=lambda: seen.append(model[1].weight.grad is not None),
-        after_step=lambda step: seen.append((step.done_before, step.done)),
-    )
-    assert seen == [True, (0, 0.25), True, (0.25, 0.5), True, (0.5, 0.75), True, (0.75, 1.0)]
-
-
-def test_only_the_given_parameters_move(blobs):
-    model = linear()
-    weight = model[1].weight.detach().clone()
-    run(model, [model[1].bias], blobs, Recipe(1, 16, 1e-2))
+    weight, seen = model[1].weight.detach().clone(), []
+    optimizer = torch.optim.SGD([model[1].bias], 1e-2, momentum=0.9)
+    optimizer.register_step_post_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
+    fit(model, optimizer, blobs.train, Schedule(2, 48))
+    assert seen == [learning_rate(step, 4, 1e-2) for step in range(4)]
     assert torch.equal(model[1].weight, weight)
 
 
-def test_lr_factor_scales_the_rate_of_its_group(blobs):
+def test_every_group_has_a_rate_of_its_own(blobs):
     rates = []
     model = linear()
-    run(
-        model,
-        [{"params": [model[1].bias]}, {"params": [model[1].weight], "lr_factor": 0.25}],
-        blobs,
-        Recipe(1, 48, 1e-2),
-        after_step=lambda step: rates.append([g["lr"] for g in step.optimizer.param_groups]),
+    groups = [{"params": [model[1].bias]}, {"params": [model[1].weight], "lr": 0.25e-2}]
+    optimizer = adam(groups, 1e-2)
+    optimizer.register_step_post_hook(
+        lambda *_: rates.append([group["lr"] for group in optimizer.param_groups])
     )
+    fit(model, optimizer, blobs.train, Schedule(1, 48))
+    assert len(rates) == 2
     assert all(slow == 0.25 * fast > 0 for fast, slow in rates)
 
 
@@ -90,13 +76,24 @@ def test_another_loss_and_its_targets(blobs):
     """The target of a batch goes to the loss as it is."""
     shapes = []
 
-    def loss_of(logits, target):
-        shapes.append((logits.shape, target.shape))
-        return F.cross_entropy(logits, target)
+    def loss(outputs, target):
+        shapes.append((outputs.shape, target.shape))
+        return F.cross_entropy(outputs, target)
 
     model = linear()
-    run(model, model.parameters(), blobs, Recipe(1, 48, 1e-2), loss_of=loss_of)
+    fit(model, adam(model.parameters(), 1e-2), blobs.train, Schedule(1, 48), loss=loss)
     assert shapes == [((48, 3), (48,))] * 2
+
+
+def test_the_held_out_figures_are_the_callers(blobs, capsys):
+    from net.training.log import Log
+
+    model = linear()
+    optimizer = adam(model.parameters(), 1e-2)
+    fit(model, optimizer, blobs.train, Schedule(1, 48), validate=lambda: (0.5, 12.5), log=Log())
+    assert "held-out loss 0.5000  held-out error 12.50 %" in capsys.readouterr().out
+    fit(model, optimizer, blobs.train, Schedule(1, 48))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_learning_rate_rises_then_falls_to_zero():
@@ -108,13 +105,15 @@ def test_learning_rate_rises_then_falls_to_zero():
 
 
 def test_denormals_are_left_as_they_were_even_by_a_run_that_fails(blobs):
-    def fail(step):
+    def fail(*_):
         assert torch.tensor(1e-40) / 2 == 0
         raise KeyboardInterrupt
 
     model = linear()
+    optimizer = adam(model.parameters(), 1e-2)
+    optimizer.register_step_post_hook(fail)
     with pytest.raises(KeyboardInterrupt):
-        run(model, model.parameters(), blobs, Recipe(1, 16, 1e-2), after_step=fail)
+        fit(model, optimizer, blobs.train, Schedule(1, 16))
     assert torch.tensor(1e-40) / 2 > 0
 
 
@@ -127,33 +126,24 @@ def test_set_dropout():
 # A stand-in for a GPU, which these tests must not need
 
 
-class EpochIsOver(Exception):
-    pass
-
-
 @pytest.fixture
 def far_device(monkeypatch):
     """torch's meta device in the place of a GPU.
 
-    Like a GPU it does not mix with the CPU.  It holds no values, so that asking for one, which
+    Like a GPU it does not mix with the CPU. It holds no values, so that asking for one, which
     makes a GPU's queue run dry, is an error.
     """
-
-    def stop(*_):
-        raise EpochIsOver
-
-    adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, fused: adam(p, lr, foreach=fused))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(loop, "evaluate", stop)
+    monkeypatch.setattr(loop, "float", lambda tensor: 0.0, raising=False)  # at the epoch's end
     return torch.device("meta")
 
 
-def epoch_of(model, parameters, split, **hooks):
-    """One epoch of 40 steps, up to its evaluation."""
-    recipe = Recipe(1, len(split) // 40, 1e-2)
-    with pytest.raises(EpochIsOver):
-        fit(model, parameters, split, None, recipe, phase="train", log=Log(), **hooks)
+def steps_of(model, optimizer, split, **options):
+    """The steps of one epoch of 40."""
+    steps = []
+    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    fit(model, optimizer, split, Schedule(1, len(split) // 40), **options)
+    return len(steps)
 
 
 def far_split(device):
@@ -163,38 +153,33 @@ def far_split(device):
 @pytest.mark.parametrize("arch", ["lenet-300-100", "lenet-5"])
 def test_no_step_of_pruning_waits_for_the_device(far_device, arch):
     model = build(arch).to(far_device)
-    prune.set_masks(model, lambda name, weight: prune.threshold_mask(weight, 0.5))
-    gradual, steps = prune.GradualPruning(model, 0.05), []
-
-    def after_step(step):
-        prune.shrink(model, 1e-3)
-        gradual(step)
-        steps.append(step)
-
-    split = Distorted(far_split(far_device), 1.0)
-    epoch_of(model, model.parameters(), split, after_step=after_step)
-    assert len(steps) == 40
-    assert model.fc1.mask.device == far_device
+    pruner = Pruner(model, density=0.05, steps=30)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2, foreach=True)
+    optimizer.register_step_post_hook(lambda *_: shrink(model.parameters(), 1e-3))
+    pruner.attach(optimizer)
+    assert steps_of(model, optimizer, Distorted(far_split(far_device), 1.0)) == 40
+    assert pruner.finished
+    assert pruner.masks["fc1.weight"].device == far_device
 
 
 def test_no_step_of_fine_tuning_waits_for_the_device(far_device):
     model = build("lenet-300-100")
-    shared = SharedWeight(model.fc1.weight, bits=3, reassignable=True).to(far_device)
+    sharing = WeightSharing(model, bits=3, reassign=20)
     model.to(far_device)
-    weight, steps = model.fc1.weight, []
+    # Clustering is done on the CPU; what trains moves.
+    for shared in sharing.tensors.values():
+        shared.positions, shared.labels = shared.positions.to("meta"), shared.labels.to("meta")
+        shared.centroids = nn.Parameter(shared.centroids.to("meta"))
+        shared.latent = nn.Parameter(shared.latent.to("meta"))
+    sharing = moved(sharing, model)
+    optimizer = torch.optim.Adam(sharing.parameter_groups(1e-2), 1e-2, foreach=True)
+    sharing.attach(optimizer)
+    split = Taught(far_split(far_device), build("lenet-5").to(far_device), 1.0)
+    assert steps_of(model, optimizer, split, loss=distillation_loss) == 40
+    assert sharing.tensors["fc1.weight"].labels.device == far_device
 
-    def after_step(step):
-        shared.reassign()
-        shared.write(weight)
-        steps.append(step)
 
-    teacher = build("lenet-5").to(far_device)
-    epoch_of(
-        *(model, [shared.centroids, shared.latent, *model.fc2.parameters()]),
-        Taught(far_split(far_device), teacher, 1.0),
-        loss_of=distillation_loss,
-        after_backward=lambda: shared.gather_gradient(weight),
-        after_step=after_step,
-    )
-    assert len(steps) == 40
-    assert shared.labels.device == far_device
+def moved(sharing, model):
+    """`sharing` of the parameters that `model` has since it was moved."""
+    sharing._parameters = dict(model.named_parameters())
+    return sharing

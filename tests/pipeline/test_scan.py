@@ -7,7 +7,7 @@ from torch import nn
 
 import pruning
 from net import checkpoint
-from net.pipeline import sensitivity, stages
+from net.pipeline import scan
 from net.training.loop import evaluate
 from tests.conftest import FAST
 
@@ -29,7 +29,7 @@ def test_each_layer_is_pruned_alone_and_put_back(blobs):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.ReLU(), nn.Linear(20, 3))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    figures = sensitivity.scan(model, blobs.validation, densities=(1.0, 0.5, 0.1))
+    figures = scan.scan(model, blobs.validation, densities=(1.0, 0.5, 0.1))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     loss, error = evaluate(model, blobs.validation)
@@ -49,7 +49,7 @@ def test_each_layer_is_pruned_alone_and_put_back(blobs):
 def test_an_entirely_pruned_layer_can_be_scanned(blobs):
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
     nn.init.zeros_(model[1].weight)
-    (layer,) = sensitivity.scan(model, blobs.validation, densities=(0.5,))["layers"]
+    (layer,) = scan.scan(model, blobs.validation, densities=(0.5,))["layers"]
     assert layer["points"][0]["sensitivity"] == 0
 
 
@@ -57,7 +57,7 @@ def test_the_choice_meets_the_target_and_spares_the_sensitive_layer():
     tough = curve("tough", 1000, {1.0: 0.1, 0.5: 0.1, 0.1: 0.11, 0.01: 0.5})
     frail = curve("frail", 1000, {1.0: 0.1, 0.5: 0.4, 0.1: 2.0, 0.01: 3.0})
     figures = {"loss": 0.1, "layers": [tough, frail]}
-    density = sensitivity.choose(figures, 0.5)
+    density = scan.choose(figures, 0.5)
     assert kept(figures, density) == pytest.approx(0.5)
     assert density["tough"] < 0.15
     assert density["frail"] > 0.85
@@ -78,7 +78,7 @@ def test_the_choice_is_the_best_of_a_grid():
         raise AssertionError(density)
 
     for target in (0.9, 0.6, 0.4, 0.2):
-        density = sensitivity.choose(figures, target)
+        density = scan.choose(figures, target)
         ours = sum(loss(layer, density[layer["name"]]) for layer in layers)
         for i in range(101):
             a = 0.125 + 0.875 * i / 100
@@ -89,12 +89,12 @@ def test_the_choice_is_the_best_of_a_grid():
 
 def test_a_target_that_the_scan_has_not_reached_gives_its_lowest_densities():
     figures = {"loss": 0.0, "layers": [curve("a", 10, {0.5: 0.1, 0.1: 0.2})]}
-    assert sensitivity.choose(figures, 0.001) == pytest.approx({"a": 0.1})
-    assert sensitivity.choose(figures, 1.0) == {"a": 1.0}
+    assert scan.choose(figures, 0.001) == pytest.approx({"a": 0.1})
+    assert scan.choose(figures, 1.0) == {"a": 1.0}
 
 
 def test_the_script_scans_the_model_that_is_there(pipeline, tmp_path, capsys):
-    path = pipeline.saves / stages.INITIAL
+    path = pipeline.saves / checkpoint.INITIAL
     before = path.read_bytes()
     arguments = [*OPTIONS, "--output", str(pipeline.saves), "--scan", "--scan-target", "0.1"]
     pictures = ["--json", str(tmp_path / "scan.json"), "--plot", str(tmp_path / "scan.png")]
@@ -113,7 +113,7 @@ def test_the_script_scans_the_model_that_is_there(pipeline, tmp_path, capsys):
 
 
 def test_the_printed_option_is_one_of_pruning():
-    text = sensitivity.option({"features.0": 0.51234567, "fc": 0.03})
+    text = scan.option({"features.0": 0.51234567, "fc": 0.03})
     args = pruning.parser().parse_args(["--density", text])
     assert args.density == {"features.0": 0.5123, "fc": 0.03}
 
@@ -121,5 +121,5 @@ def test_the_printed_option_is_one_of_pruning():
 def test_the_script_trains_a_model_where_there_is_none(tmp_path):
     arguments = [*OPTIONS, "--epochs", "1", "--output", str(tmp_path), "--scan"]
     assert pruning.main(arguments) == 0
-    assert [p.name for p in tmp_path.iterdir()] == [stages.INITIAL]
-    assert checkpoint.load(tmp_path / stages.INITIAL).options["epochs"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.INITIAL]
+    assert checkpoint.load(tmp_path / checkpoint.INITIAL).options["epochs"] == 1
