@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -48,17 +50,36 @@ class Files:
         paths = [self.paths[i] for i in index.tolist()]
         return replace(self, paths=paths, labels=self.labels[index])
 
-    def read(self, batches):
-        """Yield what `batches`, sequences of indexes, name: [(i, image or reason), ...]."""
+    def read(self, batches) -> Iterator["Read"]:
+        """Yield what `batches`, sequences of indexes, name."""
         workers = min(8, os.cpu_count() or 1) if len(self) > FEW else 0
         # A generator of its own, since the loader would draw from torch's global one.
         yield from DataLoader(
             self,
             batch_sampler=[index.tolist() for index in batches],
             num_workers=workers,
-            collate_fn=list,
+            collate_fn=gathered,
             generator=torch.Generator(),
         )
+
+
+class Read(NamedTuple):
+    """A batch of images as a worker hands it over.
+
+    In one tensor, which is one piece of shared memory and one open file until it is let go; one
+    per image would soon be more open files than a process may have.
+    """
+
+    images: torch.Tensor  # uint8 [n, 3, height, width]
+    index: torch.Tensor  # int64 [n]
+    broken: list[tuple[int, str]]  # the index of every image that is missing, and why
+
+
+def gathered(batch: list[tuple[int, torch.Tensor | str]]) -> Read:
+    good = [(i, image) for i, image in batch if isinstance(image, torch.Tensor)]
+    images = torch.stack([image for _, image in good]) if good else torch.empty(0)
+    index = torch.tensor([i for i, _ in good], dtype=torch.int64)
+    return Read(images, index, [pair for pair in batch if isinstance(pair[1], str)])
 
 
 def read_image(path: str, size: tuple[int, int]) -> torch.Tensor:
@@ -97,12 +118,9 @@ class StreamedSplit:
     def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
         """Yield (images float32, labels); shuffled by torch's global generator."""
         for batch in self.files.read(batch_indexes(len(self), batch_size, shuffle, shard)):
-            index, images = zip(*batch, strict=True)
-            for i, image in batch:
-                if isinstance(image, str):  # it could be read when the run began
-                    raise broken(self.files.paths[i], image)
-            labels = self.labels[list(index)].to(self.device)
-            yield self.adapt(torch.stack(images).to(self.device)), labels
+            for i, reason in batch.broken:  # it could be read when the run began
+                raise broken(self.files.paths[i], reason)
+            yield self.adapt(batch.images.to(self.device)), self.labels[batch.index].to(self.device)
 
 
 def load(name: str, device, wanted: Input, val_fraction: float, skip_broken: bool) -> Dataset:
@@ -156,32 +174,31 @@ def listed(path: Path, size, classes: list[str] | None = None) -> tuple[list[str
 
 def first_pass(files: Files, keep: bool, skip_broken: bool, device):
     """(a split of the images that can be read, (mean, mean square) of each of their channels)."""
-    good, images, skipped = [], [], []
+    good, skipped = [], []
     total, square = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    kept = torch.empty(len(files) if keep else 0, 3, *files.size, dtype=torch.uint8)
     batches = batch_indexes(len(files), 64, shuffle=False)
-    for batch in tqdm(
+    for images, index, failures in tqdm(
         files.read(batches), "reading images", total=len(batches), leave=False, disable=None
     ):
-        for i, image in batch:
-            if isinstance(image, str):
-                error = broken(files.paths[i], image)
-                if not skip_broken:
-                    raise error
-                skipped.append(files.paths[i])
-                continue
-            good.append(i)
+        for i, reason in failures:
+            if not skip_broken:
+                raise broken(files.paths[i], reason)
+            skipped.append(files.paths[i])
+        for image in images:
             total += image.flatten(1).sum(1)
             square += image.flatten(1).int().square().sum(1)
-            if keep:
-                images.append(image)
+        if keep and len(images):
+            kept[len(good) : len(good) + len(images)] = images
+        good += index.tolist()
     for path in skipped:
         print(f"NOTE: skipped {path}, which is broken", file=sys.stderr)
     files = files.take(good) if skipped else files
     pixels = max(1, len(good) * files.size[0] * files.size[1])
     sums = (total / pixels).tolist(), (square / pixels).tolist()
-    if not keep or not images:
+    if not keep or not good:
         return StreamedSplit(files, Adapt(), device), sums
-    return Split(torch.stack(images).to(device), files.labels.to(device)), sums
+    return Split(kept[: len(good)].to(device), files.labels.to(device)), sums
 
 
 def broken(path: str, reason: str) -> UserError:

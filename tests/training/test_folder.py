@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +77,33 @@ def test_streamed_batches_are_those_in_memory(images, monkeypatch, few):
             for (x, y), (u, v) in zip(batches, b.batches(7, shuffle), strict=True):
                 assert torch.equal(x, u)
                 assert torch.equal(y, v)
+
+
+# In a process of its own: one that runs out of files may hang instead of failing.
+FEW_OPEN_FILES = """
+import resource, sys
+import torch
+from net.training import datasets, folder
+from net.training.architectures import Input
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+folder.FEW = 0  # read by processes, which share memory with this one
+for folder.IN_MEMORY, kind in ((2**30, datasets.Split), (0, folder.StreamedSplit)):
+    found = datasets.load(f"folder:{sys.argv[1]}", "", torch.device("cpu"), Input(None, (8, 8)))
+    assert isinstance(found.train, kind)
+    for batch_size in (2, 100):
+        batches = list(found.train.batches(batch_size, shuffle=True))
+        assert sum(len(labels) for _, labels in batches) == len(found.train) == 147
+"""
+
+
+def test_more_images_than_files_may_be_open(tmp_path):
+    pytest.importorskip("resource")  # which Windows has not
+    write_images(tmp_path / "train", {"a": 100, "b": 100})
+    command = [sys.executable, "-c", FEW_OPEN_FILES, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", "cut off"])
