@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .training.architectures import compressible_layers
+from .parameters import compressible, layer_of, shortest_name
 
 SAMPLES = 25
 SAMPLE_SECONDS = 1e-3  # a sample repeats a call for this long: the clock is coarser than a layer
@@ -79,8 +79,8 @@ def on_cpu(model: nn.Module) -> nn.Module:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    layers = compressible_layers(model).items()
-    return {name: layer for name, layer in layers if type(layer) is nn.Linear}
+    layers = {layer_of(name): model.get_submodule(layer_of(name)) for name in compressible(model)}
+    return {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
 
 
 def replaced(model: nn.Module, choice: dict[str, str]) -> nn.Module:
@@ -160,7 +160,7 @@ def latency(model: nn.Module, images: torch.Tensor, batch_sizes=(1, 64)) -> dict
 
 def latency_figures(model: nn.Module, images: torch.Tensor, batch_sizes) -> dict:
     layers = linear_layers(model)
-    others = [name for name in compressible_layers(model) if name not in layers]
+    others = [shortest_name(name) for name in compressible(model) if layer_of(name) not in layers]
     figures = {"dense_layers": others, "batches": []}
     for batch_size in batch_sizes:
         times = layer_times(model, batch_size)

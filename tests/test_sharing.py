@@ -371,5 +371,5 @@ def test_a_state_of_something_else_is_refused(tagger):
 def test_a_weight_that_is_not_finite(tagger):
     with torch.no_grad():
         tagger.head.weight[0, 0] = float("nan")
-    with pytest.raises(UserError, match="cannot share head.weight: k-means needs finite values"):
+    with pytest.raises(UserError, match=r"cannot share head\.weight: k-means needs finite values"):
         WeightSharing(tagger, bits=2)

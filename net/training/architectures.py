@@ -290,27 +290,3 @@ def check_fits(model: nn.Module, arch: str, data) -> None:
             f"{arch} tells {logits.shape[1]} classes apart, {data.name} has {data.classes}; "
             f"give --num-classes {data.classes}"
         )
-
-
-# _ConvNd is the base of Conv1d/2d/3d and of their transposed forms, grouped and depthwise included.
-COMPRESSIBLE = (nn.Linear, nn.modules.conv._ConvNd)
-
-
-def layer_kind(layer: nn.Module) -> str:
-    return "linear" if isinstance(layer, nn.Linear) else "conv"
-
-
-def compressible_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """{name: layer} of every layer whose `weight` is pruned and shared, in definition order.
-
-    The one way in which the stages walk a model.  A weight that several layers tie together
-    appears once, under the first name.  A weight that is computed from other parameters (weight
-    and spectral normalisation) is none.
-    """
-    found, seen = {}, set()
-    for name, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        if isinstance(module, COMPRESSIBLE) and weight is not None and id(weight) not in seen:
-            seen.add(id(weight))
-            found[name] = module
-    return found

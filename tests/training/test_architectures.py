@@ -10,10 +10,8 @@ from net.training.architectures import (
     Input,
     build,
     check_fits,
-    compressible_layers,
     describe,
     input_of,
-    layer_kind,
     skeleton,
 )
 
@@ -187,23 +185,3 @@ def test_a_skeleton_takes_no_memory_and_no_random_numbers():
 
 
 # Layers
-
-
-def test_compressible_layers_are_linear_and_convolutions_once_each():
-    tied = nn.Linear(4, 4)
-    other = nn.Linear(4, 4)
-    other.weight = tied.weight
-    model = nn.Sequential(
-        nn.Conv1d(2, 2, 3, groups=2),
-        nn.ConvTranspose2d(2, 2, 3),
-        nn.Conv3d(1, 1, 1),
-        nn.BatchNorm1d(4),
-        nn.Embedding(5, 4),
-        tied,
-        other,
-        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
-        nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 1, 1)),
-    )
-    layers = compressible_layers(model)
-    assert list(layers) == ["0", "1", "2", "5"]
-    assert [layer_kind(layer) for layer in layers.values()] == ["conv"] * 3 + ["linear"]
