@@ -10,13 +10,11 @@ and relative indexes, codebooks); with it, the bytes of the encoded folder.  Tak
 deep_compressing.py; --quick is a check on the digits that takes seconds and shows nothing.
 """
 
-import contextlib
-import io
 import platform
 import sys
 import tempfile
 import time
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -43,15 +41,15 @@ def parser() -> cli.Parser:
 
 
 def body(args) -> None:
-    from net.pipeline import stages
     from net.report import plots, tables
-    from net.training.log import Log
 
     start = time.perf_counter()
     if args.plot:
         plots.require()
-    dataset = stages.load_data(args)
-    figures = tradeoff(args, dataset, Log())
+    with cli.setting(args) as setting:
+        run = cli.new_run(args, setting, args.output)
+        points = ((0.3, 0.08), (2, 5)) if args.quick else (DENSITIES, BITS)
+        figures = tradeoff(run, cli.chosen(args, run), *points)
     print(text(figures))
     seconds = time.perf_counter() - start
     print(f"{platform.processor() or platform.machine()}, {seconds:.0f} s")
@@ -61,33 +59,29 @@ def body(args) -> None:
         plots.save(plots.tradeoff_page(figures), args.plot)
 
 
-def tradeoff(args, dataset, log) -> dict:
-    """The points of both figures; what the stages print on the way is dropped."""
-    from torch.nn import functional as F
-
+def tradeoff(run, options, densities, bits) -> dict:
+    """The points of both figures; the stages themselves say nothing of each."""
     from net.pipeline import stages
-    from net.training.distillation import Distorted
+    from net.training.log import Log
 
-    densities, bits = ((0.3, 0.08), (2, 5)) if args.quick else (DENSITIES, BITS)
-    split = Distorted(dataset.train, args.distortion)
-    with contextlib.redirect_stdout(io.StringIO()):
-        dense = stages.train(args.arch, "train", args, dataset, log)
-        pruned = []
-        for density in progress("pruning", densities):
-            options = changed(args, sensitivity=sensitivity_of(dense, density), density=None)
-            pruned.append(stages.prune(dense, split, F.cross_entropy, options, dataset, log))
+    setting = replace(run.setting, log=Log(silent=True))
+    dense = stages.train(run.arch, run.dataset, options.pruning.training(), setting)
+    pruned = []
+    for density in progress("pruning", densities):
+        changed = replace(options.pruning, sensitivity=sensitivity_of(dense, density), density=None)
+        pruned.append(stages.prune(dense, run.dataset, changed, setting))
 
-        def share(source, **options):
-            options = changed(args, bias_bits=BIAS_BITS, **options)
-            return stages.share(source, options, log, dataset)
+    def share(source, **changed):
+        changed = replace(options.sharing, bias_bits=BIAS_BITS, **changed)
+        return stages.share(source, run.dataset, changed, setting)[0]
 
-        shared = [share(model, bits=5) for model in progress("sharing", pruned)]
-        quantized = [(share(dense, bits=b), b) for b in progress("quantization", bits)]
-        middle = pruned[densities.index(0.08)]  # the paper's density
-        starts = {
-            init: [start_point(share, middle, init, b) for b in bits]
-            for init in progress("initialisation", INITS)
-        }
+    shared = [share(model, bits=5) for model in progress("sharing", pruned)]
+    quantized = [(share(dense, bits=b), b) for b in progress("quantization", bits)]
+    middle = pruned[densities.index(0.08)]  # the paper's density
+    starts = {
+        init: [start_point(share, middle, init, b) for b in bits]
+        for init in progress("initialisation", INITS)
+    }
     methods = {
         "pruning": [point(model, fixed_size(model)) for model in pruned],
         "quantization": [
@@ -99,8 +93,8 @@ def tradeoff(args, dataset, log) -> dict:
         "pruning + quantization + Huffman": [point(model, size_on_disk(model)) for model in shared],
     }
     return {
-        "dataset": dataset.name,
-        "arch": args.arch,
+        "dataset": run.dataset.name,
+        "arch": run.arch,
         "original_bytes": sum(4 * tensor.numel() for tensor in dense.state_dict.values()),
         "dense_error_percent": dense.metrics["test_error_percent"],
         "methods": methods,
@@ -112,15 +106,11 @@ def sensitivity_of(dense, density: float) -> float:
     """The threshold in standard deviations of each layer that keeps `density` of all weights."""
     import torch
 
-    from net.pipeline.stages import compressible_names
+    from net.training.restore import kinds_of
 
-    weights = (dense.state_dict[name] for name in compressible_names(dense))
+    weights = (dense.state_dict[name] for name in kinds_of(dense))
     relative = torch.cat([(w.abs() / w.std(correction=0)).flatten() for w in weights])
     return relative.topk(round(density * len(relative))).values[-1].item()
-
-
-def changed(args, **options) -> Namespace:
-    return Namespace(**{**vars(args), **options})
 
 
 def progress(what: str, items):
