@@ -4,71 +4,15 @@
     python deep_compressing.py
     python deep_compressing.py --dataset digits
 
-The same as pruning.py, weight_share.py, huffman_encode.py, huffman_decode.py and
-compare_stages.py one after the other, in one process.  Writes the models of all stages into
-saves/, the encoded model into encodings/, and the comparison as a picture into
-saves/comparison.png unless --plot names another file.
+What it does is in net/pipeline/deep_compressing.py: the command `deep-compression` of an installed
+copy, which does not have this file, is the same function.
 """
 
 import sys
 
-from net.pipeline import cli
+from net.pipeline.deep_compressing import main, parser
 
-
-def parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
-    cli.add_preset(parser)
-    cli.add_output_folder(parser)
-    cli.add_directory(parser)
-    cli.add_training(parser)
-    cli.add_pruning(parser)
-    cli.add_sharing(parser)
-    cli.add_comparison(parser)
-    cli.add_log(parser)
-    cli.add_common(parser)
-    return parser
-
-
-def body(args) -> None:
-    from pathlib import Path
-
-    from net import checkpoint, encoding
-    from net.files import check_writable
-    from net.pipeline import stages
-    from net.report import comparison, plots, tables
-    from net.training import distributed
-
-    output = Path(args.output)
-    cli.device(args)  # refuses a device that is not there, before any folder is made
-    # An hour of training must not end in "permission denied".
-    for folder in (output, args.directory, *(Path(f).parent for f in (args.json, args.csv) if f)):
-        check_writable(folder)
-    plot = args.plot
-    if plot or plots.available():
-        plots.require()
-        plot = plot or output / "comparison.png"
-    else:  # nobody asked for it by name: no reason to fail
-        plots.note_missing(output / "comparison.png")
-    with cli.setting(args) as setting:
-        run = cli.new_run(args, setting, output)
-        options = cli.chosen(args, run)
-        retrained = run.prune(options.pruning, args.resume)
-        shared, clusterings = run.share(retrained, options.sharing, output / checkpoint.SHARED)
-    if not distributed.leave():
-        return
-    print(tables.sharing_table(clusterings))
-    encoded = stages.encode(shared, args.directory)
-    print(tables.encoding_text(encoded, encoding.directory_bytes(args.directory)))
-    checkpoint.save(output / checkpoint.DECODED, stages.decode(args.directory))
-    found = comparison.read(output, args.directory)
-    figures = comparison.compare(found, run.dataset, setting.device, setting.test_batch_size)
-    if args.latency:
-        figures["latency"] = comparison.latency(found, run.dataset)
-    comparison.show(figures, args.json, args.csv, plot)
-
-
-def main(argv=None) -> int:
-    return cli.run(parser(), body, argv)
+__all__ = ["main", "parser"]
 
 
 if __name__ == "__main__":
