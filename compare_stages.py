@@ -7,17 +7,17 @@ python compare_stages.py --json figures.json --plot figures.png
 
 import sys
 
-from net.pipeline import cli
+from net.pipeline import arguments, cli
 
 
-def parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
+def parser() -> arguments.Parser:
+    parser = arguments.Parser(__doc__)
     parser.add_argument(
         "--path", default="saves/", metavar="DIR", help="the folder of the stages (default: saves/)"
     )
-    cli.add_directory(parser)
-    cli.add_comparison(parser)
-    cli.add_common(parser)
+    arguments.add_directory(parser)
+    arguments.add_comparison(parser)
+    arguments.add_common(parser)
     return parser
 
 

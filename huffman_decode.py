@@ -8,19 +8,19 @@ Writes saves/model_after_decoding.ptmodel.
 
 import sys
 
-from net.pipeline import cli
+from net.pipeline import arguments, cli
 
 
-def parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
-    cli.add_directory(parser)
+def parser() -> arguments.Parser:
+    parser = arguments.Parser(__doc__)
+    arguments.add_directory(parser)
     parser.add_argument(
         "--output",
         default="saves/model_after_decoding.ptmodel",
         metavar="FILE",
         help="default: %(default)s",
     )
-    cli.add_common(parser)
+    arguments.add_common(parser)
     return parser
 
 

@@ -8,14 +8,14 @@ Writes one file per tensor and a manifest into the folder encodings/ (docs/forma
 
 import sys
 
-from net.pipeline import cli
+from net.pipeline import arguments, cli
 
 
-def parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
+def parser() -> arguments.Parser:
+    parser = arguments.Parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
-    cli.add_directory(parser)
-    cli.add_common(parser)
+    arguments.add_directory(parser)
+    arguments.add_common(parser)
     return parser
 
 

@@ -11,18 +11,18 @@ the former, unless it is there, and shows how much pruning each layer bears.
 
 import sys
 
-from net.pipeline import cli
+from net.pipeline import arguments, cli
 
 
-def parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
-    cli.add_preset(parser)
-    cli.add_output_folder(parser)
-    cli.add_training(parser)
-    cli.add_pruning(parser)
-    cli.add_scan(parser)
-    cli.add_log(parser)
-    cli.add_common(parser)
+def parser() -> arguments.Parser:
+    parser = arguments.Parser(__doc__)
+    arguments.add_preset(parser)
+    arguments.add_output_folder(parser)
+    arguments.add_training(parser)
+    arguments.add_pruning(parser)
+    arguments.add_scan(parser)
+    arguments.add_log(parser)
+    arguments.add_common(parser)
     return parser
 
 

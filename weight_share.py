@@ -9,24 +9,24 @@ Writes saves/model_after_weight_sharing.ptmodel.
 
 import sys
 
-from net.pipeline import cli
+from net.pipeline import arguments, cli
 
 
-def parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
+def parser() -> arguments.Parser:
+    parser = arguments.Parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
-    cli.add_preset(parser)
+    arguments.add_preset(parser)
     parser.add_argument(
         "--output",
         default="saves/model_after_weight_sharing.ptmodel",
         metavar="FILE",
         help="default: %(default)s",
     )
-    cli.add_sharing(parser, prefix="")
-    cli.add_training(parser)
-    cli.add_model(parser, default=None)
-    cli.add_log(parser)
-    cli.add_common(parser)
+    arguments.add_sharing(parser, prefix="")
+    arguments.add_training(parser)
+    arguments.add_model(parser, default=None)
+    arguments.add_log(parser)
+    arguments.add_common(parser)
     return parser
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from net.pipeline import cli
+from net.pipeline import arguments, cli
 
 DENSITIES = (0.3, 0.2, 0.12, 0.08, 0.05, 0.03, 0.02, 0.01)
 BITS = (1, 2, 3, 4, 5, 6, 8)
@@ -31,7 +31,7 @@ SHORT = ["--epochs", "20", "--retrain-epochs", "10", "--finetune-epochs", "1"]
 QUICK = ["--dataset", "digits", "--epochs", "4", "--retrain-epochs", "2", "--finetune-epochs", "1"]
 
 
-def parser() -> cli.Parser:
+def parser() -> arguments.Parser:
     import deep_compressing
 
     parser = deep_compressing.parser()

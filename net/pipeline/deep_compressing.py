@@ -13,20 +13,20 @@ saves/comparison.png unless --plot names another file.
 from argparse import Namespace
 from collections.abc import Sequence
 
-from . import cli
+from . import arguments, cli
 
 
-def parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
-    cli.add_preset(parser)
-    cli.add_output_folder(parser)
-    cli.add_directory(parser)
-    cli.add_training(parser)
-    cli.add_pruning(parser)
-    cli.add_sharing(parser)
-    cli.add_comparison(parser)
-    cli.add_log(parser)
-    cli.add_common(parser)
+def parser() -> arguments.Parser:
+    parser = arguments.Parser(__doc__)
+    arguments.add_preset(parser)
+    arguments.add_output_folder(parser)
+    arguments.add_directory(parser)
+    arguments.add_training(parser)
+    arguments.add_pruning(parser)
+    arguments.add_sharing(parser)
+    arguments.add_comparison(parser)
+    arguments.add_log(parser)
+    arguments.add_common(parser)
     return parser
 
 

@@ -82,7 +82,7 @@ def parallel(model: torch.nn.Module) -> torch.nn.Module:
         return model
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else None
-    # Buffers are masks, equal everywhere, and statistics, which `agree` settles in the end.
+    # Buffers are statistics, which `agree` settles in the end.
     with warnings.catch_warnings():  # of a new name that older versions of PyTorch do not know
         warnings.simplefilter("ignore", FutureWarning)
         return torch.nn.parallel.DistributedDataParallel(
@@ -107,7 +107,7 @@ def total(*numbers: float) -> list[float]:
 
 @torch.no_grad()
 def agree(model: torch.nn.Module) -> None:
-    """Give every process the writer's model, buffers and masks included.
+    """Give every process the writer's model, buffers included.
 
     Gradients are equal everywhere, but not what each process has measured on its own images, such
     as the statistics of a BatchNorm.

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from net.errors import UserError
-from net.pipeline import cli, options
+from net.pipeline import arguments, cli, options
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 
 def parser():
-    parser = cli.Parser("A test.")
-    parser.add_argument("--n", type=cli.integer(1, 16), default=1)
-    parser.add_argument("--x", type=cli.real(), default=1.0)
+    parser = arguments.Parser("A test.")
+    parser.add_argument("--n", type=arguments.integer(1, 16), default=1)
+    parser.add_argument("--x", type=arguments.real(), default=1.0)
     return parser
 
 
@@ -68,11 +68,11 @@ def test_a_bug_is_not_hidden():
 
 def chosen(*argv):
     """The preset as the command line leaves it, for an architecture and a data set."""
-    parser = cli.Parser("A test.")
-    cli.add_preset(parser)
-    cli.add_training(parser)
-    cli.add_pruning(parser)
-    cli.add_sharing(parser)
+    parser = arguments.Parser("A test.")
+    arguments.add_preset(parser)
+    arguments.add_training(parser)
+    arguments.add_pruning(parser)
+    arguments.add_sharing(parser)
     return cli.chosen(parser.parse_args(argv))
 
 
@@ -114,15 +114,15 @@ def test_auto_batch_size_gives_small_data_sets_steps_enough():
 
 
 def test_a_value_per_layer():
-    assert cli.per_layer(cli.real())("1.5") == 1.5
-    values = cli.per_layer(cli.integer(1, 16))("*=5, features.*=8,features.3=7")
+    assert arguments.per_layer(arguments.real())("1.5") == 1.5
+    values = arguments.per_layer(arguments.integer(1, 16))("*=5, features.*=8,features.3=7")
     assert values == {"*": 5, "features.*": 8, "features.3": 7}
 
 
 @pytest.mark.parametrize("text", ["a=", "=3", "a=3,", "a=3,b", "a=99", "x"])
 def test_a_malformed_value_per_layer(text):
     with pytest.raises(argparse.ArgumentTypeError):
-        cli.per_layer(cli.integer(1, 16))(text)
+        arguments.per_layer(arguments.integer(1, 16))(text)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,0 +1,379 @@
+"""The options of the scripts: their types, and the groups in which several scripts share them.
+
+Imports nothing heavy: `--help` must answer at once.
+"""
+
+import argparse
+import math
+
+from .options import PRESETS, defaults_text
+
+DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "cifar10", "digits")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and whose help is the script's docstring."""
+
+    def __init__(self, docstring: str):
+        super().__init__(
+            description=docstring,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message):
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+# Types of options: a value that is out of range is bad usage, found before any work starts.
+
+
+def integer(low: int, high: float = math.inf):
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            span = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {span}")
+        return value
+
+    return parse
+
+
+def integer_or_auto(text):
+    return text if text == "auto" else integer(1)(text)
+
+
+def bits_or_auto(text):
+    return text if text == "auto" else per_layer(integer(1, 16))(text)
+
+
+def real(low: float = 0.0, high: float = math.inf):
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            span = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {span}")
+        return value
+
+    return parse
+
+
+def per_layer(number):
+    """The type of an option with a value per layer, 'features.*=1.2,@linear=2.0': a number, or a
+    dict {pattern: number} (net.parameters); `number` is the type of a single value."""
+
+    def parse(text):
+        if "=" not in text:
+            return number(text)
+        values = {}
+        for part in text.split(","):
+            pattern, equals, value = part.partition("=")
+            if not (pattern.strip() and equals):
+                raise argparse.ArgumentTypeError(f"{part!r} is not PATTERN=VALUE")
+            values[pattern.strip()] = number(value)
+        return values
+
+    return parse
+
+
+def dataset(text: str) -> str:
+    if text in DATASETS or (text.startswith("folder:") and text != "folder:"):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"unknown data set {text!r}; known: {', '.join(DATASETS)}, folder:PATH"
+    )
+
+
+def picture(text: str) -> str:
+    """The name of a file that a plot is written to."""
+    if not text.lower().endswith((".png", ".svg", ".pdf")):
+        raise argparse.ArgumentTypeError(f"{text!r} ends in none of .png, .svg and .pdf")
+    return text
+
+
+def preset_option(group, flag: str, kind, text: str, dest: str | None = None, **more) -> None:
+    """An option whose default comes from the preset."""
+    dest = dest or flag.lstrip("-").replace("-", "_")
+    group.add_argument(flag, type=kind, dest=dest, help=f"{text} ({defaults_text(dest)})", **more)
+
+
+# Groups of options, each declared once for the stage script and deep_compressing.py.
+
+
+def add_common(parser: Parser) -> None:
+    group = parser.add_argument_group("common")
+    group.add_argument("--seed", type=integer(0, 2**63 - 1), default=42, help="default: 42")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group.add_argument("--no-cuda", action="store_true", help="the same as --device cpu")
+    group.add_argument(
+        "--data-dir",
+        default="data",
+        metavar="DIR",
+        help="where data sets are, or are downloaded to (default: data)",
+    )
+    group.add_argument(
+        "--dataset",
+        type=dataset,
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)}, or folder:PATH for images in PATH/train/CLASS/ and "
+        "PATH/val/CLASS/. auto (default): the one that the model was trained on; for a new model "
+        "MNIST if it is there or can be downloaded, else scikit-learn's digits",
+    )
+    group.add_argument(
+        "--val-fraction",
+        type=real(0.01, 0.99),
+        default=0.2,
+        metavar="R",
+        help="of PATH/train, to test on where there is no PATH/val; the same for every stage "
+        "(default: 0.2)",
+    )
+    group.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="pass over image files of folder:PATH that cannot be read, with a note; otherwise "
+        "the first of them ends the run",
+    )
+    group.add_argument(
+        "--test-batch-size", type=integer(1), default=1000, metavar="N", help="default: 1000"
+    )
+
+
+def add_preset(parser: Parser) -> None:
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="paper",
+        help="the defaults of the options marked below (default: paper)",
+    )
+
+
+def add_training(parser: Parser) -> None:
+    """What every stage that trains needs."""
+    group = parser.add_argument_group("training")
+    preset_option(
+        group,
+        "--batch-size",
+        integer_or_auto,
+        "images per step; auto: 250, or fewer for 40 steps an epoch at least",
+        metavar="N",
+    )
+    preset_option(
+        group,
+        "--distortion",
+        real(),
+        "strength of the random affine distortions of the training images, 0 for none",
+        metavar="R",
+    )
+    preset_option(
+        group,
+        "--teacher",
+        str,
+        "learn from a model instead of the labels after dense training: none, an architecture "
+        "(--arch's own: the dense model; another is trained first), or a .ptmodel file",
+        metavar="NAME",
+    )
+    preset_option(
+        group,
+        "--teacher-copies",
+        integer(1),
+        "distorted versions of every image that the teacher sees; new ones in every epoch where "
+        "these would take over 2 GiB",
+        metavar="N",
+    )
+    group.add_argument(
+        "--amp", action="store_true", help="mixed precision: bfloat16 in matrix products"
+    )
+
+
+def add_log(parser: Parser) -> None:
+    group = parser.add_argument_group("log")
+    group.add_argument(
+        "--log-interval",
+        type=integer(1),
+        default=50,
+        metavar="N",
+        help="batches between two training figures (default: 50)",
+    )
+    group.add_argument(
+        "--log", metavar="FILE", help="write one line per event; JSON lines if it ends in .jsonl"
+    )
+
+
+def add_pruning(parser: Parser) -> None:
+    add_model(parser, default="lenet-300-100")
+    group = parser.add_argument_group("dense training, pruning, retraining")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="start from this state dict (.ptmodel, .pt, .pth or .safetensors); with --epochs 0 "
+        "the dense training is skipped",
+    )
+    preset_option(group, "--epochs", integer(0), "epochs of dense training", metavar="N")
+    preset_option(group, "--retrain-epochs", integer(0), "epochs after pruning", metavar="N")
+    preset_option(group, "--lr", real(), "peak of Adam's learning rate", metavar="R")
+    preset_option(group, "--retrain-lr", real(), "the same for retraining", metavar="R")
+    preset_option(group, "--dropout", real(0, 0.99), "in dense training", metavar="P")
+    preset_option(
+        group,
+        "--l1",
+        real(),
+        "L1 penalty on the weights in dense training: each step takes l1 x lr off every magnitude",
+        metavar="R",
+    )
+    preset_option(
+        group,
+        "--sensitivity",
+        per_layer(real()),
+        "prune weights smaller than this times the standard deviation of their layer",
+        metavar="R",
+    )
+    preset_option(
+        group,
+        "--density",
+        per_layer(real(0, 1)),
+        "instead of the threshold: the fraction of weights to keep, of all layers together or "
+        "per layer, reached gradually by saliency per bit",
+        metavar="R",
+    )
+    preset_option(group, "--prune-epochs", integer(0), "epochs of gradual pruning", metavar="N")
+    group.add_argument(
+        "--resume", action="store_true", help="go on with a run of the same options that was killed"
+    )
+
+
+def add_model(parser: Parser, default: str | None) -> None:
+    """Which architecture; `default` None where the checkpoint tells."""
+    group = parser.add_argument_group("model")
+    shown = f"default: {default}" if default else "of a state dict that is no .ptmodel file"
+    group.add_argument(
+        "--arch",
+        default=default,
+        metavar="NAME",
+        help="lenet-300-100, lenet-5, a classification model of torchvision, or "
+        f"package.module:factory of your own, found from the working directory ({shown})",
+    )
+    group.add_argument(
+        "--num-classes", type=integer(1), metavar="N", help="default: those of the data set"
+    )
+    group.add_argument(
+        "--in-channels",
+        type=integer(1),
+        metavar="N",
+        help="of the images, where the architecture leaves it open (default: as in the data set)",
+    )
+
+
+def add_scan(parser: Parser) -> None:
+    group = parser.add_argument_group("sensitivity scan")
+    group.add_argument(
+        "--scan",
+        action="store_true",
+        help="prune nothing; show the held-out error of the dense model with each layer pruned "
+        "alone, and the densities per layer that suit --scan-target",
+    )
+    group.add_argument(
+        "--scan-target",
+        type=real(0, 1),
+        default=0.05,
+        metavar="R",
+        help="fraction of all weights to keep (default: 0.05)",
+    )
+    group.add_argument("--json", metavar="FILE", help="write the scan as JSON")
+    group.add_argument("--plot", type=picture, metavar="FILE", help="draw it (.png, .svg or .pdf)")
+
+
+def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
+    """`prefix` tells the options apart from those of pruning where one script has both."""
+    group = parser.add_argument_group("weight sharing")
+    preset_option(
+        group,
+        "--bits",
+        bits_or_auto,
+        "2**bits shared values per layer at most; auto: the fewest bytes within --error-budget",
+        metavar="N",
+    )
+    group.add_argument(
+        "--error-budget",
+        type=real(0, 100),
+        default=0.1,
+        metavar="R",
+        help="what --bits auto may cost on the held-out images, in percentage points of error, "
+        "before fine-tuning (default: 0.1)",
+    )
+    preset_option(
+        group,
+        "--bias-bits",
+        per_layer(integer(0, 16)),
+        "the same for the layer's biases; 0 leaves them as they are",
+        metavar="N",
+    )
+    group.add_argument(
+        "--init",
+        choices=("linear", "density", "random"),
+        default="linear",
+        help="initial centroids (section 3.2 of the paper; default: linear)",
+    )
+    preset_option(
+        group,
+        f"--{prefix}epochs",
+        integer(0),
+        "epochs of centroid fine-tuning; 0 for clustering alone",
+        dest="finetune_epochs",
+        metavar="N",
+    )
+    preset_option(
+        group,
+        "--reassign",
+        real(0, 1),
+        "fraction of the fine-tuning in which weights may still change their cluster",
+        metavar="R",
+    )
+    preset_option(
+        group,
+        f"--{prefix}lr",
+        real(),
+        "peak of Adam's learning rate for the centroids",
+        dest="finetune_lr",
+        metavar="R",
+    )
+
+
+def add_output_folder(parser: Parser) -> None:
+    parser.add_argument(
+        "--output",
+        default="saves/",
+        metavar="DIR",
+        help="the folder of the models (default: saves/)",
+    )
+
+
+def add_directory(parser: Parser) -> None:
+    parser.add_argument(
+        "--directory",
+        default="encodings/",
+        metavar="DIR",
+        help="the folder of the encoded model (default: encodings/)",
+    )
+
+
+def add_comparison(parser: Parser) -> None:
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    group.add_argument(
+        "--csv", metavar="NAME.csv", help="write the tables as NAME-stages.csv and NAME-layers.csv"
+    )
+    group.add_argument(
+        "--plot", type=picture, metavar="FILE", help="draw the comparison (.png, .svg or .pdf)"
+    )
+    group.add_argument(
+        "--latency",
+        action="store_true",
+        help="time the layers on the CPU, dense against sparse, at batch 1 and 64",
+    )
