@@ -85,6 +85,26 @@ def test_a_model_of_the_users_own_with_every_kind_of_layer(tmp_path):
     assert figures["original_bytes"] == 4 * sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("arch", "stacked", "whole"),
+    [("Recurrent", "lstm.weight_hh_l1", None), ("Attending", "in_proj_weight", "places")],
+)
+def test_recurrent_and_attention_weights(few_digits, tmp_path, capsys, arch, stacked, whole):
+    options = ["--arch", f"tests.sequence_nets:{arch}", "--epochs", "6", "--retrain-epochs", "3"]
+    figures, found = run(tmp_path, *options, "--bits", "4", "--sensitivity", "1")
+    assert_shared(found, 17)
+    matrices = {n for n, tensor in found["shared"].state_dict.items() if tensor.dim() > 1}
+    assert matrices - restore.kinds_of(found["shared"]).keys() == {whole} - {None}
+    assert any(name.endswith(stacked) for name in matrices)
+    names = {layer["name"].removesuffix(".weight") for layer in figures["layers"]}
+    assert names == {n.removesuffix(".weight") for n in matrices} - {whole}
+    note = [x for x in capsys.readouterr().out.splitlines() if "stored as they are" in x]
+    assert [whole in line for line in note] == ([True] if whole else [])
+    assert figures["decoded_equals_weight_shared"]
+    errors = {row["stage"]: row["error_percent"] for row in figures["stages"]}
+    assert errors["decoded"] <= errors["initial"] + 5
+
+
 def test_a_model_of_torchvision_stage_by_stage(few_digits, tmp_path):
     stage = {name: str(tmp_path / file) for name, file in FILES.items()}
     encoded = ["--directory", str(tmp_path / "encodings")]
