@@ -33,8 +33,8 @@ class PerSample(Dataset):
         from PIL import Image
         from torchvision import transforms
 
-        low, high = split.images.min(), split.images.max()
-        as_bytes = ((split.images - low) / (high - low) * 255).byte().cpu().numpy()
+        low, high = split.inputs.min(), split.inputs.max()
+        as_bytes = ((split.inputs - low) / (high - low) * 255).byte().cpu().numpy()
         self.images = as_bytes[:, 0]
         self.labels = split.labels.tolist()
         mean, std = as_bytes.mean() / 255, as_bytes.std() / 255

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import deep_compressing
-from net.training.datasets import Dataset, Split
+from net.training.splits import Dataset, Split
 
 torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring
 
@@ -44,6 +44,6 @@ def blobs():
     def split(n):
         labels = torch.arange(n) % 3
         noise = torch.randn(n, 1, 28, 28, generator=generator)
-        return Split(centres[labels] + 0.5 * noise, labels)
+        return Split(centres[labels] + 0.5 * noise, labels, kind="strokes")
 
     return Dataset("blobs", split(96), split(30), split(30))

@@ -6,14 +6,14 @@ from torch import nn
 
 from ..parameters import compressible
 from ..sharing import SharedTensor
-from ..training.datasets import Split
 from ..training.loop import evaluate
+from ..training.splits import AnySplit
 
 MOST_BITS = 8  # where the paper starts, too; more has never lowered the error
 
 
 def choose_bits(
-    model: nn.Module, validation: Split, budget: float, init: str, seed: int
+    model: nn.Module, validation: AnySplit, budget: float, init: str, seed: int
 ) -> dict[str, int]:
     """{weight name: bits} such that clustering raises the held-out error by at most `budget`.
 

@@ -83,10 +83,11 @@ def per_layer(number):
 
 
 def dataset(text: str) -> str:
-    if text in DATASETS or (text.startswith("folder:") and text != "folder:"):
+    if text in DATASETS or all(text.partition(":")):
         return text
     raise argparse.ArgumentTypeError(
-        f"unknown data set {text!r}; known: {', '.join(DATASETS)}, folder:PATH"
+        f"unknown data set {text!r}; known: {', '.join(DATASETS)}, folder:PATH, "
+        "package.module:factory"
     )
 
 
@@ -122,9 +123,10 @@ def add_common(parser: Parser) -> None:
         type=dataset,
         default="auto",
         metavar="NAME",
-        help=f"{', '.join(DATASETS)}, or folder:PATH for images in PATH/train/CLASS/ and "
-        "PATH/val/CLASS/. auto (default): the one that the model was trained on; for a new model "
-        "MNIST if it is there or can be downloaded, else scikit-learn's digits",
+        help=f"{', '.join(DATASETS)}; folder:PATH for images in PATH/train/CLASS/ and "
+        "PATH/val/CLASS/; or package.module:factory of your own, which returns (train, test) or "
+        "(train, validation, test). auto (default): the one that the model was trained on; for a "
+        "new model MNIST if it is there or can be downloaded, else scikit-learn's digits",
     )
     group.add_argument(
         "--val-fraction",
@@ -168,7 +170,8 @@ def add_training(parser: Parser) -> None:
         group,
         "--distortion",
         real(),
-        "strength of the random affine distortions of the training images, 0 for none",
+        "strength of the random changes of training images, 0 for none: grey ones are rotated, "
+        "scaled and sheared, those in colour shifted and mirrored",
         metavar="R",
     )
     preset_option(
@@ -212,8 +215,9 @@ def add_pruning(parser: Parser) -> None:
     group.add_argument(
         "--weights",
         metavar="FILE",
-        help="start from this state dict (.ptmodel, .pt, .pth or .safetensors); with --epochs 0 "
-        "the dense training is skipped",
+        help="start from this state dict (.ptmodel, .pt, .pth, .th or .safetensors), or from the "
+        "published weights of a model of torchvision's: DEFAULT, IMAGENET1K_V1, ...; with "
+        "--epochs 0 the dense training is skipped",
     )
     preset_option(group, "--epochs", integer(0), "epochs of dense training", metavar="N")
     preset_option(group, "--retrain-epochs", integer(0), "epochs after pruning", metavar="N")
@@ -256,8 +260,9 @@ def add_model(parser: Parser, default: str | None) -> None:
         "--arch",
         default=default,
         metavar="NAME",
-        help="lenet-300-100, lenet-5, a classification model of torchvision, or "
-        f"package.module:factory of your own, found from the working directory ({shown})",
+        help="lenet-300-100, lenet-5, resnet-20 (-32, -44, -56, -110) for CIFAR, a classification "
+        "model of torchvision, or package.module:factory of your own, found from the working "
+        f"directory ({shown})",
     )
     group.add_argument(
         "--num-classes", type=integer(1), metavar="N", help="default: those of the data set"

@@ -121,9 +121,14 @@ def new_run(args, setting, folder, arch: str | None = None, trained_on: str | No
 
     The data set gives --arch its classes and channels where the user has not."""
     from ..training import architectures
+    from ..training.weights import is_published
     from .runs import Run, load_data
 
-    described = arch or architectures.describe(args.arch, args.num_classes, args.in_channels)
+    weights = getattr(args, "weights", None)
+    published = weights if weights and is_published(weights) else None
+    described = arch or architectures.describe(
+        args.arch, args.num_classes, args.in_channels, weights=published
+    )
     dataset = load_data(described, data_options(args, trained_on), setting)
     if arch is None:
         described = architectures.describe(described, data=dataset)

@@ -7,8 +7,8 @@ from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..files import check_writable
 from ..sharing import Clustering
 from ..training import architectures, datasets, distributed, restore, weights
-from ..training.datasets import Dataset
 from ..training.resume import RunProgress
+from ..training.splits import Dataset
 from . import stages
 from .options import CommonOptions, DataOptions, PruningOptions, SharingOptions, TrainingOptions
 from .stages import Lessons, Setting

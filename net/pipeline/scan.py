@@ -11,8 +11,8 @@ from torch import nn
 from ..parameters import compressible, shortest_name
 from ..prune import top_masks
 from ..training import restore
-from ..training.datasets import Split
 from ..training.loop import evaluate
+from ..training.splits import AnySplit
 from .options import TrainingOptions
 from .runs import Run
 
@@ -36,7 +36,7 @@ def scan_initial(run: Run, options: TrainingOptions, target: float) -> dict:
 
 
 @torch.no_grad()
-def scan(model: nn.Module, split: Split, batch_size: int = 1000, densities=DENSITIES) -> dict:
+def scan(model: nn.Module, split: AnySplit, batch_size: int = 1000, densities=DENSITIES) -> dict:
     """Loss and error on `split` with one layer pruned by magnitude to each density, not retrained.
 
     Returns {"loss", "error_percent": of the model as it is, "layers": [{"name", "parameters",

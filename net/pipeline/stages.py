@@ -24,11 +24,11 @@ from ..parameters import compressible, resolve, shortest_name
 from ..prune import Pruner, shrink
 from ..sharing import Clustering, SharedTensor, WeightSharing, bits_of_tensors, shared_tensor
 from ..training import architectures, restore, weights
-from ..training.datasets import Dataset
 from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
 from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
+from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
 from .allocation import choose_bits
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
@@ -56,7 +56,7 @@ class Setting:
 class Lessons(NamedTuple):
     """What every phase after dense training learns from."""
 
-    split: object  # batches of (inputs, targets), as net.training.datasets.Split gives them
+    split: Batches
     loss: Loss
 
 
@@ -72,11 +72,12 @@ def train(
     progress: RunProgress | None = None,
 ) -> Checkpoint:
     """A dense model of the architecture `arch`, trained on the labels, from scratch or from
-    `options.weights`."""
+    `options.weights`, or from those of torchvision's that `arch` names."""
     torch.manual_seed(options.seed)
     model = architectures.build(arch)
-    if options.weights and phase == "train":
-        for note in weights.start_from(options.weights, model, arch):
+    start = (options.weights if phase == "train" else None) or architectures.weights_of(arch)
+    if start:
+        for note in weights.start_from(start, model, arch):
             setting.log.note(note)
     model = restore.placed(model, setting.device)
     architectures.check_fits(model, arch, dataset)

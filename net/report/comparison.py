@@ -13,8 +13,8 @@ from ..encoding import TensorInfo
 from ..errors import UserError
 from ..parameters import bias_of, shortest_name
 from ..training import restore
-from ..training.datasets import Dataset
 from ..training.loop import evaluate
+from ..training.splits import Dataset
 from . import distributions, plots, tables
 
 
@@ -113,7 +113,8 @@ def latency(stages: Stages, dataset: Dataset | None) -> dict:
 
     if dataset is None or not stages.last.arch:
         raise UserError("--latency needs the architecture: a bare state dict cannot be run")
-    return sparse.latency(restore.restored(stages.last), dataset.test.images)
+    inputs, _ = next(iter(dataset.test.batches(64)))  # as many as the greatest batch that is timed
+    return sparse.latency(restore.restored(stages.last), inputs)
 
 
 def show(

@@ -1,73 +1,40 @@
-"""The architectures that `--arch` names, and the layers of a model that can be compressed."""
+"""The architectures that `--arch` names: how they are built, and what inputs they want.
+
+Names: `lenet-5`, a model of torchvision, `package.module:factory`; each may carry the options that
+differ from its defaults, as in `resnet18(num_classes=10)`. Checkpoints record that text, which is
+all that a later stage needs to build the model again and to feed it.
+"""
 
 import difflib
 import functools
-import importlib
-import importlib.util
 import inspect
-import os
+import math
 import re
-import sys
-import sysconfig
-import traceback
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..errors import UserError
+from . import own_code
+from .inputs import Input
+from .lenet import LeNet5, LeNet300100
+from .resnet import CifarResNet
+from .splits import Dataset
 
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
-class LeNet300100(nn.Module):
-    """LeNet-300-100 (LeCun et al. 1998): 784-300-100-10, 266,610 parameters."""
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {
+    "lenet-300-100": LeNet300100,
+    "lenet-5": LeNet5,
+    **{f"resnet-{n}": functools.partial(CifarResNet, n) for n in (20, 32, 44, 56, 110)},
+}
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 1):
-        super().__init__()
-        self.input_shape = (in_channels, 28, 28)
-        self.fc1 = nn.Linear(in_channels * 28 * 28, 300)
-        self.fc2 = nn.Linear(300, 100)
-        self.fc3 = nn.Linear(100, num_classes)
-        self.dropout = nn.Dropout(0.0)  # set per training phase
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, C, 28, 28] -> [N, classes]
-        x = self.dropout(F.relu(self.fc1(x.flatten(1))))
-        x = self.dropout(F.relu(self.fc2(x)))
-        return self.fc3(x)
-
-
-class LeNet5(nn.Module):
-    """LeNet-5 in Caffe's variant, which the paper uses: 20 and 50 filters, 431,080 parameters.
-
-    With a ReLU after each pooling, which Caffe's has not: it costs no parameter.
-    """
-
-    def __init__(self, num_classes: int = 10, in_channels: int = 1):
-        super().__init__()
-        self.input_shape = (in_channels, 28, 28)
-        self.conv1 = nn.Conv2d(in_channels, 20, 5)
-        self.conv2 = nn.Conv2d(20, 50, 5)
-        self.fc1 = nn.Linear(50 * 4 * 4, 500)
-        self.fc2 = nn.Linear(500, num_classes)
-        self.dropout = nn.Dropout(0.0)  # set per training phase
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, C, 28, 28] -> [N, classes]
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # [N, 20, 12, 12]
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [N, 50, 4, 4]
-        x = self.dropout(F.relu(self.fc1(x.flatten(1))))
-        return self.fc2(x)
-
-
-BUILT_IN = {"lenet-300-100": LeNet300100, "lenet-5": LeNet5}
-
-
-# Names: `lenet-5`, a model of torchvision, `package.module:factory`; each may carry the options
-# that differ from its defaults, as in `resnet18(num_classes=10)`.  Checkpoints record that text,
-# which is all that a later stage needs to build the model again.
-
-DESCRIPTION = re.compile(r"([^()]+)(?:\(([a-z_]+=\d+(?:, *[a-z_]+=\d+)*)\))?")
-OPTIONS = ("num_classes", "in_channels")
+OPTION = r"(?:num_classes|in_channels)=\d+|weights=[A-Z][A-Z0-9_]*"
+DESCRIPTION = re.compile(rf"([^()]+)(?:\(((?:{OPTION})(?:, *(?:{OPTION}))*)\))?")
+OPTIONS = ("num_classes", "in_channels", "weights")  # `weights` only torchvision's
 
 
 def build(arch: str, num_classes: int | None = None, in_channels: int | None = None) -> nn.Module:
@@ -80,7 +47,7 @@ def build(arch: str, num_classes: int | None = None, in_channels: int | None = N
     try:
         model = factory(name)(**options)
     except (Exception, SystemExit) as error:
-        raise failed(f"building {arch}", error) from None
+        raise own_code.failed(f"building {arch}", error) from None
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise UserError(f"--arch {arch} returns a {kind}; it must return a torch.nn.Module")
@@ -90,24 +57,33 @@ def build(arch: str, num_classes: int | None = None, in_channels: int | None = N
 
 
 def describe(
-    arch: str, num_classes: int | None = None, in_channels: int | None = None, data=None
+    arch: str,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    data: Dataset | None = None,
+    weights: str | None = None,
 ) -> str:
     """`arch` with the options that are given, those that equal its defaults left out.
 
-    An option that is None and not in `arch` either is the data set's, where
-    the architecture takes it.
+    An option that is None and not in `arch` either is the data set's, where the architecture takes
+    it. `weights` is a name of torchvision's weights, "DEFAULT" or "IMAGENET1K_V1"; the model is
+    then fed as they were.
     """
     name, options = parse(arch)
-    defaults = options_of(factory(name))
-    given = {"num_classes": num_classes, "in_channels": in_channels}
+    defaults = options_of(name)
+    given = {"num_classes": num_classes, "in_channels": in_channels, "weights": weights}
     options |= {option: value for option, value in given.items() if value is not None}
+    if options.get("weights"):  # DEFAULT may be others in the next version of torchvision
+        options["weights"] = published_weights(name, options["weights"]).name
     for option in options:
         if option not in defaults:
             taken = f"only {', '.join(defaults)}" if defaults else "no options"
             raise UserError(f"the architecture {name} does not take {option}; it takes {taken}")
     if data is not None:
-        of_data = {"num_classes": data.classes, "in_channels": data.shape[0]}
-        options = {option: of_data[option] for option in defaults} | options
+        of_data = {"num_classes": data.classes}
+        if len(data.shape) > 1:
+            of_data["in_channels"] = data.shape[0]
+        options = {name: value for name, value in of_data.items() if name in defaults} | options
     text = ", ".join(
         f"{option}={options[option]}"
         for option in OPTIONS
@@ -116,33 +92,44 @@ def describe(
     return f"{name}({text})" if text else name
 
 
-def parse(arch: str) -> tuple[str, dict[str, int]]:
+def parse(arch: str) -> tuple[str, dict[str, Any]]:
     """("resnet18", {"num_classes": 10}) for "resnet18(num_classes=10)"."""
     match = DESCRIPTION.fullmatch(arch)
     if match is None:
-        raise UserError(f"{arch!r} is no architecture; write it as in 'resnet18(num_classes=10)'")
+        raise UserError(
+            f"{arch!r} is not the name of an architecture; write it as in "
+            "'resnet18(num_classes=10)'"
+        )
     name, options = match.groups()
     pairs = (pair.strip().split("=") for pair in (options or "").split(",") if pair)
-    return name, {option: int(value) for option, value in pairs}
+    return name, {option: value if option == "weights" else int(value) for option, value in pairs}
 
 
-def factory(name: str):
+def factory(name: str) -> Callable[..., nn.Module]:
     """What builds the architecture `name`: a callable, not called yet."""
     if name in BUILT_IN:
         return BUILT_IN[name]
-    return own_factory(name) if ":" in name else torchvision_factory(name)
+    return own_code.find(name, "--arch") if ":" in name else torchvision_factory(name)
 
 
-def options_of(build) -> dict[str, int | None]:
-    """{option: default} of the OPTIONS that a factory takes by name."""
+def options_of(name: str) -> dict[str, Any]:
+    """{option: default} of the OPTIONS that the factory of an architecture takes by name."""
     try:
-        parameters = inspect.signature(build).parameters
+        parameters = inspect.signature(factory(name)).parameters
     except (TypeError, ValueError):  # some callables written in C have none
         return {}
-    return {option: parameters[option].default for option in OPTIONS if option in parameters}
+    ours = OPTIONS if is_torchvisions(name) else ("num_classes", "in_channels")
+    return {option: parameters[option].default for option in ours if option in parameters}
 
 
-def torchvision_factory(name: str):
+# torchvision's
+
+
+def is_torchvisions(name: str) -> bool:
+    return name not in BUILT_IN and ":" not in name
+
+
+def torchvision_factory(name: str) -> Callable[..., nn.Module]:
     from torchvision import models  # takes a second, which a LeNet need not wait for
 
     names = classifiers()
@@ -154,11 +141,13 @@ def torchvision_factory(name: str):
             "classification models, and package.module:factory for one of your own"
         )
 
-    def build(num_classes: int = 1000):
-        # The auxiliary classifiers of these two need a loss of their own, and only in training.
+    def build(num_classes: int = 1000, weights: str | None = None) -> nn.Module:
         more = {}
         if name in ("googlenet", "inception_v3"):
-            more = {"aux_logits": False, "init_weights": True}
+            # Their auxiliary classifiers need a loss of their own, and only in training; the
+            # published weights expect inputs that the models change first.
+            more = {"aux_logits": False, "init_weights": weights is None}
+            more["transform_input"] = weights is not None
         return models.get_model(name, weights=None, num_classes=num_classes, **more)
 
     return build
@@ -172,54 +161,31 @@ def classifiers() -> list[str]:
     return models.list_models(module=models)
 
 
-def own_factory(name: str):
-    """The callable `package.module:factory`, of code in the working directory or PYTHONPATH."""
-    module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # at the end: the user's files shadow no library
-    top = module_name.partition(".")[0]
-    try:
-        spec = importlib.util.find_spec(top)
-    except ValueError:  # an empty name, or a module without a place such as __main__
-        spec = None
-    if spec is None:
-        raise UserError(f"--arch {name}: no module {top!r} in the working directory {os.getcwd()}")
-    # The name may come from a checkpoint, which must not call whatever a library has to offer.
-    if not is_own_code(spec):
+def published_weights(name: str, weights: str) -> "WeightsEnum":
+    """torchvision's description of the weights, "DEFAULT" or "IMAGENET1K_V1", of its model `name`.
+
+    Nothing is downloaded. Raises UserError where there are none of that name.
+    """
+    from torchvision.models import get_model_weights
+
+    if not is_torchvisions(name):
         raise UserError(
-            f"--arch {name}: {top!r} is not code of your own; write a function that returns the "
-            "model in a file of the working directory, and name that"
+            f"--weights {weights} is for torchvision's architectures, and {name} is none of them; "
+            "give the name of a file"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise failed(f"--arch {name}: importing {module_name}", error) from None
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        raise UserError(f"--arch {name}: {module.__file__} has no function or class {attribute!r}")
-    return found
+    torchvision_factory(name)
+    known = get_model_weights(name).__members__
+    if weights not in known:
+        raise UserError(f"{name} has no weights {weights!r}; there are {', '.join(known)}")
+    return known[weights]
 
 
-def is_own_code(spec) -> bool:
-    """Whether a module is neither of the standard library nor an installed package."""
-    if spec.origin is None and spec.submodule_search_locations:  # a folder without __init__.py
-        origin = Path(next(iter(spec.submodule_search_locations)))
-    elif spec.has_location:
-        origin = Path(spec.origin)
-    else:
-        return False  # built in, or frozen
-    paths = sysconfig.get_paths()
-    libraries = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return not any(origin.is_relative_to(library) for library in libraries) and not (
-        {"site-packages", "dist-packages"} & set(origin.parts)
-    )
+def weights_of(arch: str) -> str | None:
+    """The name of torchvision's weights that `arch` says it starts from."""
+    return parse(arch)[1].get("weights")
 
 
-def failed(what: str, error: Exception) -> UserError:
-    """One line for an exception in code of the user's, with its place."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    reason = f"{type(error).__name__}: {error}"
-    return UserError(f"{what} failed in {place.filename}, line {place.lineno}: {reason}")
+# Inputs
 
 
 def skeleton(arch: str) -> nn.Module:
@@ -234,59 +200,84 @@ def skeleton(arch: str) -> nn.Module:
         return build(arch)
 
 
-@dataclass(frozen=True)
-class Input:
-    """The images that a model takes; None stands for whatever the data set has."""
-
-    channels: int | None = None
-    size: tuple[int, int] | None = None  # exactly this height and width
-    smallest: int = 1  # where `size` is None: at least this
-    usual: int = 224  # where `size` is None: what photographs are scaled to
-
-
 def input_of(arch: str) -> Input:
-    """What images the model wants: its attribute `input_shape`, or torchvision's figures.
+    """What images the model wants, by its own attributes or by torchvision's figures.
 
-    `input_shape` is (channels, height, width); a factory of the user's need not have it.
+    `input_shape` is (channels, height, width); `input_mean` and `input_std`, one number per
+    channel, normalise images in [0, 1]. A factory of the user's need not have them.
     """
     name, options = parse(arch)
-    build_it = factory(name)
-    if name not in BUILT_IN and ":" not in name:
-        from torchvision.models import get_model_weights
-
-        weights = get_model_weights(name).DEFAULT  # only its description: nothing is downloaded
+    if is_torchvisions(name):
+        weights = published_weights(name, options.get("weights", "DEFAULT"))
         crop = weights.transforms.keywords["crop_size"]
-        return Input(3, None, max(weights.meta["min_size"]), crop)
-    takes = options_of(build_it)
+        smallest = max(weights.meta["min_size"])
+        if "weights" not in options:
+            return Input(3, None, smallest, crop)
+        preset = weights.transforms()
+        return Input(3, None, smallest, crop, tuple(preset.mean), tuple(preset.std))
+    takes = options_of(name)
     # Any number will do for an option without a default: it is the attribute that counts.
     required = {o: 2 for o in takes if takes[o] is inspect.Parameter.empty and o not in options}
-    shape = getattr(skeleton(describe(arch, **required)), "input_shape", None)
+    model = skeleton(describe(arch, **required))
+    shape = getattr(model, "input_shape", None)
     channels, size = options.get("in_channels"), None
     if shape is not None:
         if len(shape) != 3:
             raise UserError(f"{arch}: input_shape must be (channels, height, width), not {shape}")
         size = (shape[1], shape[2])
         channels = channels if "in_channels" in takes else shape[0]
-    return Input(channels, size)
+    mean, std = normalisation_of(model, arch)
+    if mean and len(mean) > 1:
+        if channels not in (None, len(mean)):
+            raise UserError(
+                f"{arch}: input_mean has {len(mean)} numbers, but the model takes {channels} "
+                "channels; give one number for each, or one for all"
+            )
+        channels = len(mean)
+    return Input(channels, size, mean=mean, std=std)
+
+
+def normalisation_of(
+    model: nn.Module, arch: str
+) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
+    """The attributes input_mean and input_std of `model`, where it has them."""
+    mean, std = getattr(model, "input_mean", None), getattr(model, "input_std", None)
+    if mean is None and std is None:
+        return None, None
+    try:
+        mean, std = numbers(mean), numbers(std)
+        valid = len(mean) == len(std) > 0 and all(map(math.isfinite, mean + std)) and min(std) > 0
+    except (TypeError, ValueError, RuntimeError):
+        valid = False
+    if not valid:
+        raise UserError(
+            f"{arch}: input_mean and input_std must have one number for each channel, "
+            "the latter greater than 0"
+        )
+    return mean, std
+
+
+def numbers(figures: Sequence[float] | torch.Tensor | float) -> tuple[float, ...]:
+    return tuple(torch.as_tensor(figures, dtype=torch.float64, device="cpu").flatten().tolist())
 
 
 @torch.no_grad()
-def check_fits(model: nn.Module, arch: str, data) -> None:
-    """Raise UserError unless `model` takes the images of `data` and tells all its classes apart."""
-    images = next(data.test.batches(2))[0]
+def check_fits(model: nn.Module, arch: str, data: Dataset) -> None:
+    """Raise UserError unless `model` takes the inputs of `data` and has an output per class."""
+    inputs = next(iter(data.test.batches(2)))[0]
     model.eval()
     with torch.random.fork_rng(devices=[]):
         try:
-            logits = model(images)
+            logits = model(inputs)
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-            shape = "x".join(map(str, images.shape[1:]))
-            raise failed(
-                f"{arch} does not take the images of {data.name}, {shape}: it", error
+            shape = "x".join(map(str, inputs.shape[1:])) or "numbers"
+            raise own_code.failed(
+                f"{arch} does not take the inputs of {data.name}, {shape}: it", error
             ) from None
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        raise UserError(f"{arch} must return one tensor [images, classes]")
+        raise UserError(f"{arch} must return one tensor [inputs, classes]")
     if logits.shape[1] < data.classes:
         raise UserError(
-            f"{arch} tells {logits.shape[1]} classes apart, {data.name} has {data.classes}; "
+            f"{arch} has {logits.shape[1]} outputs, {data.name} has {data.classes} classes; "
             f"give --num-classes {data.classes}"
         )

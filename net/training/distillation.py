@@ -1,45 +1,67 @@
 """Train on what a teacher says of distorted images, rather than on labels alone."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .datasets import IN_MEMORY, WHOLE, distort, training_batches
+from . import splits
+from .augmentation import WHOLE, augment
+from .splits import AnySplit, Batches, training_batches
 
 
 class Distorted:
-    """A split whose every batch is distorted afresh."""
+    """A split whose every batch is changed afresh, in the way of its kind of images."""
 
-    def __init__(self, split, strength: float):
+    def __init__(self, split: AnySplit, strength: float) -> None:
         self.split, self.strength = split, strength
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
-        for images, labels in self.split.batches(batch_size, shuffle, shard):
-            yield distort(images, self.strength, shard) if self.strength else images, labels
+    def batches(
+        self, batch_size: int, shuffle: bool = False, shard: tuple[int, int] = WHOLE
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for inputs, labels in self.split.batches(batch_size, shuffle, shard):
+            yield augment(inputs, self.split.kind, self.strength, shard), labels
 
 
-def distilled(split, teacher, copies: int, strength: float, batch_size: int = 500):
+def distilled(
+    split: AnySplit, teacher: nn.Module, copies: int, strength: float, batch_size: int = 500
+) -> Batches:
     """`split` as the teacher sees it: `copies` versions of every image, made once, where they fit
-    into memory; otherwise a new one in every epoch."""
-    images, _ = next(split.batches(1))
-    if copies * len(split) * images.numel() <= IN_MEMORY:
+    into memory; otherwise a new one in every epoch. What is no image has one version."""
+    if split.kind is None:
+        return labelled(split, teacher, batch_size)
+    images, _ = next(iter(split.batches(1)))
+    if copies * len(split) * images.numel() <= splits.IN_MEMORY:
         return Distilled(split, teacher, copies, strength, batch_size)
     return Taught(split, teacher, strength)
 
 
-class Taught:
-    """A split whose every batch is distorted afresh, with what the teacher says of it."""
+@torch.no_grad()
+def labelled(split: AnySplit, teacher: nn.Module, batch_size: int = 500) -> Batches:
+    """`split` with the teacher's logits for labels, float32 [N, classes]."""
+    teacher.eval()
+    logits = [teacher(inputs) for inputs, _ in split.batches(batch_size)]
+    return replace(split, labels=torch.cat(logits).to(split.labels.device))
 
-    def __init__(self, split, teacher, strength: float):
+
+class Taught:
+    """A split whose every batch is changed afresh, with what the teacher says of it."""
+
+    def __init__(self, split: AnySplit, teacher: nn.Module, strength: float) -> None:
         self.distorted, self.teacher = Distorted(split, strength), teacher.eval()
 
     def __len__(self) -> int:
         return len(self.distorted)
 
-    def batches(self, batch_size: int, shuffle: bool = False, shard=WHOLE):
+    def batches(
+        self, batch_size: int, shuffle: bool = False, shard: tuple[int, int] = WHOLE
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (images, the teacher's logits)."""
         for images, _ in self.distorted.batches(batch_size, shuffle, shard):
             with torch.no_grad():
@@ -56,7 +78,14 @@ class Distilled:
     float32 [copies * N, classes].
     """
 
-    def __init__(self, split, teacher, copies: int, strength: float, batch_size: int = 500):
+    def __init__(
+        self,
+        split: AnySplit,
+        teacher: nn.Module,
+        copies: int,
+        strength: float,
+        batch_size: int = 500,
+    ) -> None:
         extremes = [batch.aminmax() for batch, _ in split.batches(batch_size)]
         low, high = min(e.min for e in extremes), max(e.max for e in extremes)
         self.low, self.scale = low, (high - low) / 255
@@ -76,7 +105,9 @@ class Distilled:
     def __len__(self) -> int:
         return self.size
 
-    def batches(self, batch_size: int, shuffle: bool = True, shard=WHOLE):
+    def batches(
+        self, batch_size: int, shuffle: bool = True, shard: tuple[int, int] = WHOLE
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (images, the teacher's logits); which version of an image is drawn each time."""
         order = torch.randperm(self.size)
         order += self.size * torch.randint(len(self.logits) // self.size, (self.size,))
@@ -85,7 +116,9 @@ class Distilled:
             yield self.restored(self.images[index]), self.logits[index]
 
 
-def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, temperature: float = 2.0):
+def distillation_loss(
+    logits: torch.Tensor, teacher: torch.Tensor, temperature: float = 2.0
+) -> torch.Tensor:
     """Kullback-Leibler divergence from the teacher's softened outputs (Hinton et al. 2015, eq. 1).
 
     Both arguments are logits [N, classes].  Times temperature squared, which keeps the size of the

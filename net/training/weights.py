@@ -1,7 +1,11 @@
 """Weights that somebody else has trained, loaded into a model."""
 
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
 
 import torch
 from torch import nn
@@ -9,17 +13,59 @@ from torch import nn
 from .. import checkpoint
 from ..errors import UserError
 from ..parameters import compressible, layer_of
+from . import architectures, distributed
+from .download import bounded_waiting, reachable, reason_of
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 # What DistributedDataParallel and torch.compile put before every name.
 PREFIXES = ("module.", "_orig_mod.")
 
 
-def start_from(path: str | Path, model: nn.Module, arch: str) -> list[str]:
-    """Load the state dict in the file `path` into `model`, of the architecture `arch`.
+# Of GoogLeNet and Inception: for training from scratch alone, which architectures.py leaves out.
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
-    Returns what a user should know of it, a line each.
+
+def is_published(weights: str) -> bool:
+    """Whether --weights names weights of torchvision's, such as DEFAULT, rather than a file."""
+    return re.fullmatch(r"[A-Z][A-Z0-9_]*", weights) is not None
+
+
+def start_from(weights: str | Path, model: nn.Module, arch: str) -> list[str]:
+    """Load `weights`, a file or the name of torchvision's, into `model` of the architecture `arch`.
+
+    Returns what a user should know of it, a line each. Raises UserError for a file that is not
+    there or does not fit, and for weights that cannot be downloaded.
     """
-    return load_into(model, checkpoint.load(path).state_dict, str(path), arch)
+    if is_published(str(weights)):
+        name = architectures.parse(arch)[0]
+        member = architectures.published_weights(name, str(weights))
+        with distributed.writer_first():
+            given = downloaded(member)
+        return load_into(model, given, f"{member!r}", arch)
+    return load_into(model, checkpoint.load(weights).state_dict, str(weights), arch)
+
+
+def downloaded(weights: "WeightsEnum") -> dict[str, torch.Tensor]:
+    """A published state dict, from torch.hub's folder or else downloaded into it."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+    hint = f"download {weights.url} elsewhere, and put it there as {path}"
+    there = path.is_file()
+    if not there and not reachable([weights.url]):
+        raise UserError(f"{weights!r} is not in {path.parent} and its host does not answer; {hint}")
+    try:
+        with bounded_waiting():
+            given = weights.get_state_dict(
+                map_location="cpu", check_hash=True, weights_only=True, progress=sys.stderr.isatty()
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # of the network, the hash, the disk, or a damaged file
+        if there:
+            raise UserError(f"{path} is damaged ({reason_of(error)}); delete it") from None
+        raise UserError(f"{weights!r} cannot be downloaded ({reason_of(error)}); {hint}") from None
+    return {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
 
 
 def load_into(

@@ -7,13 +7,14 @@ from torch import nn
 
 from net.errors import UserError
 from net.training.architectures import (
-    Input,
     build,
     check_fits,
     describe,
     input_of,
     skeleton,
+    weights_of,
 )
+from net.training.inputs import Input
 
 
 @pytest.mark.parametrize(("arch", "parameters"), [("lenet-300-100", 266_610), ("lenet-5", 431_080)])
@@ -33,9 +34,9 @@ def test_other_classes_and_channels():
     [
         ("lenet-6", r"unknown architecture 'lenet-6' \(did you mean lenet-5"),
         ("resnet81", r"unknown architecture 'resnet81' \(did you mean resnet18"),
-        ("nonsense", r"unknown architecture 'nonsense'; known: lenet-300-100, lenet-5, torch"),
+        ("nonsense", r"unknown architecture 'nonsense'; known: lenet-300-100, lenet-5, resnet-20"),
         ("fasterrcnn_resnet50_fpn", "unknown architecture 'fasterrcnn_resnet50_fpn'"),
-        ("resnet18(num_classes=x)", "is no architecture"),
+        ("resnet18(num_classes=x)", "is not the name of an architecture"),
         (
             "resnet18(in_channels=1)",
             "resnet18 does not take in_channels; it takes only num_classes",
@@ -170,12 +171,92 @@ def test_what_a_users_model_wants(own):
 def test_a_model_that_does_not_fit_the_data(blobs):
     check_fits(build("lenet-5(num_classes=3)"), "lenet-5", blobs)
     check_fits(build("lenet-5"), "lenet-5", blobs)
-    with pytest.raises(UserError, match="tells 2 classes apart, blobs has 3; give --num-classes 3"):
+    with pytest.raises(UserError, match="has 2 outputs, blobs has 3 classes; give --num-classes 3"):
         check_fits(build("lenet-5(num_classes=2)"), "lenet-5", blobs)
-    with pytest.raises(UserError, match="resnet18 does not take the images of blobs, 1x28x28"):
+    with pytest.raises(UserError, match="resnet18 does not take the inputs of blobs, 1x28x28"):
         check_fits(build("resnet18"), "resnet18", blobs)
     with pytest.raises(UserError, match="must return one tensor"):
         check_fits(nn.Identity(), "identity", blobs)
+
+
+# Normalisation that belongs to the model
+
+
+def test_the_weights_of_torchvision_bring_their_normalisation():
+    arch = describe("resnet18", num_classes=10, weights="DEFAULT")
+    assert arch == "resnet18(num_classes=10, weights=IMAGENET1K_V1)"
+    assert (weights_of(arch), weights_of("resnet18")) == ("IMAGENET1K_V1", None)
+    found = input_of(arch)
+    assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert input_of("resnet18(num_classes=10)").mean is None
+    assert input_of("efficientnet_v2_l(weights=DEFAULT)").mean == (0.5, 0.5, 0.5)
+    assert build(arch).fc.out_features == 10  # nothing is downloaded
+
+
+def test_models_that_change_their_inputs_do_so_with_published_weights_alone():
+    assert skeleton("googlenet(weights=DEFAULT)").transform_input
+    assert not skeleton("googlenet").transform_input
+
+
+@pytest.mark.parametrize(
+    ("arch", "weights", "message"),
+    [
+        ("resnet18", "IMAGENET1K_V7", "resnet18 has no weights 'IMAGENET1K_V7'; there are IMAGE"),
+        ("lenet-5", "DEFAULT", "--weights DEFAULT is for torchvision's .* lenet-5 is none"),
+        ("resnet18(weights=default)", None, "is not the name of an architecture"),
+    ],
+)
+def test_weights_that_there_are_not(arch, weights, message):
+    with pytest.raises(UserError, match=message):
+        describe(arch, weights=weights)
+
+
+def test_a_users_factory_is_not_given_the_names_of_torchvisions_weights(own):
+    name = own("def net(weights=None): return nn.Linear(1, 1)")
+    with pytest.raises(UserError, match="is for torchvision's architectures"):
+        describe(f"{name}:net", weights="DEFAULT")
+
+
+OWN_NORMALISATION = """
+    import torch
+    def net(shape=(3, 8, 8), mean=(0.1, 0.2, 0.3), std=(1, 2, 3)):
+        model = nn.Flatten()
+        if shape: model.input_shape = shape
+        if mean is not None: model.input_mean = mean
+        if std is not None: model.input_std = std
+        return model
+    def tensors(): return net(None, torch.tensor([0.5, 0.5]), torch.ones(2))
+    def one_for_all(): return net(mean=[0.5], std=[0.25])
+    def number(): return net(mean=0.5, std=0.25)
+    def fewer(): return net(std=(1, 2))
+    def other(): return net(shape=(1, 8, 8))
+    def half(): return net(std=None)
+    def zero(): return net(std=(1, 2, 0))
+    def text(): return net(mean="abc")
+    def nan(): return net(mean=(0, 0, float("nan")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "channels", "mean"),
+    [
+        ("net", 3, (0.1, 0.2, 0.3)),
+        ("tensors", 2, (0.5, 0.5)),
+        ("one_for_all", 3, (0.5,)),
+        ("number", 3, (0.5,)),
+    ],
+)
+def test_a_model_may_say_how_its_inputs_are_normalised(own, factory, channels, mean):
+    found = input_of(f"{own(OWN_NORMALISATION)}:{factory}")
+    assert found.channels == channels
+    assert found.mean == pytest.approx(mean)
+    assert len(found.std) == len(mean)
+
+
+@pytest.mark.parametrize("factory", ["fewer", "other", "half", "zero", "text", "nan"])
+def test_normalisation_that_cannot_be(own, factory):
+    with pytest.raises(UserError, match=r"input_mean .*one number for each"):
+        input_of(f"{own(OWN_NORMALISATION)}:{factory}")
 
 
 def test_a_skeleton_takes_no_memory_and_no_random_numbers():

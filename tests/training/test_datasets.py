@@ -1,6 +1,5 @@
 import hashlib
 import pickle
-import types
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from net.errors import UserError
 from net.training import datasets
-from net.training.architectures import Input
+from net.training.inputs import Input
 
 
 @pytest.fixture(scope="module")
@@ -19,41 +18,24 @@ def digits():
 def test_digits_splits(digits):
     assert (digits.name, digits.classes) == ("digits", 10)
     assert [len(s) for s in (digits.train, digits.validation, digits.test)] == [1317, 120, 360]
-    assert digits.train.images.shape[1:] == (1, 28, 28)
-    assert digits.train.images.dtype == torch.float32
+    assert digits.train.inputs.shape[1:] == (1, 28, 28)
+    assert digits.train.inputs.dtype == torch.float32
     assert digits.train.labels.dtype == torch.int64
 
 
 def test_normalised_by_the_training_images(digits):
-    images = torch.cat([digits.train.images, digits.validation.images])
+    images = torch.cat([digits.train.inputs, digits.validation.inputs])
     assert abs(images.mean()) < 1e-4
     assert abs(images.std() - 1) < 1e-4
-    assert abs(digits.test.images.mean()) > 1e-5  # the test images had no say
+    assert abs(digits.test.inputs.mean()) > 1e-5  # the test images had no say
 
 
 def test_no_image_is_in_two_splits(digits):
     splits = (digits.train, digits.validation, digits.test)
-    seen = [{image.numpy().tobytes() for image in split.images.half()} for split in splits]
+    seen = [{image.numpy().tobytes() for image in split.inputs.half()} for split in splits]
     assert not seen[0] & seen[1]
     assert not seen[0] & seen[2]
     assert not seen[1] & seen[2]
-
-
-def test_shuffled_batches_cover_every_image_once():
-    split = datasets.Split(torch.arange(10.0).view(10, 1, 1, 1), torch.arange(10))
-    torch.manual_seed(0)
-    batches = list(split.batches(4, shuffle=True))
-    assert [len(labels) for _, labels in batches] == [4, 3, 3]
-    order = torch.cat([labels for _, labels in batches])
-    assert sorted(order.tolist()) == list(range(10))
-    assert order.tolist() != list(range(10))
-    for images, labels in batches:
-        assert torch.equal(images.flatten().long(), labels)
-
-
-def test_unshuffled_batches_keep_the_order():
-    split = datasets.Split(torch.zeros(5, 1, 1, 1), torch.arange(5))
-    assert torch.cat([labels for _, labels in split.batches(2)]).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_unknown_data_set():
@@ -135,7 +117,7 @@ def test_cifar10(cifar_files, offline):
     found = datasets.load("cifar10", cifar_files, "cpu")
     assert [len(split) for split in found.splits] == [37, 3, 20]
     assert (found.classes, found.shape) == (10, (3, 32, 32))
-    assert found.train.images.dtype == torch.uint8  # a quarter of the memory
+    assert found.train.inputs.dtype == torch.uint8  # a quarter of the memory
     every = torch.cat([next(s.batches(100))[0] for s in (found.train, found.validation)])
     assert every.mean((0, 2, 3)).abs().max() < 1e-5
     assert (every.std((0, 2, 3)) - 1).abs().max() < 1e-3
@@ -167,7 +149,7 @@ def test_batches_are_as_the_model_wants_them(wanted, shape):
     for split in found.splits:
         images, _ = next(split.batches(5))
         assert images.shape == (5, *shape)
-        assert split.images.shape[1:] == (1, 28, 28)  # stored as they were
+        assert split.inputs.shape[1:] == (1, 28, 28)  # stored as they were
         assert torch.equal(images[:, 0], images[:, -1])
 
 
@@ -195,35 +177,3 @@ def test_a_download_that_fails_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(MNIST, "download", download)
     with pytest.raises(UserError, match=r"cannot be downloaded \(Error downloading train-images\)"):
         datasets.load("mnist", tmp_path, "cpu")
-
-
-def test_a_host_that_does_not_answer_costs_seconds(monkeypatch):
-    """The probe ends when its time is up, though its thread still waits."""
-    import threading
-
-    never = threading.Event()
-
-    def hang(url, timeout):
-        never.wait(30)
-        raise OSError
-
-    monkeypatch.setattr(datasets.urllib.request, "urlopen", hang)
-    assert not datasets.reachable(["https://example.invalid"], seconds=0.3)
-    never.set()
-
-
-def test_a_host_that_answers_is_reachable(monkeypatch):
-    answer = types.SimpleNamespace(close=lambda: None)
-    monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda url, timeout: answer)
-    assert datasets.reachable(["https://example.invalid"])
-
-
-def test_distortion(digits):
-    images = digits.train.images[:50]
-    torch.manual_seed(0)
-    distorted = datasets.distort(images, 1.0)
-    assert distorted.shape == images.shape
-    change = (distorted - images).flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)
-    assert (change > 0.05).all()  # every image moves
-    assert (change < 1.5).all()
-    assert torch.allclose(datasets.distort(images, 0.0), images, atol=1e-4)

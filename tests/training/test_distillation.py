@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from net.training import distillation
-from net.training.datasets import Split
+from net.training import splits
 from net.training.distillation import (
     Distilled,
     Distorted,
@@ -11,6 +10,7 @@ from net.training.distillation import (
     distillation_loss,
     distilled,
 )
+from net.training.splits import Split
 
 
 class Brightness(nn.Module):
@@ -23,17 +23,17 @@ class Brightness(nn.Module):
 @pytest.fixture
 def split():
     generator = torch.Generator().manual_seed(0)
-    return Split(torch.randn(20, 1, 28, 28, generator=generator), torch.arange(20))
+    return Split(torch.randn(20, 1, 28, 28, generator=generator), torch.arange(20), kind="strokes")
 
 
 def test_distorted_batches(split):
     torch.manual_seed(0)
     (images, labels), *_ = Distorted(split, 1.0).batches(8)
     assert labels.tolist() == list(range(8))
-    assert not torch.allclose(images, split.images[:8], atol=0.1)
+    assert not torch.allclose(images, split.inputs[:8], atol=0.1)
     (same, _), *_ = Distorted(split, 0.0).batches(8)
     assert same is not images
-    assert torch.equal(same, split.images[:8])
+    assert torch.equal(same, split.inputs[:8])
     assert len(Distorted(split, 1.0)) == 20
 
 
@@ -56,15 +56,15 @@ def test_an_epoch_takes_one_version_of_each_image(split):
     distilled = Distilled(split, Brightness(), copies=3, strength=0.0)
     torch.manual_seed(0)
     images = torch.cat([images for images, _ in distilled.batches(6)])
-    distance = torch.cdist(images.flatten(1), split.images.flatten(1))
+    distance = torch.cdist(images.flatten(1), split.inputs.flatten(1))
     assert sorted(distance.argmin(1).tolist()) == list(range(20))
-    step = float(split.images.max() - split.images.min()) / 255
+    step = float(split.inputs.max() - split.inputs.min()) / 255
     assert distance.amin(1).max() <= step / 2 * 28 * 1.01
 
 
 def test_what_does_not_fit_into_memory_is_made_anew(split, monkeypatch):
     assert isinstance(distilled(split, Brightness(), 3, 1.0), Distilled)
-    monkeypatch.setattr(distillation, "IN_MEMORY", 3 * 20 * 28 * 28 - 1)
+    monkeypatch.setattr(splits, "IN_MEMORY", 3 * 20 * 28 * 28 - 1)
     taught = distilled(split, Brightness(), 3, 1.0)
     assert isinstance(taught, Taught)
     assert len(taught) == 20

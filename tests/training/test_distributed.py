@@ -10,7 +10,8 @@ from torch import distributed as torch_distributed
 
 from net import checkpoint
 from net.errors import UserError
-from net.training import datasets, distributed
+from net.training import distributed
+from net.training.splits import batch_indexes
 from tests.conftest import FAST
 
 ROOT = Path(__file__).parents[2]
@@ -55,11 +56,11 @@ def test_what_ends_one_process_ends_all(tmp_path):
 def test_the_batches_of_all_processes_are_those_of_one():
     for processes in (2, 3):
         torch.manual_seed(5)
-        whole = datasets.batch_indexes(100, 18, shuffle=True)
+        whole = batch_indexes(100, 18, shuffle=True)
         parts = []
         for rank in range(processes):
             torch.manual_seed(5)
-            parts.append(datasets.batch_indexes(100, 18, shuffle=True, shard=(rank, processes)))
+            parts.append(batch_indexes(100, 18, shuffle=True, shard=(rank, processes)))
         for batch, *shares in zip(whole, *parts, strict=True):
             assert len({len(share) for share in shares}) == 1
             together = torch.cat(shares)
@@ -68,14 +69,14 @@ def test_the_batches_of_all_processes_are_those_of_one():
 
 
 def test_evaluation_sees_every_image_once():
-    parts = [datasets.batch_indexes(100, 9, shuffle=False, shard=(rank, 3)) for rank in range(3)]
+    parts = [batch_indexes(100, 9, shuffle=False, shard=(rank, 3)) for rank in range(3)]
     seen = torch.cat([batch for part in parts for batch in part])
     assert sorted(seen.tolist()) == list(range(100))
 
 
 def test_a_batch_smaller_than_the_processes():
     with pytest.raises(UserError, match="a batch of 1 is too small for 2 processes"):
-        datasets.batch_indexes(10, 1, shuffle=True, shard=(0, 2))
+        batch_indexes(10, 1, shuffle=True, shard=(0, 2))
 
 
 def test_one_process_needs_no_other():

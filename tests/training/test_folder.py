@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from net.errors import UserError
-from net.training import datasets, folder
-from net.training.architectures import Input
+from net.training import datasets, splits, streaming
+from net.training.inputs import Input
 
 SMALL = Input(None, (8, 8))
 
@@ -63,11 +63,11 @@ def test_without_val_a_fraction_of_train_is_the_test_set(tmp_path):
 @pytest.mark.parametrize("few", [0, 512])
 def test_streamed_batches_are_those_in_memory(images, monkeypatch, few):
     kept = load(images)
-    monkeypatch.setattr(folder, "IN_MEMORY", 0)
-    monkeypatch.setattr(folder, "FEW", few)  # 0: read by processes
+    monkeypatch.setattr(splits, "IN_MEMORY", 0)
+    monkeypatch.setattr(streaming, "FEW", few)  # 0: read by processes
     streamed = load(images)
-    assert isinstance(kept.train, datasets.Split)
-    assert isinstance(streamed.train, folder.StreamedSplit)
+    assert isinstance(kept.train, splits.Split)
+    assert isinstance(streamed.train, streaming.StreamedSplit)
     assert streamed.shape == kept.shape
     for shuffle in (False, True):
         for a, b in zip(kept.splits, streamed.splits, strict=True):
@@ -83,12 +83,12 @@ def test_streamed_batches_are_those_in_memory(images, monkeypatch, few):
 FEW_OPEN_FILES = """
 import resource, sys
 import torch
-from net.training import datasets, folder
-from net.training.architectures import Input
+from net.training import datasets, splits, streaming
+from net.training.inputs import Input
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-folder.FEW = 0  # read by processes, which share memory with this one
-for folder.IN_MEMORY, kind in ((2**30, datasets.Split), (0, folder.StreamedSplit)):
+streaming.FEW = 0  # read by processes, which share memory with this one
+for splits.IN_MEMORY, kind in ((2**30, splits.Split), (0, streaming.StreamedSplit)):
     found = datasets.load(f"folder:{sys.argv[1]}", "", torch.device("cpu"), Input(None, (8, 8)))
     assert isinstance(found.train, kind)
     for batch_size in (2, 100):
@@ -118,7 +118,7 @@ def test_a_broken_file_is_refused_with_its_path_or_skipped(images, content, caps
 
 
 def test_a_file_that_breaks_after_the_first_pass_is_named(images, monkeypatch):
-    monkeypatch.setattr(folder, "IN_MEMORY", 0)
+    monkeypatch.setattr(splits, "IN_MEMORY", 0)
     found = load(images)
     (images / "val" / "owl" / "0.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"owl/0\.png cannot be read"):

@@ -10,9 +10,9 @@ from net import Pruner, WeightSharing
 from net.prune import shrink
 from net.training import loop
 from net.training.architectures import build
-from net.training.datasets import Split
 from net.training.distillation import Distorted, Taught, distillation_loss
 from net.training.loop import Schedule, adam, evaluate, fit, learning_rate, set_dropout
+from net.training.splits import Split
 
 
 def linear():

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from net.prune import Pruner
 from net.training.architectures import LeNet5
-from net.training.datasets import Split
+from net.training.splits import Split
 from net.training.units import drop_idle, fold_constant_inputs, gather_live_units
 
 
@@ -45,9 +45,9 @@ def test_a_unit_without_inputs_is_folded_into_the_next_bias(split):
     model, masks = pruned(perceptron(), l0=rows(2, 5))
     with torch.no_grad():
         model[1].bias[2], model[1].bias[5] = 0.7, -0.7
-    expected = model(split.images)
+    expected = model(split.inputs)
     fold_constant_inputs(model, masks, split)
-    assert torch.allclose(model(split.images), expected, atol=1e-5)
+    assert torch.allclose(model(split.inputs), expected, atol=1e-5)
     assert (model[3].weight[:, [2, 5]] == 0).all()
     assert not masks["3.weight"][:, [2, 5]].any()
     assert masks["3.weight"][:, 0].all()
@@ -56,9 +56,9 @@ def test_a_unit_without_inputs_is_folded_into_the_next_bias(split):
 def test_convolutions_are_folded_too(split):
     torch.manual_seed(0)
     model, masks = pruned(LeNet5(), l0=rows(3))
-    expected = model(split.images)
+    expected = model(split.inputs)
     fold_constant_inputs(model, masks, split)
-    assert torch.allclose(model(split.images), expected, atol=1e-4)
+    assert torch.allclose(model(split.inputs), expected, atol=1e-4)
     assert not masks["conv2.weight"][:, 3].any()
 
 
@@ -82,24 +82,24 @@ def test_linear_layers_on_sequences_are_folded_by_feature(split, width):
     model, masks = pruned(OnSequences(width), l0=rows(2, 5), l1=rows(3))
     with torch.no_grad():
         model.embed.bias[2], model.mix.bias[3] = 0.7, 0.4
-    expected = model(split.images)
+    expected = model(split.inputs)
     fold_constant_inputs(model, masks, split)
-    assert torch.allclose(model(split.images), expected, atol=1e-5)
+    assert torch.allclose(model(split.inputs), expected, atol=1e-5)
     assert masks["mix.weight"].any(0).nonzero().flatten().tolist() == [
         i for i in range(width) if i not in (2, 5)
     ]
     assert not masks["conv.weight"][:, 3].any()
     assert masks["embed.weight"][0].all()
     drop_idle(model, masks, split, F.cross_entropy)
-    gather_live_units(model, masks, split.images)
-    assert torch.allclose(model(split.images), expected, atol=1e-4)
+    gather_live_units(model, masks, split.inputs)
+    assert torch.allclose(model(split.inputs), expected, atol=1e-4)
 
 
 def test_units_without_outputs_lose_their_inputs_and_bias(split):
     model, masks = pruned(perceptron(), l1=columns(4), l2=columns(1))
-    expected = model(split.images)
+    expected = model(split.inputs)
     drop_idle(model, masks, split, F.cross_entropy)
-    assert torch.allclose(model(split.images), expected, atol=1e-5)
+    assert torch.allclose(model(split.inputs), expected, atol=1e-5)
     assert not masks["1.weight"][4].any()
     assert model[1].bias[4] == 0
     assert not masks["3.weight"][1].any()
@@ -108,10 +108,10 @@ def test_units_without_outputs_lose_their_inputs_and_bias(split):
 
 def test_fold_then_drop_leaves_dead_units_without_anything(split):
     model, masks = pruned(perceptron(), l0=rows(2))
-    expected = model(split.images)
+    expected = model(split.inputs)
     fold_constant_inputs(model, masks, split)
     drop_idle(model, masks, split, F.cross_entropy)
-    assert torch.allclose(model(split.images), expected, atol=1e-5)
+    assert torch.allclose(model(split.inputs), expected, atol=1e-5)
     assert model[1].bias[2] == 0
 
 
@@ -124,9 +124,9 @@ def test_live_units_come_first_and_the_function_stays(split, make):
             layer.weight[::2] = 0.0
             layer.bias[::2] = 0.0
     masks = Pruner(model, sensitivity=0).masks
-    expected = model(split.images)
-    gather_live_units(model, masks, split.images)
-    assert torch.allclose(model(split.images), expected, atol=1e-4)
+    expected = model(split.inputs)
+    gather_live_units(model, masks, split.inputs)
+    assert torch.allclose(model(split.inputs), expected, atol=1e-4)
     for layer, mask in zip(layers[:-1], masks.values(), strict=False):
         live = layer.weight.flatten(1).any(1)
         assert live.tolist() == sorted(live.tolist(), reverse=True)
@@ -149,6 +149,6 @@ def test_layers_that_do_not_feed_one_another_stay(split):
         model.b.weight[:4] = 0.0
     masks = Pruner(model, sensitivity=0).masks
     before = copy.deepcopy(model.state_dict())
-    gather_live_units(model, masks, split.images)
+    gather_live_units(model, masks, split.inputs)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -1,0 +1,168 @@
+"""Data sets in memory: three splits of inputs and labels, and the batches that are drawn of them.
+
+Batches are adapted to the model as they are drawn, so that 60,000 small images for a network that
+takes 3x224x224 are still 60,000 small images in memory.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from ..errors import UserError
+from . import distributed
+from .augmentation import WHOLE, Kind
+from .inputs import Adapt, Input
+
+HELD_OUT = 1 / 12  # of the training images: 5,000 of MNIST's 60,000
+IN_MEMORY = 2 << 30  # bytes of inputs that are kept; more are read or made anew in every epoch
+
+
+class Batches(Protocol):
+    """What is trained on. A target is a class number, or the logits of a teacher."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, shuffle: bool = False, shard: tuple[int, int] = WHOLE
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (inputs, targets); shuffled by torch's global generator."""
+        ...
+
+
+class AnySplit(Batches, Protocol):
+    """A part of a data set, in memory (Split) or read in every epoch (streaming.StreamedSplit)."""
+
+    labels: torch.Tensor
+    adapt: Adapt | None
+    kind: Kind
+
+    def __getitem__(self, part: slice) -> "AnySplit": ...
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """`inputs` [N, ...] of any type, images as [N, C, H, W]; `labels` int64 [N]; on one device."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    adapt: Adapt | None = None
+    kind: Kind = None  # of images: how training may change them (net.training.augmentation)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, part: slice) -> "Split":
+        return replace(self, inputs=self.inputs[part], labels=self.labels[part])
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of one input, before it is adapted."""
+        return tuple(self.inputs.shape[1:])
+
+    def batches(
+        self, batch_size: int, shuffle: bool = False, shard: tuple[int, int] = WHOLE
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (inputs, labels); shuffled by torch's global generator."""
+        for index in batch_indexes(len(self), batch_size, shuffle, shard):
+            index = index.to(self.labels.device)
+            inputs = self.inputs[index]
+            yield self.adapt(inputs) if self.adapt else inputs, self.labels[index]
+
+
+def batch_indexes(
+    n: int, batch_size: int, shuffle: bool, shard: tuple[int, int] = WHOLE
+) -> list[torch.Tensor]:
+    """The batches of an epoch over `n` inputs, int64 [batch_size] each, some fewer.
+
+    `shard` is (process, processes). Shuffled, for training, each process gets its part of every
+    batch; otherwise, for evaluation, whole batches, every input in one of them.
+    """
+    if not shuffle:
+        rank, processes = shard
+        return list(torch.arange(n).split(batch_size)[rank::processes])
+    return training_batches(torch.randperm(n), batch_size, shard)
+
+
+def training_batches(
+    order: torch.Tensor, batch_size: int, shard: tuple[int, int] = WHOLE
+) -> list[torch.Tensor]:
+    """Batches in the order that the first process has drawn, all of about the same size.
+
+    (BatchNorm cannot train on a last batch of one image.) The parts of a batch have the same size
+    in all processes, so that up to processes - 1 of its inputs are left out.
+    """
+    rank, processes = shard
+    if batch_size < processes:
+        raise UserError(f"a batch of {batch_size} is too small for {processes} processes")
+    batches = distributed.from_writer(order).tensor_split(math.ceil(len(order) / batch_size))
+    return [batch[rank::processes][: len(batch) // processes] for batch in batches]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`validation` is held out of the training set: choices are made on it, never on `test`."""
+
+    name: str
+    train: AnySplit
+    validation: AnySplit
+    test: AnySplit
+
+    @property
+    def splits(self) -> tuple[AnySplit, AnySplit, AnySplit]:
+        return self.train, self.validation, self.test
+
+    @property
+    def classes(self) -> int:
+        return max(int(split.labels.max()) for split in self.splits) + 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input in a batch; of an image (channels, height, width)."""
+        stored = self.train.stored_shape
+        return self.train.adapt.shape(stored) if self.train.adapt else stored
+
+    @property
+    def kind(self) -> Kind:
+        """How training may change the inputs, if they are images."""
+        return self.train.kind
+
+
+def with_held_out(name: str, train: AnySplit, test: AnySplit) -> Dataset:
+    """The last of the training inputs are held out; they must be in a random order."""
+    n = max(1, round(len(train) * HELD_OUT))
+    return Dataset(name, train=train[:-n], validation=train[-n:], test=test)
+
+
+def adapted(dataset: Dataset, wanted: Input) -> Dataset:
+    """`dataset`, if it is of images, with batches of the channels and the size that a model takes.
+
+    Raises UserError where colours would have to be guessed.
+    """
+    if dataset.kind is None:
+        return dataset
+    channels, *size = dataset.train.stored_shape
+    if wanted.channels not in (None, 1, channels) and channels != 1:
+        raise UserError(
+            f"the model takes images of {wanted.channels} channels, {dataset.name} has {channels}"
+        )
+    if wanted.mean and channels != 1 and len(wanted.mean) not in (1, channels):
+        raise UserError(
+            f"the model's input_mean has {len(wanted.mean)} numbers, the images of "
+            f"{dataset.name} have {channels} channels; give one number for each"
+        )
+    to_channels = None if wanted.channels in (None, channels) else wanted.channels
+    target = wanted.size or tuple(max(side, wanted.smallest) for side in size)
+    to_size = None if target == tuple(size) else target
+    if not (to_channels or to_size):
+        return dataset
+    train, validation, test = (
+        replace(split, adapt=replace(split.adapt or Adapt(), channels=to_channels, size=to_size))
+        for split in dataset.splits
+    )
+    return Dataset(dataset.name, train, validation, test)

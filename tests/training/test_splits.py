@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from net.errors import UserError
+from net.training.inputs import Adapt, Input, normaliser
+from net.training.splits import Dataset, Split, adapted
+
+
+def test_shuffled_batches_cover_every_image_once():
+    split = Split(torch.arange(10.0).view(10, 1, 1, 1), torch.arange(10))
+    torch.manual_seed(0)
+    batches = list(split.batches(4, shuffle=True))
+    assert [len(labels) for _, labels in batches] == [4, 3, 3]
+    order = torch.cat([labels for _, labels in batches])
+    assert sorted(order.tolist()) == list(range(10))
+    assert order.tolist() != list(range(10))
+    for images, labels in batches:
+        assert torch.equal(images.flatten().long(), labels)
+
+
+def test_unshuffled_batches_keep_the_order():
+    split = Split(torch.zeros(5, 1, 1, 1), torch.arange(5))
+    assert torch.cat([labels for _, labels in split.batches(2)]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_slice_keeps_what_a_split_knows():
+    split = Split(torch.zeros(5, 1, 1, 1), torch.arange(5), Adapt(size=(2, 2)), "strokes")
+    part = split[1:3]
+    assert (part.adapt, part.kind, part.labels.tolist()) == (split.adapt, "strokes", [1, 2])
+
+
+def dataset(inputs, kind):
+    split = Split(inputs, torch.arange(len(inputs)) % 3, kind=kind)
+    return Dataset("made", split, split, split)
+
+
+def test_only_images_are_adapted():
+    words = dataset(torch.zeros(6, 3, 9, 9, dtype=torch.int64), None)
+    assert adapted(words, Input(1, (4, 4), mean=(0.5, 0.5), std=(1.0, 1.0))) is words
+    images = dataset(torch.zeros(6, 3, 9, 9), "photographs")
+    assert adapted(images, Input(1, (4, 4))).shape == (1, 4, 4)
+    assert images.shape == (3, 9, 9)  # a new data set
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Input(4), "the model takes images of 4 channels, made has 3"),
+        (Input(None, mean=(0.5, 0.5)), "input_mean has 2 numbers, the images of made have 3 chan"),
+    ],
+)
+def test_images_that_cannot_be_adapted(wanted, message):
+    with pytest.raises(UserError, match=message):
+        adapted(dataset(torch.zeros(6, 3, 9, 9), "photographs"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("stored", "adapt", "expected"),
+    [
+        ((5,), Adapt(), (5,)),
+        ((1, 8, 8), Adapt(), (1, 8, 8)),
+        ((1, 8, 8), Adapt(channels=3, size=(4, 6)), (3, 4, 6)),
+        ((3, 8, 8), Adapt(channels=1), (1, 8, 8)),
+    ],
+)
+def test_the_shape_of_a_batch_is_known_before(stored, adapt, expected):
+    assert adapt.shape(stored) == expected
+    if len(stored) == 3:
+        assert adapt(torch.zeros(2, *stored)).shape[1:] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mean", [(0.2,), (0.2, 0.4, 0.6)])
+def test_normalisation_by_figures_of_images_from_0_to_1(dtype, channels, mean):
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randint(256, (2, channels, 4, 5), generator=generator).to(dtype)
+    before = stored.clone()
+    std = tuple(0.5 * m for m in mean)
+    found = normaliser(mean, std, "cpu", white=255)(stored)
+    assert found.dtype == torch.float32
+    assert found.shape == (2, max(channels, len(mean)), 4, 5)
+    figures = [torch.tensor(each).view(-1, 1, 1) for each in (mean, std)]
+    assert torch.allclose(found, (stored / 255 - figures[0]).float() / figures[1], atol=1e-5)
+    assert torch.equal(stored, before)
