@@ -10,11 +10,13 @@
 import pickle
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from . import shards
 from .codec.tensors import identity
 from .errors import UserError
 from .files import atomic_write
@@ -44,7 +46,7 @@ class CheckpointError(UserError):
 class Checkpoint:
     """A model between two stages.  `arch` and `dataset` are None for a bare state dict."""
 
-    state_dict: dict[str, torch.Tensor]
+    state_dict: Mapping[str, torch.Tensor]
     arch: str | None = None
     stage: str | None = None
     dataset: str | None = None
@@ -63,12 +65,19 @@ def shallow_dict(checkpoint: Checkpoint) -> dict:
 
 
 def load(path) -> Checkpoint:
-    """Read a checkpoint, or a bare state dict that somebody else saved (.pt, .safetensors).
+    """Read a checkpoint, or a bare state dict that somebody else saved: a .pt or .safetensors file,
+    or a folder of Hugging Face's shards.
 
-    Tensors are memory-mapped where the file allows it, so that a large model is read tensor by
-    tensor.  Raises CheckpointError; never runs code from the file.
+    Tensors are read when they are asked for (safetensors), or memory-mapped where the file allows
+    it, so that a large model is read tensor by tensor.  Raises CheckpointError; never runs code
+    from the file.
     """
-    content = load_safetensors(path) if is_safetensors(path) else load_dict(path)
+    if shards.is_shards(path):
+        try:
+            return Checkpoint(shards.Shards(path))
+        except shards.ShardsError as error:
+            raise CheckpointError(str(error)) from None
+    content = load_dict(path)
     if content.get("format") == FORMAT:
         fields = {name: content.get(name) for name in Checkpoint.__dataclass_fields__}
         valid = (
@@ -86,17 +95,18 @@ def load(path) -> Checkpoint:
     raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
 
 
-def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A copy of a state dict on the CPU, contiguous; names of one tensor (tied weights) stay so.
 
     What is written in place under one name is then written under all, and a file holds it once.
     """
+    found = dict(state)
     copies = {}
-    for tensor in state.values():
+    for tensor in found.values():
         if identity(tensor) not in copies:
             copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             copies[identity(tensor)] = copy
-    return {name: copies[identity(tensor)] for name, tensor in state.items()}
+    return {name: copies[identity(tensor)] for name, tensor in found.items()}
 
 
 def save_dict(path, content: dict) -> None:
@@ -104,25 +114,6 @@ def save_dict(path, content: dict) -> None:
     # content gives equal bytes.
     with atomic_write(path) as file:
         torch.save(content, file)
-
-
-def is_safetensors(path) -> bool:
-    return Path(path).suffix == ".safetensors"
-
-
-def load_safetensors(path) -> dict:
-    if not Path(path).is_file():
-        raise CheckpointError(f"no model at {path}{origin(path)}")
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise CheckpointError(
-            f"{path}: reading it needs a package that is not installed; pip install safetensors"
-        ) from None
-    try:
-        return load_file(path)
-    except Exception:  # safetensors raises a class of its own, and what the system does
-        raise CheckpointError(f"{path} is damaged or cut off; fetch it again") from None
 
 
 def load_dict(path) -> dict:

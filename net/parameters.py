@@ -43,7 +43,7 @@ def compressible(
     exclude = _listed(exclude)
     found = {}
     everything = {}
-    for name, _, kind in _matrices(source):
+    for name, kind in _matrices(source):
         everything[name] = kind
         if include is not None:
             wanted = any(matches(name, kind, pattern) for pattern in include)
@@ -129,30 +129,40 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _matrices(source) -> Iterator[tuple[str, torch.Tensor, str]]:
-    """(name, tensor, kind) of every floating-point parameter of two or more dimensions."""
-    if isinstance(source, nn.Module):
-        parameters = _of_module(source)
-    else:
-        parameters = ((name, tensor, None) for name, tensor in source.items())
+def _matrices(source) -> Iterator[tuple[str, str]]:
+    """(name, kind) of every floating-point parameter of two or more dimensions."""
     seen = set()
-    for name, tensor, owner in parameters:
-        if isinstance(tensor, nn.parameter.UninitializedParameter):
-            raise UserError(f"{name} is lazy and has no shape yet; run the model once first")
-        if tensor.is_floating_point() and tensor.dim() >= 2:
-            key = id(tensor) if owner is not None else identity(tensor)
-            if key not in seen:
-                seen.add(key)
-                yield name, tensor, _kind(name, tensor, owner)
+    listed = _of_module(source) if isinstance(source, nn.Module) else _of_state(source)
+    for name, found, owner, key in listed:
+        if found.dtype.is_floating_point and len(found.shape) >= 2 and key not in seen:
+            seen.add(key)
+            yield name, _kind(name, len(found.shape), owner)
 
 
-def _of_module(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+def _of_module(model: nn.Module) -> Iterator[tuple]:
+    """(name, what has its type and shape, the module that owns it, equal for tied ones)."""
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            yield name, parameter, module
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise UserError(f"{name} is lazy and has no shape yet; run the model once first")
+            yield name, parameter, module, id(parameter)
 
 
-def _kind(name: str, tensor: torch.Tensor, owner: nn.Module | None) -> str:
+def _of_state(state: Mapping[str, torch.Tensor]) -> Iterator[tuple]:
+    """The same of a state dict, whose tensors have no owner known.
+
+    A mapping with a method `info` (net.shards) is asked for that: it reads tensors anew each time,
+    so that an address would say nothing.
+    """
+    info = getattr(state, "info", None)
+    for name in state:
+        if info:
+            yield name, info(name), None, name
+        else:
+            yield name, state[name], None, identity(state[name])
+
+
+def _kind(name: str, dimensions: int, owner: nn.Module | None) -> str:
     """By the class of the module that owns the parameter, else by its name and shape."""
     last = name.rpartition(".")[2]
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
@@ -161,7 +171,7 @@ def _kind(name: str, tensor: torch.Tensor, owner: nn.Module | None) -> str:
         return "attention"
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase) or re.match(r"weight_(ih|hh|hr)", last):
         return "rnn"
-    if isinstance(owner, nn.modules.conv._ConvNd) or tensor.dim() > 2:
+    if isinstance(owner, nn.modules.conv._ConvNd) or dimensions > 2:
         return "conv"
     # Where there is a module, its class has the last word.
     layer = layer_of(name).rpartition(".")[2]

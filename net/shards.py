@@ -1,0 +1,162 @@
+"""Safetensors files, a single one or a folder of shards, read and written tensor by tensor.
+
+The layout of a file (https://github.com/huggingface/safetensors): the length of the header in 8
+bytes, little-endian; the header, JSON {name: {"dtype", "shape", "data_offsets"}}; the elements. A
+folder has an index, JSON {"weight_map": {name: file}}, as Hugging Face's save_pretrained writes it.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import UserError
+from .files import atomic_write
+
+SUFFIX = ".safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+# What the format calls the types; each is stored as it is in memory, little-endian.
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class ShardsError(UserError):
+    """A safetensors file or a folder of them that cannot be read or written."""
+
+
+class Info(NamedTuple):
+    """What a header says of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Shards(Mapping[str, torch.Tensor]):
+    """A read-only mapping: shards[name] reads that tensor and no other.
+
+    `path` is a .safetensors file, or a folder with an index or with a single model.safetensors.
+    Raises ShardsError for what is missing or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._files = _files_of(self.path)
+
+    def info(self, name: str) -> Info:
+        """The type and shape of a tensor, without reading it."""
+        with _opened(self._files[name]) as file:
+            part = file.get_slice(name)
+            return Info(DTYPES[part.get_dtype()], tuple(part.get_shape()))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with _opened(self._files[name]) as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def is_shards(path: str | Path) -> bool:
+    """Whether `path` names a .safetensors file or a folder that is to hold some."""
+    path = Path(path)
+    return path.suffix == SUFFIX or path.is_dir()
+
+
+def write(
+    path: str | Path,
+    infos: Mapping[str, Info],
+    tensors: Iterable[torch.Tensor],
+) -> int:
+    """Write a .safetensors file, its `tensors` one after the other in the order of `infos`; return
+    its bytes. They need not fit into memory together, as they must for safetensors.torch.save_file.
+
+    The old file, if there is one, stays until the new one is whole. Raises ShardsError for a type
+    that the format does not have, and for a tensor that is not as announced.
+    """
+    header, size = {}, 0
+    for name, (dtype, shape) in infos.items():
+        if dtype not in NAMES:
+            raise ShardsError(f"cannot write {path}: the format has no {dtype}, which {name} is")
+        end = size + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [size, end]}
+        size = end
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)  # elements begin at a multiple of 8
+    with atomic_write(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, info), tensor in zip(infos.items(), tensors, strict=True):
+            if (tensor.dtype, tuple(tensor.shape)) != info:
+                raise ShardsError(f"cannot write {path}: {name} is not of the announced type")
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return 8 + len(text) + size
+
+
+def info_of(state: Mapping[str, torch.Tensor], name: str) -> Info:
+    """Type and shape of state[name], from its header where the mapping has one."""
+    of = getattr(state, "info", None)
+    found = of(name) if of else state[name]
+    return Info(found.dtype, tuple(found.shape))
+
+
+def _files_of(path: Path) -> dict[str, Path]:
+    """{tensor: file}."""
+    if path.is_dir() and (path / INDEX).is_file():
+        return _indexed(path / INDEX)
+    file = path / SINGLE if path.is_dir() else path
+    if not file.is_file():
+        what = f"no {INDEX} or {SINGLE} in {path}" if path.is_dir() else f"no model at {path}"
+        raise ShardsError(f"{what}; give the path of a saved model")
+    with _opened(file) as opened:
+        names = list(opened.keys())
+    if not names:
+        raise ShardsError(f"{file} holds no tensors")
+    return dict.fromkeys(names, file)
+
+
+def _indexed(index: Path) -> dict[str, Path]:
+    try:
+        files = json.loads(index.read_bytes())["weight_map"]
+        names = {name: index.parent / Path(file).name for name, file in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardsError(f"{index} is damaged: no weight_map; fetch it again") from error
+    for file in sorted(set(names.values())):
+        with _opened(file) as opened:
+            missing = {n for n, f in names.items() if f == file} - set(opened.keys())
+        if missing:
+            raise ShardsError(f"{file} lacks {min(missing)}, which {index.name} names")
+    return names
+
+
+def _opened(file: Path):
+    if not file.is_file():
+        raise ShardsError(f"{file} is missing; fetch it again")
+    try:
+        return safe_open(str(file), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ShardsError(f"{file} is damaged or cut off ({error}); fetch it again") from None
