@@ -78,7 +78,11 @@ def looks(inputs: torch.Tensor) -> str:
 
 def described(thing: object) -> str:
     kind = type(thing).__name__
-    return f"a {kind} of {len(thing)}" if isinstance(thing, tuple | list) else f"of type {kind}"
+    return (
+        f"a {kind} of {len(thing)}"
+        if isinstance(thing, tuple | list)
+        else f"something of type {kind}"
+    )
 
 
 def load(name: str, device: torch.device | str, wanted: Input) -> Dataset:
@@ -138,7 +142,7 @@ def called(name: str) -> tuple[Any, ...]:
         raise own_code.failed(f"--dataset {name}", error) from None
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
         raise UserError(
-            f"--dataset {name} returns something {described(parts)}; it must return "
+            f"--dataset {name} returns {described(parts)}; it must return "
             "(train, test) or (train, validation, test)"
         )
     return tuple(parts)

@@ -1,0 +1,252 @@
+import importlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from net.errors import UserError
+from net.training import datasets, splits, streaming
+from net.training.inputs import Input
+from net.training.own_data import image_kind
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Load what a factory in a module of the working directory returns."""
+    monkeypatch.chdir(tmp_path)
+    name = f"data_{tmp_path.name.replace('-', '_')}"
+
+    def load(*parts, wanted=None):
+        (tmp_path / f"{name}.py").write_text("def factory():\n    return parts\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        importlib.import_module(name).parts = parts if len(parts) != 1 else parts[0]
+        return datasets.load(f"{name}:factory", "unused", torch.device("cpu"), wanted)
+
+    return load
+
+
+def numbered(n: int, shape=(5,), dtype=torch.int64, start=0) -> TensorDataset:
+    """Inputs that tell their index, and three classes."""
+    index = torch.arange(start, start + n)
+    inputs = index.view(-1, *[1] * len(shape)).expand(n, *shape).to(dtype)
+    return TensorDataset(inputs, index % 3)
+
+
+def all_of(split, batch_size=7) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs, labels = zip(*split.batches(batch_size), strict=True)
+    return torch.cat(inputs), torch.cat(labels)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("processes", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((5,), torch.int64), ((), torch.int32), ((4, 6), torch.float64), ((2, 3, 2, 2), torch.bool)],
+)
+def test_inputs_of_any_shape_and_type_reach_the_model_as_they_are(
+    load, monkeypatch, in_memory, processes, shape, dtype
+):
+    if not in_memory:
+        monkeypatch.setattr(splits, "IN_MEMORY", 0)
+    if processes:
+        monkeypatch.setattr(streaming, "FEW", 0)
+    train, test = numbered(24, shape, dtype), numbered(9, shape, dtype, start=100)
+    found = load(train, test)
+    kind = splits.Split if in_memory else streaming.StreamedSplit
+    assert all(isinstance(split, kind) for split in found.splits)
+    assert [len(split) for split in found.splits] == [22, 2, 9]
+    assert (found.shape, found.classes, found.kind) == (shape, 3, None)
+    inputs, labels = all_of(found.test)
+    assert inputs.dtype == dtype
+    assert torch.equal(inputs, test.tensors[0])
+    assert torch.equal(labels, test.tensors[1])
+    parts = [all_of(split) for split in (found.train, found.validation)]
+    inputs, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(inputs, train.tensors[0][order])
+    assert torch.equal(labels, train.tensors[1][order])
+
+
+def test_the_factorys_own_validation_set_is_used(load):
+    found = load(numbered(12), numbered(4, start=50), numbered(6, start=70))
+    assert [len(split) for split in found.splits] == [12, 4, 6]
+    assert all_of(found.train)[0][:, 0].tolist() == list(range(12))
+    assert all_of(found.validation)[0][:, 0].tolist() == [50, 51, 52, 53]
+
+
+def test_shuffled_batches_are_the_same_in_memory_and_streamed(load, monkeypatch):
+    kept = load(numbered(30), numbered(6))
+    monkeypatch.setattr(splits, "IN_MEMORY", 0)
+    streamed = load(numbered(30), numbered(6))
+    for split, other in zip(kept.splits, streamed.splits, strict=True):
+        for shard in ((0, 1), (1, 2)):
+            torch.manual_seed(3)
+            expected = list(split.batches(8, shuffle=True, shard=shard))
+            torch.manual_seed(3)
+            found = list(other.batches(8, shuffle=True, shard=shard))
+            assert len(found) == len(expected)
+            for (x, y), (u, v) in zip(expected, found, strict=True):
+                assert torch.equal(x, u)
+                assert torch.equal(y, v)
+
+
+class Random(torch.utils.data.Dataset):
+    """Another input each time."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return torch.rand(3), i % 2
+
+
+def test_a_data_set_that_changes_its_inputs_does_so_in_every_epoch(load, monkeypatch):
+    monkeypatch.setattr(splits, "IN_MEMORY", 0)
+    monkeypatch.setattr(streaming, "FEW", 0)
+    found = load(Random(), Random())
+    torch.manual_seed(0)
+    epochs = [torch.cat([x for x, _ in found.train.batches(4, shuffle=True)]) for _ in range(2)]
+    assert not set(epochs[0].flatten().tolist()) & set(epochs[1].flatten().tolist())
+
+
+# Images
+
+
+def images(n, channels=3, dtype=torch.uint8, scale=255.0):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(n, channels, 8, 10, generator=generator) * scale
+    return TensorDataset(values.to(dtype), torch.arange(n) % 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind"),
+    [
+        ((3, 8, 8), torch.uint8, "photographs"),
+        ((1, 28, 28), torch.float32, "strokes"),
+        ((3, 9, 9), torch.float16, "photographs"),
+        ((2, 28, 28), torch.uint8, None),
+        ((28, 28), torch.uint8, None),
+        ((1, 7, 28), torch.float32, None),
+        ((3, 28, 28), torch.int64, None),
+    ],
+)
+def test_what_is_an_image(shape, dtype, kind):
+    assert image_kind(torch.zeros(shape, dtype=dtype)) == kind
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.uint8, 255.0), (torch.float32, 1.0), (torch.float64, 1.0)]
+)
+def test_images_are_normalised_by_the_training_images(load, dtype, scale):
+    found = load(images(36, 3, dtype, scale), images(9, 3, dtype, scale))
+    assert (found.kind, found.shape) == ("photographs", (3, 8, 10))
+    values = torch.cat([all_of(split)[0] for split in (found.train, found.validation)])
+    assert values.dtype == torch.float32
+    assert values.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (values.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.uint8, 255.0), (torch.float32, 1.0)])
+def test_images_are_normalised_by_the_models_figures(load, dtype, scale):
+    wanted = Input(3, None, mean=(0.2, 0.4, 0.6), std=(0.5, 1.0, 2.0))
+    train, test = images(36, 3, dtype, scale), images(9, 3, dtype, scale)
+    values = all_of(load(train, test, wanted=wanted).test)[0]
+    raw = test.tensors[0] / scale
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (wanted.mean, wanted.std))
+    assert torch.allclose(values, (raw - mean) / std, atol=1e-5)
+
+
+def test_images_that_the_factory_has_normalised_stay(load):
+    train, test = images(36, 1, torch.float32, 4.0), images(9, 1, torch.float32, 4.0)
+    wanted = Input(1, None, mean=(0.2,), std=(0.5,))
+    found = load(train, test, wanted=wanted)
+    assert found.kind == "strokes"
+    assert torch.equal(all_of(found.test)[0], test.tensors[0])
+
+
+def test_images_are_adapted_to_the_model(load):
+    found = load(images(36, 1), images(9, 1), wanted=Input(3, (16, 16)))
+    assert found.shape == tuple(all_of(found.test)[0].shape[1:]) == (3, 16, 16)
+
+
+# What cannot be used
+
+
+class Streams:
+    def __iter__(self):
+        return iter(())
+
+
+class Failing(list):
+    def __getitem__(self, i):
+        raise KeyError("text")
+
+
+X = torch.zeros(4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((3,), r"returns something of type int; it must return \(train, test\)"),
+        ((numbered(3),) * 4, r"returns a tuple of 4; it must"),
+        ((numbered(3), Streams()), "the test data set is of the type Streams; .* map-style"),
+        ((numbered(3), []), "the test data set is empty"),
+        ((numbered(1), numbered(3)), "the train data set has one item only"),
+        ((Failing([1, 2]), []), "the train data set: item 0 cannot be used: KeyError: 'text'"),
+        (
+            ([X, X], []),
+            r"item 0 cannot be used: it is something of type Tensor, not \(input tensor, class",
+        ),
+        (([(X, 0, 0)] * 2, []), "item 0 cannot be used: it is a tuple of 3, not"),
+        (([{"x": X}] * 2, []), "item 0 cannot be used: it is something of type dict, not"),
+        (
+            ([("text", 0)] * 2, []),
+            "item 0 cannot be used: its input is something of type str, not a tensor",
+        ),
+        (([(X, 0.5)] * 2, []), "its class is something of type float, not a whole number"),
+        (([(X, X)] * 2, []), "its class is something of type Tensor, not a whole number"),
+        (([(X, 0), (X, -1)], [(X, 0)]), "item 1 cannot be used: its class is -1"),
+        (
+            ([(X, 0), (X[:3], 1)], [(X, 0)]),
+            "item 1 cannot be used: its input is 3 float32, that of item 0 4 float32; make all al",
+        ),
+        (
+            ([(X, 0)] * 2, [(X.double(), 0)]),
+            "test data set has inputs of 4 float64, training has 4 float32",
+        ),
+    ],
+)
+@pytest.mark.parametrize("processes", [True, False])
+def test_data_that_cannot_be_used(load, monkeypatch, parts, message, processes):
+    if processes:
+        monkeypatch.setattr(streaming, "FEW", 0)
+    with pytest.raises(UserError, match=message) as error:
+        load(*parts)
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_and_numbers_of_numpy_are_taken(load):
+    items = [(np.full((2, 2), i, np.float32), np.int64(i)) for i in range(4)]
+    inputs, labels = all_of(load(items, items).test)
+    assert inputs[:, 0, 0].tolist() == labels.tolist() == [0, 1, 2, 3]
+    assert inputs.dtype == torch.float32
+
+
+def test_a_factory_that_fails_is_named_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    code = "def factory():\n    return 1 / 0\n"
+    (tmp_path / "failing_data.py").write_text(code)
+    with pytest.raises(UserError, match=r"failing_data:factory failed in .*line 2: ZeroDivision"):
+        datasets.load("failing_data:factory", "", "cpu")
+    with pytest.raises(UserError, match=r"--dataset failing_data:other: .* has no function"):
+        datasets.load("failing_data:other", "", "cpu")
+
+
+@pytest.mark.parametrize("name", ["os:getcwd", "torchvision:datasets", "builtins:exit"])
+def test_a_checkpoint_cannot_name_a_librarys_code(name):
+    with pytest.raises(UserError, match="is not code of your own"):
+        datasets.load(name, "", "cpu")
