@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
@@ -55,7 +56,8 @@ def downloaded(weights: "WeightsEnum") -> dict[str, torch.Tensor]:
     if not there and not reachable([weights.url]):
         raise UserError(f"{weights!r} is not in {path.parent} and its host does not answer; {hint}")
     try:
-        with bounded_waiting():
+        # torch.hub says on stdout what it does; that is for results.
+        with bounded_waiting(), redirect_stdout(sys.stderr):
             given = weights.get_state_dict(
                 map_location="cpu", check_hash=True, weights_only=True, progress=sys.stderr.isatty()
             )

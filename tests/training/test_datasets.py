@@ -130,6 +130,101 @@ def test_damaged_cifar10(cifar_files, offline):
         datasets.load("cifar10", cifar_files, "cpu")
 
 
+def records(n, first_label=0):
+    """(bytes of n records of CIFAR-10's binary layout, their images)"""
+    rng = np.random.default_rng(n)
+    pixels = rng.integers(0, 256, (n, 3, 32, 32)).astype(np.uint8)
+    labels = ((np.arange(n) + first_label) % 10).astype(np.uint8)
+    return np.column_stack([labels, pixels.reshape(n, -1)]).tobytes(), pixels
+
+
+@pytest.fixture
+def cifar_binary(tmp_path):
+    """CIFAR-10's binary files, of a few records each and in no other layout."""
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for i in range(1, 6):
+        (folder / f"data_batch_{i}.bin").write_bytes(records(10 + i, i)[0])
+    (folder / "test_batch.bin").write_bytes(records(7)[0])
+    return tmp_path
+
+
+def test_cifar10_in_its_binary_layout(cifar_binary, offline):
+    found = datasets.load("cifar10", cifar_binary, "cpu")
+    assert [len(split) for split in found.splits] == [60, 5, 7]
+    assert (found.name, found.classes, found.shape) == ("cifar10", 10, (3, 32, 32))
+    assert found.kind == "photographs"
+    pixels = np.concatenate([records(10 + i, i)[1] for i in range(1, 6)])
+    assert torch.equal(found.train.inputs, torch.from_numpy(pixels[:60]))
+    assert found.train.labels[:13].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3]
+    assert torch.equal(found.test.inputs, torch.from_numpy(records(7)[1]))
+    every = torch.cat([next(s.batches(100))[0] for s in (found.train, found.validation)])
+    assert every.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (every.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_torchvisions_layout_comes_first(cifar_files, offline):
+    (cifar_files / "cifar-10-batches-bin").mkdir()
+    assert len(datasets.load("cifar10", cifar_files, "cpu").test) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data_batch_3.bin", None, r"cannot read .*data_batch_3.bin: No such file.*; put the file"),
+        ("data_batch_1.bin", b"", "data_batch_1.bin is damaged: its 0 bytes are not a whole"),
+        ("test_batch.bin", bytes(3072), "its 3072 bytes are not a whole number of records of 3073"),
+        ("test_batch.bin", bytes(3073 * 2 + 1), "its 6147 bytes are not a whole number"),
+        (
+            "test_batch.bin",
+            bytes(3073) + b"\x0a" + bytes(3072),
+            "damaged: record 1 is of class 10, and there are 0 to 9 only; download it again",
+        ),
+    ],
+)
+def test_binary_files_that_are_damaged(cifar_binary, offline, name, content, message):
+    path = cifar_binary / "cifar-10-batches-bin" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        datasets.load("cifar10", cifar_binary, "cpu")
+
+
+# Normalisation by the model's own figures
+
+
+def test_grey_images_by_figures_of_their_own(digits):
+    found = datasets.load("digits", "unused", "cpu", Input(1, (28, 28), mean=(0.5,), std=(0.25,)))
+    images = next(found.train.batches(2000))[0]
+    assert images.min() == -2  # black: (0 - 0.5) / 0.25
+    assert images.max() == pytest.approx(2)  # white, 16 of 16
+    ours = next(digits.train.batches(2000))[0]
+    slope = (images.max() - images.min()) / (ours.max() - ours.min())
+    assert torch.allclose(images, (ours - ours.min()) * slope - 2, atol=1e-5)
+
+
+def test_grey_images_by_figures_of_colours(mnist_files, offline):
+    wanted = Input(3, (32, 32), mean=(0.1, 0.2, 0.4), std=(1.0, 0.5, 0.25))
+    found = datasets.load("mnist", mnist_files, "cpu", wanted)
+    assert found.shape == (3, 32, 32)
+    images = next(found.test.batches(6))[0]
+    assert images.shape == (6, 3, 32, 32)
+    grey = [images[:, i] * wanted.std[i] + wanted.mean[i] for i in range(3)]
+    assert torch.allclose(grey[0], grey[1], atol=1e-6)
+    assert torch.allclose(grey[0], grey[2], atol=1e-6)
+    assert 0 <= grey[0].min() < grey[0].max() <= 1
+
+
+def test_photographs_by_the_models_figures(cifar_binary, offline):
+    wanted = Input(3, (32, 32), mean=(0.1, 0.2, 0.4), std=(1.0, 0.5, 0.25))
+    found = datasets.load("cifar10", cifar_binary, "cpu", wanted)
+    images = next(found.test.batches(7))[0]
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (wanted.mean, wanted.std))
+    expected = (torch.from_numpy(records(7)[1]) / 255 - mean) / std
+    assert torch.allclose(images, expected, atol=1e-5)
+
+
 # Adapting to a model
 
 

@@ -54,6 +54,16 @@ def test_normalised_by_the_training_images_per_channel(images):
     assert (every.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
 
+def test_normalised_by_the_models_figures(images):
+    wanted = Input(3, (8, 8), mean=(0.1, 0.2, 0.4), std=(1.0, 0.5, 0.25))
+    found = datasets.load(f"folder:{images}", "", torch.device("cpu"), wanted)
+    assert found.kind == "photographs"
+    batch = next(found.test.batches(9))[0]
+    raw = found.test.inputs / 255
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (wanted.mean, wanted.std))
+    assert torch.allclose(batch, (raw - mean) / std, atol=1e-5)
+
+
 def test_without_val_a_fraction_of_train_is_the_test_set(tmp_path):
     write_images(tmp_path / "train", {"a": 30, "b": 30})
     found = load(tmp_path, val_fraction=0.5)

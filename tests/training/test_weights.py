@@ -1,10 +1,16 @@
+import io
+from email.message import Message
+from urllib.error import URLError
+from urllib.response import addinfourl
+
 import pytest
 import torch
 from torch import nn
 
 from net import checkpoint
 from net.errors import UserError
-from net.training.weights import load_into, start_from, without_prefixes
+from net.training import architectures, weights
+from net.training.weights import downloaded, is_published, load_into, start_from, without_prefixes
 
 
 def normed(classes: int = 3) -> nn.Module:
@@ -95,3 +101,120 @@ def test_what_does_not_fit_is_named(old, change, first):
     given = {name: t for name, t in {**old, **change}.items() if t is not None}
     with pytest.raises(UserError, match=f"m.th does not fit --arch normed: {first}"):
         load_into(normed(), given, "m.th", "normed")
+
+
+# torchvision's published weights, of which a made-up file lies in torch.hub's folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Put a file of weights where torch.hub keeps those that are published under this name."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(weights, "reachable", lambda urls: False)
+
+    def put(arch, content, name="DEFAULT"):
+        url = architectures.published_weights(arch, name).url
+        path = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        return path
+
+    return put
+
+
+def test_torchvisions_own_weights(hub):
+    torch.manual_seed(1)
+    state = architectures.build("squeezenet1_1").state_dict()
+    hub("squeezenet1_1", state)
+    for name in ("DEFAULT", "IMAGENET1K_V1"):
+        model = architectures.build("squeezenet1_1")
+        assert start_from(name, model, "squeezenet1_1") == []
+        assert equal(model, state)
+
+
+def test_torchvisions_weights_for_other_classes(hub):
+    state = architectures.build("squeezenet1_1").state_dict()
+    hub("squeezenet1_1", state)
+    arch = "squeezenet1_1(num_classes=4, weights=IMAGENET1K_V1)"
+    model = architectures.build(arch)
+    notes = start_from("DEFAULT", model, arch)
+    assert notes == [
+        "classifier.1.weight, classifier.1.bias of SqueezeNet1_1_Weights.IMAGENET1K_V1 have "
+        "another number of classes; they start from random values"
+    ]
+    assert torch.equal(model.features[0].weight, state["features.0.weight"])
+
+
+def test_auxiliary_classifiers_are_left_out(hub):
+    """Those of GoogLeNet, which its published file holds and the model here has not."""
+    small = nn.Sequential(nn.Linear(2, 2))
+    hub("googlenet", {**small.state_dict(), "aux1.fc.weight": torch.zeros(3)})
+    assert downloaded(architectures.published_weights("googlenet", "DEFAULT")).keys() == {
+        "0.weight",
+        "0.bias",
+    }
+
+
+def test_a_damaged_download_is_named(hub):
+    path = hub("squeezenet1_1", b"PK damaged")
+    with pytest.raises(UserError, match=f"{path} is damaged .*; delete it"):
+        start_from("DEFAULT", nn.Linear(1, 1), "squeezenet1_1")
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("this code must not run",)
+
+
+def test_code_in_a_published_file_does_not_run(hub, capsys):
+    hub("squeezenet1_1", {"0.weight": Harmful()})
+    with pytest.raises(UserError, match="is damaged"):
+        start_from("DEFAULT", nn.Linear(1, 1), "squeezenet1_1")
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_weights_whose_host_does_not_answer(hub, tmp_path):
+    with pytest.raises(UserError) as error:
+        start_from("IMAGENET1K_V1", nn.Linear(1, 1), "squeezenet1_1")
+    message = str(error.value)
+    assert message.startswith("SqueezeNet1_1_Weights.IMAGENET1K_V1 is not in")
+    assert "download https://download.pytorch.org/models/squeezenet1_1-" in message
+    assert f"put it there as {tmp_path}" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("content", [b"wrong hash", None])
+def test_a_download_that_fails_is_one_line(hub, tmp_path, monkeypatch, content, capsys):
+    """A host that sends something else, whose hash torch.hub checks, or nothing at all."""
+    monkeypatch.setattr(weights, "reachable", lambda urls: True)
+
+    def urlopen(request, **options):
+        if content is None:
+            raise URLError("no route")
+        headers = Message()
+        headers["Content-Length"] = str(len(content))
+        return addinfourl(io.BytesIO(content), headers, "")
+
+    monkeypatch.setattr(torch.hub, "urlopen", urlopen)
+    reason = "invalid hash value" if content else "no route"
+    with pytest.raises(UserError, match=f"cannot be downloaded .*{reason}.*; download https"):
+        start_from("DEFAULT", nn.Linear(1, 1), "squeezenet1_1")
+    assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []
+    assert capsys.readouterr().out == ""  # torch.hub's own note goes to stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("DEFAULT", True),
+        ("IMAGENET1K_SWAG_E2E_V1", True),
+        ("MODEL.pth", False),
+        ("./DEFAULT", False),
+        ("default", False),
+    ],
+)
+def test_names_of_published_weights_are_told_from_files(text, expected):
+    assert is_published(text) == expected
