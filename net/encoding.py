@@ -23,10 +23,8 @@ from .codec.tensors import DTYPES, identity, patterns, read_tensor, write_tensor
 from .errors import UserError
 from .files import atomic_write, unwritable
 
-__all__ = [
-    *("Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"),
-    *("fixed_index_bits", "load", "open", "read", "save", "write"),
-]
+__all__ = ["Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"]
+__all__ += ["fixed_index_bits", "load", "open", "read", "save", "write"]
 
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-[0-9a-f]{8}\.huff|\.[\w.-]+\.huff\.\w+\.tmp")
 IN_FLIGHT = 1 << 28  # bytes of tensors that are worked on at the same time; a larger one is alone

@@ -14,7 +14,6 @@ import numpy as np
 
 from .codes import LANES
 
-
 OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "error_model": "numpy"}  # less to compile
 
 
