@@ -5,46 +5,29 @@ without a codebook of shared values. docs/format.md specifies every byte.
 """
 
 import dataclasses
-import json
 import re
+import weakref
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from .codec import manifest
 from .codec.bits import BitReader, HuffmanError
+from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
+from .codec.manifest import MANIFEST, Entry
 from .codec.tensors import DTYPES, identity, patterns, read_tensor, write_tensor
 from .errors import UserError
 from .files import atomic_write, unwritable
 
-MANIFEST = "manifest.huff"
-MAGIC = b"DCE\x01"  # Deep Compression encoding, version 1
-MAX_TENSOR_BYTES = 1 << 34
-MAX_MANIFEST_BYTES = 1 << 23
+__all__ = ["Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"]
+__all__ += ["fixed_index_bits", "load", "open", "read", "save", "write"]
+
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-[0-9a-f]{8}\.huff|\.[\w.-]+\.huff\.\w+\.tmp")
-
-SECTIONS = ("header", "positions", "codebook", "values")  # of a tensor's file
-
-# Likely text of a manifest for DEFLATE to refer to; the best matches come last.
-DICTIONARY = (
-    b'"int64",[]]],["bfloat16","float16","float64","uint8","bool",'
-    b'"epochs":"lr":"stage":"initial","retrained","bits":"seed":42,'
-    b'"cifar10""alexnet""vgg16""lenet-5","digits""metrics":{"error_percent":'
-    b'.num_batches_tracked","int64",[]],["layer1.0.bn1.running_mean","float32",[64]],'
-    b'["layer1.0.bn1.running_var","float32",[64]],["layer1.0.downsample.0.weight","float32",['
-    b'["features.0.weight","float32",[64,3,11,11]],["features.0.bias","float32",[64]],'
-    b'["classifier.1.weight","float32",[4096,9216]],["classifier.1.bias","float32",[4096]],'
-    b'["conv1.weight","float32",[20,1,5,5]],["conv1.bias","float32",[20]],'
-    b'["conv2.weight","float32",[50,20,5,5]],["conv2.bias","float32",[50]],'
-    b'["fc1.weight","float32",[500,800]],["fc1.bias","float32",[500]],'
-    b'["fc2.weight","float32",[10,500]],["fc2.bias","float32",[10]]]'
-    b'{"tensors":[["fc1.weight","float32",[300,784]],["fc1.bias","float32",[300]],'
-    b'["fc2.weight","float32",[100,300]],["fc2.bias","float32",[100]],'
-    b'["fc3.weight","float32",[10,100]],["fc3.bias","float32",[10]]],'
-    b'"meta":{"arch":"lenet-300-100","dataset":"mnist"}}'
-)
+IN_FLIGHT = 1 << 28  # bytes of tensors that are worked on at the same time; a larger one is alone
 
 
 class EncodingError(UserError):
@@ -52,81 +35,41 @@ class EncodingError(UserError):
 
 
 @dataclasses.dataclass
-class Stream:
-    """One Huffman code in use: what the plots show."""
+class Encoded:
+    """What ``write`` has written."""
 
-    symbols: np.ndarray  # int64: numbers of shared values, or tokens of gaps
-    frequencies: np.ndarray  # int64, how often each symbol occurs
-    lengths: np.ndarray  # uint8, bits of its code word
-
-
-@dataclasses.dataclass
-class TensorInfo:
-    """What one tensor costs in the folder. All bits are averages per stored (non-zero) value."""
-
-    name: str
-    tied: list[str]  # its other names
-    shape: tuple[int, ...]
-    dtype: str
-    parameters: int
-    nonzero: int  # elements whose bits are not all zero
-    kind: str  # "sparse shared", "dense shared", "sparse raw" or "raw"
-    weight_bits_before: int  # ceil(log2(codebook)), or the width of the type if not shared
-    weight_bits: float  # code words, or raw values
-    index_bits_before: int  # the fixed width with the smallest total, padding zeros included
-    index_bits: float  # everything that says where the non-zeros are
-    dense_bytes: int  # all elements in their type
-    encoded_bytes: int  # size of the file
-    sections: dict[str, float]  # bytes of header, positions, codebook, values, checksum
-    value_stream: Stream | None
-    gap_streams: list[Stream]
+    bytes: int  # the sizes of all its files
+    tensors: list[TensorInfo]  # what every tensor costs; tied ones once
 
 
-def save(state: dict[str, torch.Tensor], directory: str | Path, meta: dict | None = None) -> int:
+def save(
+    state: Mapping[str, torch.Tensor],
+    directory: str | Path,
+    meta: dict | None = None,
+    verify: bool = True,
+) -> int:
     """Encode every tensor of ``state`` into files of ``directory``; return the bytes written.
 
-    ``meta`` is anything that JSON can hold. Tensors are touched one at a time, so a checkpoint
-    that was opened with mmap never has to fit into memory. Names of the same memory (tied
-    weights) are one tensor, and have one file.
+    ``meta`` is anything that JSON can hold. Tensors are asked for one after the other and let go
+    again, so a mapping that reads them from a file never has to fit into memory. Names of the
+    same memory (tied weights) are one tensor, and have one file.
 
     An earlier encoding stays valid until its manifest is replaced in one step, after all files
-    of the new one are on the disk; its files are removed then. Other files are left alone.
-    Raises EncodingError, after removing whatever it wrote, if the state cannot be encoded or
-    the folder cannot be written.
+    of the new one are on the disk and, with ``verify``, were read back and found equal, bit for
+    bit; its files are removed then. Other files are left alone. Raises EncodingError, after
+    removing whatever it wrote, if the state cannot be encoded or the folder cannot be written.
     """
-    directory = Path(directory)
-    written: list[Path] = []
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        entries, sums, files, numbers = [], [], set(), {}
-        total = 0
-        for name, tensor in state.items():
-            _check_tensor(name, tensor)
-            first = numbers.setdefault(identity(tensor), len(entries))
-            if first < len(entries):
-                entries.append([name, first])
-                continue
-            data = write_tensor(tensor).finish()
-            sums.append(zlib.crc32(data))
-            path = directory / _file_name(len(entries), name, sums[-1])
-            if not _holds(path, data):
-                written.append(path)
-                _write_file(path, data)
-            entries.append([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
-            files.add(path.name)
-            total += len(data)
-        manifest = _pack_manifest(entries, sums, meta)
-        _write_file(directory / MANIFEST, manifest)
-    except BaseException as error:
-        for path in written:
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error = unwritable(directory, error)
-        if isinstance(error, UserError) and not isinstance(error, EncodingError):
-            raise EncodingError(f"{error}; what was there before is unchanged") from None
-        raise
-    _remove_others(directory, files)
-    return total + len(manifest)
+    return _write(state, directory, meta, verify, describe=False).bytes
+
+
+def write(
+    state: Mapping[str, torch.Tensor],
+    directory: str | Path,
+    meta: dict | None = None,
+    verify: bool = True,
+) -> Encoded:
+    """As ``save``, and say what every tensor costs, which reading it back has shown."""
+    return _write(state, directory, meta, verify, describe=True)
 
 
 def load(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -135,11 +78,46 @@ def load(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     Raises EncodingError, naming the file and the fault, for anything else than a whole folder
     that ``save`` has written.
     """
-    entries, meta = _read_manifest(Path(directory))
-    state = {}
-    for entry in entries:
-        state[entry.name] = state[entry.same.name] if entry.same else entry.read()[0]
-    return state, meta
+    return _read(directory, describe=False)[:2]
+
+
+def read(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict, list[TensorInfo]]:
+    """As ``load``, and what every tensor costs; the folder is read once."""
+    return _read(directory, describe=True)
+
+
+class Folder(Mapping[str, torch.Tensor]):
+    """An encoded folder as a read-only mapping: folder[name] reads that tensor's file alone.
+
+    ``meta``: the meta data; ``info(name)``: its type and shape, without reading it.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        entries, self.meta = _read_manifest(self.directory)
+        self._entries = {entry.name: entry for entry in entries}
+
+    def info(self, name: str) -> Entry:
+        """The ``dtype``, ``shape`` and ``bytes`` of a tensor."""
+        return self._entries[name]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return _read_entry(self.directory, self._entries[name])[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def open(directory: str | Path) -> Folder:
+    """The folder as a mapping that reads a tensor only when it is asked for."""
+    return Folder(directory)
 
 
 def directory_bytes(directory: str | Path) -> int:
@@ -147,78 +125,75 @@ def directory_bytes(directory: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())
 
 
-def describe(directory: str | Path) -> list[TensorInfo]:
-    """What every tensor costs, and in what; raises EncodingError as ``load`` does."""
-    entries = _read_manifest(Path(directory))[0]
-    tied = {entry.name: [] for entry in entries}
-    for entry in entries:
-        if entry.same:
-            tied[entry.same.name].append(entry.name)
-    return [_describe(entry, tied[entry.name]) for entry in entries if not entry.same]
+# --- writing ------------------------------------------------------------------------------------
 
 
-# --- files --------------------------------------------------------------------------------------
+def _write(
+    state: Mapping[str, torch.Tensor],
+    directory: str | Path,
+    meta: dict | None,
+    verify: bool,
+    describe: bool,
+) -> Encoded:
+    directory = Path(directory)
+    entries: list[Entry] = []
+    written: list[Path] = []
+    tied: dict[int, list[str]] = {}
 
+    def tensors() -> Iterator[tuple[Entry, torch.Tensor]]:
+        seen = {}
+        for name in state:
+            tensor = state[name]
+            _check_tensor(name, tensor)
+            # an address says nothing once the tensor that was there is gone
+            before, alive = seen.get(identity(tensor), (None, lambda: None))
+            same = entries[before] if alive() is not None else None
+            entry = Entry(len(entries), name, tensor.dtype, tuple(tensor.shape), same=same)
+            entries.append(entry)
+            if same:
+                tied[before].append(name)
+                continue
+            seen[identity(tensor)] = entry.number, weakref.ref(tensor)
+            tied[entry.number] = []
+            yield entry, tensor
 
-def _file_name(number: int, name: str, checksum: int) -> str:
-    """Unique by number, new with every content, harmless on any file system."""
-    return f"{number:02d}-{re.sub(r'[^A-Za-z0-9_.]', '_', name)[-40:]}-{checksum:08x}.huff"
+    def encode(job: tuple[Entry, torch.Tensor]) -> tuple[int, TensorInfo | None]:
+        entry, tensor = job
+        data = write_tensor(tensor).finish()
+        entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
+        entries[entry.number] = entry
+        path, size = directory / entry.file_name, len(data)
+        if not (path.is_file() and path.read_bytes() == data):
+            written.append(path)
+            _write_file(path, data)
+        del data  # the largest tensors need the memory
+        if not (verify or describe):
+            return size, None
+        found, reader = _read_entry(directory, entry, describe)
+        if verify and not _same_bits(found, tensor):
+            raise EncodingError(f"cannot encode {entry.name!r}: {path} does not decode to it")
+        return size, tensor_info(entry, tied[entry.number], found, reader) if describe else None
 
-
-def _holds(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == data
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(data)
-
-
-def _remove_others(directory: Path, keep: set[str]) -> None:
-    """Remove files of earlier encodings, and of killed runs."""
-    for path in directory.iterdir():
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        results = list(_in_order(encode, tensors(), lambda job: job[0].bytes))
+        packed = _pack_manifest(entries, meta)
+        _write_file(directory / MANIFEST, packed)
+    except BaseException as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error = unwritable(directory, error)
+        if isinstance(error, UserError):
+            what = str(error).removesuffix(AGAIN)
+            raise EncodingError(f"{what}; what was there before is unchanged") from None
+        raise
+    keep = {entry.file_name for entry in entries if not entry.same}
+    for path in directory.iterdir():  # files of earlier encodings, and of killed runs
         if TENSOR_FILE.fullmatch(path.name) and path.name not in keep:
             path.unlink(missing_ok=True)
-
-
-# --- the manifest -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Entry:
-    """One line of the manifest: a name, and the file of its tensor."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    checksum: int  # CRC-32 of the file
-    path: Path
-    same: "Entry | None" = None  # the first name of a tied tensor, whose file this is, too
-
-    def read(self, notes: list | None = None) -> tuple[torch.Tensor, BitReader]:
-        """The tensor, and the reader that has read it, with the codes in use if it has a list."""
-        parameters = int(np.prod(self.shape, dtype=object))
-        try:
-            # raw form: every byte of every element, and a few bytes of header
-            if self.path.stat().st_size > parameters * self.dtype.itemsize + 64:
-                raise HuffmanError("longer than its tensor")
-            data = self.path.read_bytes()
-            if zlib.crc32(data) != self.checksum:
-                raise HuffmanError("the checksum does not match: damaged, or of another encoding")
-            reader = BitReader(data)
-            reader.notes = notes
-            tensor = read_tensor(reader, self.shape, self.dtype)
-            reader.begin("header")
-            reader.finish()
-            return tensor, reader
-        except (OSError, HuffmanError, MemoryError) as error:
-            raise EncodingError(f"{self.path}: {_reason(error)}; encode the model again") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return "not enough memory for its tensor" if isinstance(error, MemoryError) else str(error)
+    total = sum(size for size, _ in results) + len(packed)
+    return Encoded(total, [info for _, info in results if info])
 
 
 def _check_tensor(name: object, tensor: object) -> None:
@@ -228,142 +203,111 @@ def _check_tensor(name: object, tensor: object) -> None:
         raise EncodingError(f"cannot encode {name!r}: make it a dense, unquantized tensor first")
     if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
         raise EncodingError(f"cannot encode {name!r}: no form for {tensor.dtype}")
-    if not _fits(tuple(tensor.shape), tensor.dtype):
-        raise EncodingError(f"cannot encode {name!r}: more than {MAX_TENSOR_BYTES} bytes")
+    if not manifest.fits(tuple(tensor.shape), tensor.dtype):
+        raise EncodingError(f"cannot encode {name!r}: more than {manifest.MAX_TENSOR_BYTES} bytes")
 
 
-def _fits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """At most 64 dimensions; the product of those that are not 0 within MAX_TENSOR_BYTES."""
-    size = dtype.itemsize
-    for extent in shape:
-        size *= max(extent, 1)
-    return len(shape) <= 64 and size <= MAX_TENSOR_BYTES
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(*(torch.from_numpy(patterns(each).view("u1")) for each in (a, b)))
 
 
-def _pack_manifest(entries: list, sums: list[int], meta: dict | None) -> bytes:
-    """Magic and version, CRC-32 of the rest, DEFLATE of the JSON text, CRC-32 of every file."""
+def _pack_manifest(entries: list[Entry], meta: dict | None) -> bytes:
     try:
-        document = {"tensors": entries} | ({"meta": meta} if meta else {})
-        text = json.dumps(document, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise EncodingError(f"cannot store the meta data as JSON: {error}") from error
-    if len(text) > MAX_MANIFEST_BYTES:
-        raise EncodingError("names and meta data of more than 8 MiB")
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
-    body = packer.compress(text) + packer.flush()
-    body += np.array(sums, ">u4").tobytes()
-    return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+        return manifest.pack(entries, meta)
+    except ValueError as error:
+        raise EncodingError(str(error)) from error
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+AGAIN = "; encode the model again"
+
+
+def _read(directory: str | Path, describe: bool) -> tuple[dict, dict, list[TensorInfo]]:
+    directory = Path(directory)
+    entries, meta = _read_manifest(directory)
+    tied = {entry.number: [] for entry in entries}
+    for entry in entries:
+        if entry.same:
+            tied[entry.same.number].append(entry.name)
+
+    def decode(entry: Entry) -> tuple[torch.Tensor, TensorInfo | None]:
+        tensor, reader = _read_entry(directory, entry, describe)
+        names = tied[entry.number]
+        return tensor, tensor_info(entry, names, tensor, reader) if describe else None
+
+    files = [entry for entry in entries if not entry.same]
+    found = _in_order(decode, files, lambda entry: entry.bytes)
+    by_number = {entry.number: each for entry, each in zip(files, found, strict=True)}
+    state = {entry.name: by_number[(entry.same or entry).number][0] for entry in entries}
+    return state, meta, [info for _, info in by_number.values() if info]
 
 
 def _read_manifest(directory: Path) -> tuple[list[Entry], dict]:
     path = directory / MANIFEST
     try:
-        data = path.read_bytes()
+        return manifest.unpack(path.read_bytes())
     except OSError as error:
         raise EncodingError(f"{path}: {_reason(error)}; encode a model first") from error
-    try:
-        return _parse_manifest(directory, data)
     except (ValueError, RecursionError, MemoryError, zlib.error) as error:
-        raise EncodingError(f"{path}: {error}; encode the model again") from error
+        raise EncodingError(f"{path}: {error}{AGAIN}") from error
 
 
-def _parse_manifest(directory: Path, data: bytes) -> tuple[list[Entry], dict]:
-    """Raises ValueError for anything that ``_pack_manifest`` does not write."""
-    if data[:3] != MAGIC[:3]:
-        raise ValueError("not a manifest of this program")
-    if data[3:4] != MAGIC[3:]:
-        raise ValueError(f"format version {data[3:4].hex()}; this program reads version 01")
-    if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "big"):
-        raise ValueError("the checksum does not match: the file is damaged")
-    unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
-    text = unpacker.decompress(data[8:], MAX_MANIFEST_BYTES)
-    if not unpacker.eof:
-        raise ValueError("the data ends early, or is beyond 8 MiB")
-    document = json.loads(text)
-    if not isinstance(document, dict) or not isinstance(document.get("tensors"), list):
-        raise ValueError("no list of tensors")
-    tensors, meta = document["tensors"], document.get("meta", {})
-    if not isinstance(meta, dict) or document.keys() - {"tensors", "meta"}:
-        raise ValueError("fields that this version does not have")
-    stored = sum(isinstance(fields, list) and len(fields) == 3 for fields in tensors)
-    if len(unpacker.unused_data) != 4 * stored:
-        raise ValueError("not one checksum for each tensor")
-    sums = iter(np.frombuffer(unpacker.unused_data, ">u4").tolist())
-    entries = []
-    for fields in tensors:
-        entries.append(_entry(directory, entries, fields, sums))
-    if len({entry.name for entry in entries}) < len(entries):
-        raise ValueError("two tensors of the same name")
-    return entries, meta
+def _read_entry(
+    directory: Path, entry: Entry, describe: bool = False
+) -> tuple[torch.Tensor, BitReader]:
+    """The tensor, and the reader that has read it, with the codes in use if asked to describe."""
+    path = directory / entry.file_name
+    try:
+        # raw form: every byte of every element, and a few bytes of header
+        if path.stat().st_size > entry.bytes + 64:
+            raise HuffmanError("longer than its tensor")
+        data = path.read_bytes()
+        if zlib.crc32(data) != entry.checksum:
+            raise HuffmanError("the checksum does not match: damaged, or of another encoding")
+        reader = BitReader(data)
+        del data
+        if describe:
+            reader.codes = []
+        tensor = read_tensor(reader, entry.shape, entry.dtype)
+        reader.begin("header")
+        reader.finish()
+        return tensor, reader
+    except (OSError, HuffmanError, MemoryError) as error:
+        raise EncodingError(f"{path}: {_reason(error)}{AGAIN}") from error
 
 
-def _entry(directory: Path, before: list[Entry], fields: object, sums: Iterator[int]) -> Entry:
-    number = len(before)
-    match fields:
-        case [str(name), first] if type(first) is int and 0 <= first < number:
-            if before[first].same:
-                raise ValueError(f"tensor {number}: the same as one that has no file itself")
-            return dataclasses.replace(before[first], name=name, same=before[first])
-        case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
-            if all(type(extent) is int and extent >= 0 for extent in shape) and _fits(
-                tuple(shape), DTYPES[dtype]
-            ):
-                checksum = next(sums)
-                path = directory / _file_name(number, name, checksum)
-                return Entry(name, DTYPES[dtype], tuple(shape), checksum, path)
-    raise ValueError(f"tensor {number}: not a name, a known type and a shape within the limits")
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "not enough memory for its tensor" if isinstance(error, MemoryError) else str(error)
 
 
-# --- reports ------------------------------------------------------------------------------------
+# --- threads ------------------------------------------------------------------------------------
 
 
-def _describe(entry: Entry, tied: list[str]) -> TensorInfo:
-    tensor, reader = entry.read(notes=[])
-    raw = patterns(tensor)
-    flat = raw.reshape(tensor.numel(), -1).any(axis=1) if raw.size else raw
-    positions = np.flatnonzero(flat)
-    streams = {"values": [], "positions": []}
-    for section, code, counts in reader.notes:
-        counts = np.pad(counts, (0, len(code.symbols) - len(counts)))
-        streams.get(section, []).append(Stream(code.symbols, counts, code.lengths))
-    sparse, shared = "positions" in reader.sections, "codebook" in reader.sections
-    value_stream = streams["values"][0] if shared else None
-    stored = max(len(positions) if sparse else tensor.numel(), 1)
-    weight_bits = 8 * entry.dtype.itemsize
-    if shared:
-        weight_bits = (len(value_stream.symbols) - 1).bit_length()
-    sections = {name: reader.sections.get(name, 0) / 8 for name in SECTIONS}
-    sections["header"] += len(reader.data) - sum(sections.values())  # padding
-    return TensorInfo(
-        name=entry.name,
-        tied=tied,
-        shape=entry.shape,
-        dtype=str(entry.dtype).removeprefix("torch."),
-        parameters=tensor.numel(),
-        nonzero=len(positions),
-        kind=_kind(sparse, shared),
-        weight_bits_before=weight_bits,
-        weight_bits=sections["values"] * 8 / stored,
-        index_bits_before=fixed_index_bits(positions, weight_bits) if sparse else 0,
-        index_bits=sections["positions"] * 8 / stored,
-        dense_bytes=tensor.numel() * entry.dtype.itemsize,
-        encoded_bytes=len(reader.data),
-        sections=sections | {"checksum": 4.0},
-        value_stream=value_stream,
-        gap_streams=streams["positions"],
-    )
+def _in_order(work: Callable, jobs: Iterable, size: Callable) -> Iterator:
+    """``work`` of every job, in PyTorch's number of threads; the results in the order of the jobs.
 
-
-def fixed_index_bits(positions: np.ndarray, weight_bits: int) -> int:
-    """The width of relative indexes, 1 to 16 bits, with which paper's section 2 stores least.
-
-    A difference beyond 2**width needs padding zeros, each with an index and a weight.
+    A job is asked for when there is a thread for it, and, if ``size`` in bytes says that too much
+    would be IN_FLIGHT with it, waits for those before it.
     """
-    gaps = np.diff(positions, prepend=-1) - 1
-    return min(range(1, 17), key=lambda w: (len(gaps) + int((gaps >> w).sum())) * (w + weight_bits))
-
-
-def _kind(sparse: bool, shared: bool) -> str:
-    if shared:
-        return "sparse shared" if sparse else "dense shared"
-    return "sparse raw" if sparse else "raw"
+    threads = torch.get_num_threads()
+    waiting: deque = deque()  # (future, bytes)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for job in jobs:
+            while waiting and (
+                len(waiting) >= threads or sum(held for _, held in waiting) + size(job) > IN_FLIGHT
+            ):
+                yield waiting.popleft()[0].result()
+            waiting.append((pool.submit(work, job), size(job)))
+        while waiting:
+            yield waiting.popleft()[0].result()
+    finally:
+        pool.shutdown(cancel_futures=True)

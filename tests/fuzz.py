@@ -23,7 +23,9 @@ import numpy as np
 import torch
 
 from net import encoding, huffman
-from net.codec.prefix import JUMP_FROM
+from net.codec import manifest
+from net.codec.codes import LANES_FROM
+from net.codec.tensors import DTYPES, patterns
 
 MAX_SECONDS = 2.0
 MAX_MEGABYTES = 512
@@ -100,7 +102,7 @@ def mutate(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def example_streams() -> list[tuple[np.ndarray, bytes]]:
-    """Symbols and their streams: all table forms, runs, a jump table, wide symbols."""
+    """Symbols and their streams: all table forms, runs, lanes, wide symbols."""
     rng = np.random.default_rng(0)
     arrays = [
         np.zeros(0, np.int64),
@@ -109,7 +111,7 @@ def example_streams() -> list[tuple[np.ndarray, bytes]]:
         rng.geometric(0.2, 300),
         rng.integers(0, 1 << 62, 40),
         np.concatenate([np.arange(3000), np.zeros(500, np.int64)]),
-        rng.integers(0, 3, JUMP_FROM + 7),
+        rng.integers(0, 3, LANES_FROM + 7),
     ]
     return [(array, huffman.encode(array)) for array in arrays]
 
@@ -205,9 +207,9 @@ class Example:
 
     def _repaired(self, rng: random.Random, other: "Example", files: dict[str, bytes]) -> None:
         """Change a tensor file or the text of the manifest, and make every checksum match."""
-        manifest = files[encoding.MANIFEST]
-        unpacker = zlib.decompressobj(-15, zdict=encoding.DICTIONARY)
-        text = unpacker.decompress(manifest[8:])
+        packed = files[encoding.MANIFEST]
+        unpacker = zlib.decompressobj(-15, zdict=manifest.DICTIONARY)
+        text = unpacker.decompress(packed[8:])
         sums = np.frombuffer(unpacker.unused_data, ">u4").tolist()
         if rng.random() < 0.3:
             text = mutate_text(rng, text)
@@ -216,9 +218,9 @@ class Example:
             donor = other.files[rng.choice(other.names)]
             sums[i] = zlib.crc32(data := mutate(rng, files.pop(self.names[i]), donor))
             files[self.names[i][:-13] + f"{sums[i]:08x}.huff"] = data
-        packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=encoding.DICTIONARY)
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=manifest.DICTIONARY)
         body = packer.compress(text) + packer.flush() + np.array(sums, ">u4").tobytes()
-        files[encoding.MANIFEST] = encoding.MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+        files[encoding.MANIFEST] = manifest.MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
 
 
 def mutate_text(rng: random.Random, text: bytes) -> bytes:
@@ -232,7 +234,7 @@ def mutate_text(rng: random.Random, text: bytes) -> bytes:
     if field == 0:
         entry[0] = rng.choice(["../../etc/x", "", "a/b", "a" * 10_000, None, 3, "\0"])
     elif field == 1:
-        entry[1] = rng.choice([*encoding.DTYPES, "quint8", None, 1])
+        entry[1] = rng.choice([*DTYPES, "quint8", None, 1])
     elif entry[2] and rng.random() < 0.7:
         entry[2][rng.randrange(len(entry[2]))] = rng.choice(numbers)
     else:
@@ -243,9 +245,7 @@ def mutate_text(rng: random.Random, text: bytes) -> bytes:
 def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Equal names, types, shapes and bits."""
     return list(state) == list(other) and all(
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and np.array_equal(encoding.patterns(a), encoding.patterns(b))
+        a.dtype == b.dtype and a.shape == b.shape and np.array_equal(patterns(a), patterns(b))
         for a, b in zip(state.values(), other.values(), strict=True)
     )
 

@@ -1,6 +1,6 @@
 """A second decoder, written from docs/format.md alone: no NumPy, no speed, no shortcuts.
 
-It shares nothing with net/ but the preset dictionary, which the format defines by reference.
+It takes nothing from net/: the preset dictionary is docs/dictionary.bin.
 """
 
 import json
@@ -10,7 +10,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from net.encoding import DICTIONARY
+DICTIONARY = Path(__file__).parent.parent / "docs" / "dictionary.bin"
 
 BITS = {
     "float16": 16, "bfloat16": 16, "float32": 32, "float64": 64, "complex32": 16, "complex64": 32,
@@ -41,25 +41,21 @@ class Bits:
         assert "1" not in self.bits[self.at :]
 
 
-def read_set(bits: Bits, count: int, universe: int) -> list[int]:
-    members = [0] * count
-    ranges = [(0, count, 0, universe)] if count else []
-    while ranges:
-        steps = []
-        for first, end, low, high in ranges:
-            middle = (first + end) // 2
-            least = low + middle - first
-            choices = high - (end - 1 - middle) - least
-            b = choices.bit_length() - 1
-            steps.append((middle, least, b, 2 ** (b + 1) - choices))
-        heads = [bits.u(b) for _, _, b, _ in steps]
-        for (middle, least, _, short), head in zip(steps, heads, strict=True):
-            offset = head if head < short else 2 * head + bits.u(1) - short
-            members[middle] = least + offset
-        left = [(f, s[0], lo, members[s[0]]) for (f, _, lo, _), s in zip(ranges, steps)]  # noqa: B905
-        right = [(s[0] + 1, e, members[s[0]] + 1, hi) for (_, e, _, hi), s in zip(ranges, steps)]  # noqa: B905
-        ranges = [each for each in left + right if each[0] < each[1]]
-    return members
+def read_set(bits: Bits, count: int, low: int, high: int) -> list[int]:
+    """``count`` members in [low, high]."""
+    if not count:
+        return []
+    half = count // 2
+    least = low + half
+    choices = high - (count - 1 - half) - least + 1
+    b = (choices - 1).bit_length()
+    short = 2**b - choices
+    value = bits.u(b - 1) if b else 0
+    if b and value >= short:
+        value = 2 * value + bits.u(1) - short
+    member = least + value
+    below = read_set(bits, half, low, member - 1)
+    return below + [member] + read_set(bits, count - 1 - half, member + 1, high)
 
 
 def small_table(bits: Bits) -> dict[int, int]:
@@ -80,10 +76,9 @@ def small_table(bits: Bits) -> dict[int, int]:
 def table(bits: Bits) -> dict[int, int]:
     if not bits.u(1):
         return small_table(bits)
-    n, symbols, last = bits.number(), [], -1
-    for gap in integers(bits, n):
-        last += gap + 1
-        symbols.append(last)
+    n = bits.number() + 1
+    last = bits.number() + n - 1
+    symbols = [*read_set(bits, n - 1, 0, last - 1), last]
     return dict(zip(symbols, coded(bits, small_table(bits), n), strict=True))
 
 
@@ -97,9 +92,8 @@ def coded(bits: Bits, lengths: dict[int, int], count: int) -> list[int]:
         before = lengths[symbol]
         words[format(word, f"0{before}b")] = symbol
     if count >= 2**17:
-        bits.number()
-        width = bits.u(6)
-        bits.u(width * (count // 1024))
+        for _ in range(7):
+            bits.number()
     symbols = []
     for _ in range(count):
         start = bits.at
@@ -134,7 +128,7 @@ def values(bits: Bits, count: int, w0: int, floating: bool) -> list[int]:
         shift, w = bits.u(6), bits.u(6) + 1
     if bits.u(1):
         k = bits.number() + 1
-        book = read_set(bits, k, 2**w) if w <= 48 else [bits.u(w) for _ in range(k)]
+        book = read_set(bits, k, 0, 2**w - 1)
         if half or (floating and shift + w == w0):
             book = [e ^ (2 ** (w - 1) if e >> (w - 1) else 2**w - 1) for e in book]
         found = [book[i] for i in coded(bits, table(bits), count)]
@@ -159,7 +153,7 @@ def _float16(pattern: int) -> float:
 
 def lines(bits: Bits, m: int) -> list[list[int]]:
     dead = bits.number()
-    gone = set(read_set(bits, dead, m))
+    gone = set(read_set(bits, dead, 0, m - 1))
     live = [line for line in range(m) if line not in gone]
     if not live:
         return []
@@ -221,9 +215,9 @@ def stream(data: bytes) -> list[int]:
 def folder(directory: Path) -> tuple[dict[str, tuple[str, list[int], list[int]]], dict]:
     """{name: (type, shape, patterns)} and the meta data."""
     data = (directory / "manifest.huff").read_bytes()
-    assert data[:4] == b"DCE\x01"
+    assert data[:4] == b"DCE\x02"
     assert zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "big")
-    inflate = zlib.decompressobj(-15, zdict=DICTIONARY)
+    inflate = zlib.decompressobj(-15, zdict=DICTIONARY.read_bytes())
     text = json.loads(inflate.decompress(data[8:]))
     sums = struct.iter_unpack(">I", inflate.unused_data)
     state = {}

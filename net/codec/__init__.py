@@ -1,0 +1,10 @@
+"""Tensors as bit strings: everything below ``net.encoding`` and ``net.huffman``."""
+
+import importlib
+
+
+def __getattr__(name: str) -> object:
+    """``codec.kernels``, imported when it is first used: numba takes half a second to load."""
+    if name == "kernels":
+        return importlib.import_module(".kernels", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

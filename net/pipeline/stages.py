@@ -276,8 +276,7 @@ def share_bare(
 def encode(source: Checkpoint, directory: str | Path) -> list[encoding.TensorInfo]:
     """Write `source` to the folder `directory`, losslessly; return what each tensor takes."""
     meta = {key: getattr(source, key) for key in ("arch", "dataset") if getattr(source, key)}
-    encoding.save(source.state_dict, directory, meta)
-    return encoding.describe(directory)
+    return encoding.write(source.state_dict, directory, meta).tensors
 
 
 def decode(directory: str | Path) -> Checkpoint:

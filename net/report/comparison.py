@@ -53,8 +53,7 @@ def read(folder: str | Path, directory: str | Path) -> Stages:
             missing.append(f"no {folder / name}{checkpoint.origin(name)}")
     tensors, state, size = None, None, None
     if directory.is_dir() and any(directory.glob("[!.]*")):
-        tensors = encoding.describe(directory)
-        state = encoding.load(directory)[0]
+        state, _, tensors = encoding.read(directory)
         size = encoding.directory_bytes(directory)
     else:
         missing.append(f"no encoded model in {directory}; run huffman_encode.py first")

@@ -1,0 +1,157 @@
+"""Canonical, length-limited prefix codes: their lengths, their words, and both ways through them.
+
+Canonical codes are known by their lengths alone. Package-merge finds the optimal lengths within
+a limit; the limit lets one lookup decode a symbol.
+"""
+
+import itertools
+
+import numpy as np
+
+from .. import codec
+from .bits import BitReader, BitWriter, HuffmanError
+
+LANES = 8  # parts of a long stream
+LANES_FROM = 1 << 17  # symbols; below, there are no parts
+RUN = 1024  # a one-symbol alphabet costs one bit for this many symbols
+MAX_SYMBOLS = 1 << 26
+
+
+class Code:
+    """A prefix code: ``symbols`` (ascending int64) and the ``lengths`` of their code words.
+
+    Code words are canonical: consecutive numbers in the order of length, ties by symbol. A code
+    of one symbol has length 0.
+
+    Example: symbols 3, 5, 6, 9, lengths 3, 1, 3, 2 -> words 0b110, 0b0, 0b111, 0b10
+    """
+
+    def __init__(self, symbols: np.ndarray, lengths: np.ndarray) -> None:
+        self.symbols = symbols
+        self.lengths = lengths
+        self.longest = int(lengths.max())
+
+    @classmethod
+    def of(cls, symbols: np.ndarray) -> "Code":
+        """The optimal code for the empirical distribution of a non-empty array."""
+        return cls.from_counts(*histogram(symbols))
+
+    @classmethod
+    def from_counts(cls, symbols: np.ndarray, counts: np.ndarray) -> "Code":
+        """The optimal code within ``length_limit``; all counts > 0."""
+        if len(symbols) > MAX_SYMBOLS:
+            raise HuffmanError(f"cannot encode more than {MAX_SYMBOLS} different symbols")
+        return cls(symbols, code_lengths(counts, length_limit(len(symbols))))
+
+    @classmethod
+    def checked(cls, symbols: np.ndarray, lengths: np.ndarray) -> "Code":
+        """A code that was read; refuses words unused or used twice, and too long ones."""
+        if not len(symbols) or int(np.sum(1 << (31 - lengths.astype(np.int64)))) != 1 << 31:
+            raise HuffmanError("the code lengths do not make a complete prefix code")
+        if int(lengths.max()) > length_limit(len(symbols)):
+            raise HuffmanError("a code word longer than its code needs")
+        return cls(symbols, lengths)
+
+    def words(self) -> np.ndarray:
+        """The code words as uint64."""
+        order, sizes = self._ranges()
+        words = np.empty(len(order), np.uint64)
+        words[order] = (np.cumsum(sizes) - sizes) // sizes
+        return words
+
+    def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Canonical order, and how many numbers of ``longest`` bits begin with each word."""
+        order = np.argsort(self.lengths, kind="stable")
+        return order, 1 << (self.longest - self.lengths[order].astype(np.int64))
+
+    def write(self, writer: BitWriter, symbols: np.ndarray) -> None:
+        """Append the code words of ``symbols``; before those of a long array the lanes' sizes."""
+        if len(self.symbols) == 1:  # zeros, so that a few bytes cannot promise gigabytes
+            return writer.append(symbols.size // RUN, lambda out, at: at + symbols.size // RUN)
+        size, at = int(self.symbols[-1]) + 1, self.symbols
+        if size > max(1 << 16, 4 * symbols.size):  # a table by rank, where one by symbol is large
+            symbols, size = np.searchsorted(self.symbols, symbols), len(self.symbols)
+            at = np.arange(size)
+        table = np.zeros(size, np.uint64)
+        table[at] = self.words() << np.uint64(6) | self.lengths
+        symbols = narrow(symbols, size)
+        each = lane_size(symbols.size)
+        bounds = [*range(0, LANES * each, each), symbols.size] if each else [0, symbols.size]
+        lanes = [
+            int(codec.kernels.measure(symbols[first:last], table))
+            for first, last in itertools.pairwise(bounds)
+        ]
+        for bits in lanes[:-1]:
+            writer.write_number(bits)
+        writer.append(sum(lanes), codec.kernels.pack_words, symbols, table)
+
+    def read(self, reader: BitReader, count: int, values: np.ndarray) -> np.ndarray:
+        """``count`` symbols, each as that of ``values`` (by rank; uint8, uint16 or uint64)."""
+        if len(self.symbols) == 1:
+            if reader.read(count // RUN):
+                raise HuffmanError("a run with bits that are not zero")
+            return np.full(count, values[0])
+        reader.need(count)  # every symbol takes at least one bit
+        each = lane_size(count)
+        starts = [0] * LANES
+        if each:
+            for lane in range(1, LANES):
+                starts[lane] = starts[lane - 1] + reader.read_number()
+        if starts[-1] > reader.remaining:
+            raise HuffmanError("a lane longer than the data")
+        starts = np.array(starts) + reader.position
+        ends, out = starts.copy(), np.empty(count, values.dtype)
+        order, sizes = self._ranges()
+        table = np.repeat(order << 6 | self.lengths[order], sizes).astype(np.uint32)
+        if not codec.kernels.unpack_words(
+            *(reader.data, ends, reader.end, each, table, self.longest, values, out)
+        ):
+            raise HuffmanError("the data ends early")
+        if (ends[:-1] != starts[1:]).any():
+            raise HuffmanError("a lane does not end where the next one begins")
+        reader.move(int(ends[-1]))
+        return out
+
+
+def lane_size(count: int) -> int:
+    """Symbols in each of LANES lanes (the last one has the rest, too): none if they are few."""
+    return count // LANES if count >= LANES_FROM else 0
+
+
+def narrow(symbols: np.ndarray, size: int) -> np.ndarray:
+    """Symbols below ``size`` in the narrowest type that the kernels are compiled for."""
+    kind = np.uint8 if size <= 1 << 8 else np.uint16 if size <= 1 << 16 else np.uint64
+    return np.ascontiguousarray(symbols, kind)
+
+
+def histogram(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct symbols (ascending int64) and how often each occurs."""
+    size = int(symbols.max()) + 1
+    if size <= max(1 << 16, symbols.size):
+        counts = np.zeros(size, np.int64)
+        wide = symbols.itemsize == 8  # as it is: a kernel less to compile
+        codec.kernels.count(symbols.view(np.uint64) if wide else narrow(symbols, size), counts)
+        present = np.flatnonzero(counts)
+        return present, counts[present]
+    present, counts = np.unique(symbols, return_counts=True)
+    return present.astype(np.int64), counts
+
+
+def length_limit(alphabet: int) -> int:
+    """15 bits, or 2 more than a code of fixed width needs where that is more."""
+    return max(15, alphabet.bit_length() + 2)
+
+
+def code_lengths(counts: np.ndarray, limit: int) -> np.ndarray:
+    """Lengths (uint8) that minimise sum(counts * lengths) with no length above ``limit``.
+
+    Among equal counts the larger symbol gets the shorter word.
+
+    Example: [1, 1, 1] -> [2, 2, 1]
+    """
+    lengths = np.zeros(len(counts), np.uint8)
+    order = np.argsort(counts, kind="stable")
+    found = np.zeros_like(lengths)
+    codec.kernels.package_merge(counts[order], min(limit, len(counts) - 1), found)
+    lengths[order] = found
+    return lengths

@@ -1,0 +1,104 @@
+"""What one tensor costs in the folder, and in what: for tables and plots."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from .bits import BitReader
+from .codes import Code, histogram
+from .manifest import Entry
+from .tensors import patterns
+
+SECTIONS = ("header", "positions", "codebook", "values")  # of a tensor's file
+
+
+@dataclasses.dataclass
+class Stream:
+    """One Huffman code in use: what the plots show."""
+
+    symbols: np.ndarray  # int64: numbers of shared values, or tokens of gaps
+    frequencies: np.ndarray  # int64, how often each symbol occurs
+    lengths: np.ndarray  # uint8, bits of its code word
+
+    @classmethod
+    def of(cls, code: Code, counts: np.ndarray) -> "Stream":
+        return cls(code.symbols, counts, code.lengths)
+
+
+@dataclasses.dataclass
+class TensorInfo:
+    """What one tensor costs in the folder. All bits are averages per stored (non-zero) value."""
+
+    name: str
+    tied: list[str]  # its other names
+    shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    nonzero: int  # elements whose bits are not all zero
+    kind: str  # "sparse shared", "dense shared", "sparse raw" or "raw"
+    weight_bits_before: int  # ceil(log2(codebook)), or the width of the type if not shared
+    weight_bits: float  # code words, or raw values
+    index_bits_before: int  # the fixed width with the smallest total, padding zeros included
+    index_bits: float  # everything that says where the non-zeros are
+    dense_bytes: int  # all elements in their type
+    encoded_bytes: int  # size of the file
+    sections: dict[str, float]  # bytes of header, positions, codebook, values, checksum
+    value_stream: Stream | None
+    gap_streams: list[Stream]
+
+
+def tensor_info(
+    entry: Entry, tied: list[str], tensor: torch.Tensor, reader: BitReader
+) -> TensorInfo:
+    """What ``reader``, whose ``codes`` were kept, has read of the tensor."""
+    raw = patterns(tensor)
+    if entry.dtype.is_complex:
+        raw = raw.reshape(-1, 2).any(axis=1)
+    positions = np.flatnonzero(raw)
+    streams = {section: [] for section in SECTIONS}
+    for section, code, counts in reader.codes:
+        streams[section].append(Stream.of(code, counts))
+    sparse, shared = "positions" in reader.sections, "codebook" in reader.sections
+    value_stream = streams["values"][0] if shared else None
+    stored = max(len(positions) if sparse else tensor.numel(), 1)
+    weight_bits = 8 * entry.dtype.itemsize
+    if shared:
+        weight_bits = (len(value_stream.symbols) - 1).bit_length()
+    sections = {name: reader.sections.get(name, 0) / 8 for name in SECTIONS}
+    sections["header"] += reader.end / 8 - sum(sections.values())  # padding
+    return TensorInfo(
+        name=entry.name,
+        tied=tied,
+        shape=entry.shape,
+        dtype=str(entry.dtype).removeprefix("torch."),
+        parameters=tensor.numel(),
+        nonzero=len(positions),
+        kind=("sparse shared" if sparse else "dense shared")
+        if shared
+        else ("sparse raw" if sparse else "raw"),
+        weight_bits_before=weight_bits,
+        weight_bits=sections["values"] * 8 / stored,
+        index_bits_before=fixed_index_bits(positions, weight_bits) if sparse else 0,
+        index_bits=sections["positions"] * 8 / stored,
+        dense_bytes=entry.bytes,
+        encoded_bytes=reader.end // 8,
+        sections=sections | {"checksum": 4.0},
+        value_stream=value_stream,
+        gap_streams=streams["positions"],
+    )
+
+
+def fixed_index_bits(positions: np.ndarray, weight_bits: int) -> int:
+    """The width of relative indexes, 1 to 16 bits, with which paper's section 2 stores least.
+
+    A difference beyond 2**width needs padding zeros, each with an index and a weight.
+    """
+    if not len(positions):
+        return 1
+    gaps, counts = histogram(np.diff(positions, prepend=-1) - 1)
+
+    def bits(width: int) -> int:
+        return int(np.dot(counts, 1 + (gaps >> width))) * (width + weight_bits)
+
+    return min(range(1, 17), key=bits)

@@ -1,0 +1,398 @@
+"""The loops over single symbols, compiled by numba when they are first called.
+
+Plain functions of arrays and integers, without state; their callers check and allocate. ``at``
+and ``end`` count bits from the most significant one of byte 0. Readers get bits.PAD behind
+``end``, and look at no symbol that would begin behind it.
+
+Positions are int64, what is shifted is uint64; numba makes a float of a sum of both.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+from .codes import LANES
+
+OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "error_model": "numpy"}  # less to compile
+
+
+def kernel(function):
+    """Compile on the first call; keep the result where numba finds a folder that it can write."""
+    try:
+        return numba.njit(function, cache=True, **OPTIONS)
+    except RuntimeError:  # there is none: compile in every process
+        return numba.njit(function, **OPTIONS)
+
+
+helper = numba.njit(no_cpython_wrapper=True, **OPTIONS)  # called by kernels only
+
+
+# --- counting ---------------------------------------------------------------------------------
+
+
+@kernel
+def count(symbols, counts):
+    """Add to counts[s] how often s occurs."""
+    for symbol in symbols:
+        counts[symbol] += 1
+
+
+@kernel
+def number(values, distinct, found, slots, shift, numbers):
+    """Number the values by the order in which they come: values[i] = distinct[numbers[i]].
+
+    ``distinct``: uint64, the first ``found`` of them known already. ``slots``: a hash table of
+    number + 1, int32[2**(64 - shift)]. Returns how many values are distinct, or -1 if there are
+    more than ``distinct`` has room for.
+
+    Example: [7, 7, 5, 7] -> numbers [0, 0, 1, 0], distinct [7, 5]
+    """
+    for i in range(len(values)):
+        slot = np.int64(values[i] * np.uint64(0x9E3779B97F4A7C15) >> shift)
+        while slots[slot] > 0 and distinct[slots[slot] - 1] != values[i]:
+            slot = (slot + 1) & (len(slots) - 1)
+        if slots[slot] == 0:
+            if found == len(distinct):
+                return -1
+            distinct[found] = values[i]
+            found += 1
+            slots[slot] = found
+        numbers[i] = slots[slot] - 1
+    return found
+
+
+# --- writing bits -----------------------------------------------------------------------------
+
+
+@kernel
+def measure(symbols, table):
+    """The bits of the code words of ``symbols``; table[s] is word << 6 | length."""
+    bits = 0
+    for symbol in symbols:
+        bits += np.int64(table[symbol] & 63)
+    return bits
+
+
+@kernel
+def pack_words(symbols, table, out, at):
+    """Write the code words of ``symbols``, of up to 31 bits, from bit ``at`` on; return the end.
+
+    Example: words 0, 10, 11 for 0, 1, 2: [0, 2, 1] -> 0b01110
+    """
+    byte, held = np.uint64(at) >> 3, at & 7
+    bits = np.uint64(out[byte]) >> (8 - held)  # the last ``held`` bits are yet to be stored
+    for symbol in symbols:
+        entry = table[symbol]
+        bits = bits << (entry & 63) | entry >> 6
+        held += np.int64(entry & 63)
+        if held >= 32:
+            held -= 32
+            store(out, byte, bits >> held)
+            byte += np.uint64(4)
+    store(out, byte, bits << (32 - held))
+    return np.int64(byte) * 8 + held
+
+
+@kernel
+def pack_fields(values, widths, out, at):
+    """Write the low widths[i] bits (0 to 64) of each values[i] from bit ``at`` on."""
+    byte, held = np.uint64(at) >> 3, at & 7
+    bits = np.uint64(out[byte]) >> (8 - held)
+    for i in range(len(values)):
+        left = np.int64(widths[i])
+        while left > 0:
+            step = 32 if left > 32 else left
+            left -= step
+            bits = bits << step | (values[i] >> left) & ((np.uint64(1) << step) - np.uint64(1))
+            held += step
+            if held >= 32:
+                held -= 32
+                store(out, byte, bits >> held)
+                byte += np.uint64(4)
+    store(out, byte, bits << (32 - held))
+    return np.int64(byte) * 8 + held
+
+
+@kernel
+def pack_bytes(source, out, at):
+    """Write bytes as they are from bit ``at`` on."""
+    byte, held = at >> 3, at & 7
+    bits = np.uint64(out[byte]) >> (8 - held)
+    for i in range(len(source)):
+        bits = bits << 8 | source[i]
+        out[byte + i] = bits >> held
+    out[byte + len(source)] = bits << (8 - held)
+    return at + 8 * len(source)
+
+
+@helper
+def store(out, byte, word):
+    """The low 32 bits of ``word``, the first byte from the top."""
+    for i in range(4):
+        out[byte + np.uint64(i)] = word >> (24 - 8 * i)
+
+
+# --- reading bits -----------------------------------------------------------------------------
+
+
+@helper
+def window(data, at):
+    """The bits from ``at`` on, the first one on top: 57 of them at least."""
+    byte, bits = np.uint64(at) >> 3, np.uint64(0)
+    for i in range(8):
+        bits = bits << 8 | data[byte + np.uint64(i)]
+    return bits << (at & 7)
+
+
+@helper
+def peek(data, at, width):
+    """The ``width`` bits (0 to 64) from ``at`` on as a number."""
+    low = 32 if width > 32 else width
+    high = width - low
+    above = window(data, at) >> 1 >> (63 - high)  # a shift by 64 is undefined
+    return above << low | window(data, at + high) >> 1 >> (63 - low)
+
+
+@kernel
+def unpack_words(data, at, end, each, table, width, values, out):
+    """Decode len(out) symbols: lane l, from bit at[l] on, gives ``each`` of them from l * each on.
+
+    The last lane gives the rest, too. table[w] is rank << 6 | length of the code word that the
+    ``width`` bits w begin with; values[rank] is its symbol. ``at`` is moved to the ends of the
+    lanes. Returns False if one goes beyond ``end``.
+
+    Example: words 0, 10, 11 for 0, 1, 2, one lane: 0b01110 -> [0, 2, 1]
+    """
+    for i in range(each):
+        for lane in range(LANES):
+            if at[lane] > end:
+                return False
+            entry = table[window(data, at[lane]) >> (64 - width)]
+            out[lane * each + i] = values[entry >> 6]
+            at[lane] += np.int64(entry & 63)
+    for i in range(LANES * each, len(out)):
+        if at[LANES - 1] > end:
+            return False
+        entry = table[window(data, at[LANES - 1]) >> (64 - width)]
+        out[i] = values[entry >> 6]
+        at[LANES - 1] += np.int64(entry & 63)
+    return True
+
+
+@kernel
+def unpack_bytes(data, at, width, out):
+    """Read a number of ``width`` bits (1 to 8) for each byte of ``out``."""
+    for i in range(len(out)):
+        byte, shift = at >> 3, 16 - width - (at & 7)
+        pair = np.int64(data[byte]) << 8 | np.int64(data[byte + 1])
+        out[i] = (pair >> shift) & ((1 << width) - 1)
+        at += width
+
+
+# --- integers: tokens and raw bits --------------------------------------------------------------
+
+
+@helper
+def token_of(value, split, kept):
+    """Token and number of raw bits of a non-negative integer (see net/codec/integers.py)."""
+    if value >> split == 0:
+        return value, 0
+    magnitude = split
+    while value >> (magnitude + 1) > 0:
+        magnitude += 1
+    raw = magnitude - kept
+    top = (value >> raw) & ((1 << kept) - 1)
+    return (1 << split) + ((magnitude - split) << kept) + top, raw
+
+
+@kernel
+def split_values(values, split, kept, tokens, widths):
+    """The token and the number of raw bits of each value."""
+    for i in range(len(values)):
+        tokens[i], widths[i] = token_of(values[i], split, kept)
+
+
+@kernel
+def split_costs(distinct, counts, total, costs):
+    """costs[split, kept]: about the bits of ``distinct`` (ascending), ``total`` in all.
+
+    The entropy of the tokens, the raw bits, and a guess at the code table: 3 bits for every
+    token that could occur, one less if it does. Infinite if a token is 1024 or more.
+    """
+    for split in range(costs.shape[0]):
+        for kept in range(1 + (split if split < 2 else 2)):
+            bits, before, together = 0.0, -1, 0  # of the same token
+            for i in range(len(distinct)):
+                token, raw = token_of(distinct[i], split, kept)
+                bits += counts[i] * raw
+                if token != before:
+                    if together > 0:
+                        bits += together * math.log2(total / together)
+                    bits += 3 * (token - before) - 1
+                    before, together = token, 0
+                together += counts[i]
+            bits += together * math.log2(total / together)
+            costs[split, kept] = bits if before < 1024 else np.inf
+
+
+@kernel
+def unpack_integers(data, at, end, tokens, least, widths, out):
+    """out[i]: least[t] and widths[t] raw bits, t = tokens[i]; returns the end, -1 if beyond."""
+    for i in range(len(tokens)):
+        width = widths[tokens[i]]
+        if at + width > end:
+            return -1
+        out[i] = least[tokens[i]] + np.int64(peek(data, at, width))
+        at += width
+    return at
+
+
+# --- sets: binary interpolative code -------------------------------------------------------------
+
+
+@kernel
+def code_set(members, largest, data, at, end, values, widths):
+    """Write a set in [0, largest], ascending (see net/codec/sets.py), or read it with ``data``.
+
+    Without data: the fields ``values``, ``widths`` are made from ``members``. With it: the
+    members are read from bit ``at`` on. Returns the end, or -1 if that is beyond ``end``.
+    """
+    first, count = np.empty(65, np.int64), np.empty(65, np.int64)  # ranges yet to be coded
+    low, high = np.empty(65, np.uint64), np.empty(65, np.uint64)
+    first[0], count[0], low[0], high[0] = 0, len(members), 0, largest
+    depth = 1 if len(members) > 0 else 0
+    done = 0
+    while depth > 0:
+        depth -= 1
+        start, half, bottom = first[depth], count[depth] >> 1, low[depth]
+        right = count[depth] - half - 1  # members above the middle one
+        least = bottom + np.uint64(half)
+        span = high[depth] - np.uint64(right) - least  # the values that it can have, minus 1
+        width, ones = 0, np.uint64(0)
+        while ones < span:
+            width, ones = width + 1, ones << 1 | np.uint64(1)
+        short = ones - span  # values below take a bit less
+        if len(data) > 0:
+            if at > end:
+                return -1
+            value = np.uint64(0)
+            if width > 0:
+                value = peek(data, at, width - 1)
+            if value < short:
+                width -= 1
+            elif width > 0:
+                value = peek(data, at, width) - short
+            at += width
+            members[start + half] = least + value
+        else:
+            value = members[start + half] - least
+            if value < short:
+                width -= 1
+            else:
+                value += short
+            values[done], widths[done] = value, width
+            done += 1
+        member = members[start + half]
+        if right > 0:
+            first[depth], count[depth], low[depth] = start + half + 1, right, member + np.uint64(1)
+            depth += 1
+        if half > 0:
+            first[depth], count[depth] = start, half
+            low[depth], high[depth] = bottom, member - np.uint64(1)
+            depth += 1
+    return at
+
+
+# --- positions: a matrix in blocks ---------------------------------------------------------------
+
+
+@kernel
+def block_gaps(
+    row, column, row_class, row_rank, column_class, column_rank, widths, classes, sizes, gaps, order
+):
+    """Sort the non-zeros (row[i], column[i]), which come row by row, into blocks.
+
+    Row r is number row_rank[r] of class row_class[r], from 1 on; columns likewise, widths[c] in
+    the class of c, ``classes`` in all. A block is a row class and a column class: ``sizes`` of
+    them, zeros at first. Block after block, ``gaps`` are those before each non-zero inside its
+    block, and ``order`` its i.
+
+    Example: one block of width 4, (0, 1), (0, 3), (1, 0) -> gaps [1, 1, 0], order [0, 1, 2]
+    """
+    for i in range(len(row)):
+        sizes[(row_class[row[i]] - 1) * classes + column_class[column[i]] - 1] += 1
+    at, last, begin = np.empty_like(sizes), np.empty_like(sizes), 0
+    for block in range(len(sizes)):
+        at[block], last[block] = begin, -1
+        begin += sizes[block]
+    for i in range(len(row)):
+        r, c = row[i], column[i]
+        block = (row_class[r] - 1) * classes + column_class[c] - 1
+        place = row_rank[r] * widths[c] + column_rank[c]
+        gaps[at[block]] = place - last[block] - 1
+        order[at[block]] = i
+        last[block] = place
+        at[block] += 1
+
+
+@kernel
+def places(gaps, rows, columns, row_step, column_step, out):
+    """The flat positions of a block's non-zeros; False if one lies outside.
+
+    Example: gaps [1, 1, 0], rows [0, 2], columns [0, 1, 2, 3], steps 4, 1 -> [1, 3, 8]
+    """
+    row, column = 0, -1
+    for i in range(len(gaps)):
+        if gaps[i] >= len(rows) * len(columns):
+            return False
+        column += gaps[i] + 1
+        while column >= len(columns):
+            column -= len(columns)
+            row += 1
+        if row >= len(rows):
+            return False
+        out[i] = rows[row] * row_step + columns[column] * column_step
+    return True
+
+
+# --- code lengths --------------------------------------------------------------------------------
+
+
+@kernel
+def package_merge(leaves, limit, lengths):
+    """The lengths of an optimal code without any above ``limit``, of ascending counts.
+
+    (Larmore and Hirschberg 1990.) In every round pair up the list, from the smallest entry on,
+    and merge the packages with the counts, a count before a package that is equal. Of the last
+    list the 2n - 2 smallest entries matter; what they contain is followed back through the
+    rounds: a symbol's length is the number of lists in which it is among those that matter.
+
+    Example: [1, 1, 2, 5], limit 3 -> [3, 3, 2, 1]
+    """
+    n = len(leaves)
+    packages = np.empty(n, np.int64)
+    merged = np.empty(2 * n, np.int64)
+    leaves_before = np.zeros((limit, 2 * n), np.int32)  # among the first entries of each list
+    size = 0
+    for level in range(limit):
+        leaf = package = 0
+        while leaf < n or package < size:
+            if package == size or (leaf < n and leaves[leaf] <= packages[package]):
+                merged[leaf + package] = leaves[leaf]
+                leaf += 1
+            else:
+                merged[leaf + package] = packages[package]
+                package += 1
+            leaves_before[level, leaf + package - 1] = leaf
+        size = (leaf + package) >> 1
+        for i in range(size):
+            packages[i] = merged[2 * i] + merged[2 * i + 1]
+    take = 2 * n - 2
+    for level in range(limit - 1, -1, -1):
+        if take == 0:
+            break
+        chosen = leaves_before[level, take - 1]
+        for i in range(chosen):
+            lengths[i] += 1
+        take = 2 * (take - chosen)

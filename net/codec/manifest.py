@@ -1,0 +1,139 @@
+"""The manifest of an encoded folder: names, types, shapes, checksums and meta data."""
+
+import dataclasses
+import json
+import re
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from .tensors import DTYPES
+
+MANIFEST = "manifest.huff"
+MAGIC = b"DCE\x02"  # Deep Compression encoding, version 2
+MAX_TENSOR_BYTES = 1 << 34
+MAX_MANIFEST_BYTES = 1 << 23
+
+# Likely text of a manifest for DEFLATE to refer to; the best matches come last.
+DICTIONARY = (
+    b'"int64",[]]],["bfloat16","float16","float64","uint8","bool",'
+    b'"epochs":"lr":"stage":"initial","retrained","bits":"seed":42,'
+    b'"cifar10""alexnet""vgg16""lenet-5","digits""metrics":{"error_percent":'
+    b'.num_batches_tracked","int64",[]],["layer1.0.bn1.running_mean","float32",[64]],'
+    b'["layer1.0.bn1.running_var","float32",[64]],["layer1.0.downsample.0.weight","float32",['
+    b'["features.0.weight","float32",[64,3,11,11]],["features.0.bias","float32",[64]],'
+    b'["classifier.1.weight","float32",[4096,9216]],["classifier.1.bias","float32",[4096]],'
+    b'["conv1.weight","float32",[20,1,5,5]],["conv1.bias","float32",[20]],'
+    b'["conv2.weight","float32",[50,20,5,5]],["conv2.bias","float32",[50]],'
+    b'["fc1.weight","float32",[500,800]],["fc1.bias","float32",[500]],'
+    b'["fc2.weight","float32",[10,500]],["fc2.bias","float32",[10]]]'
+    b'{"tensors":[["fc1.weight","float32",[300,784]],["fc1.bias","float32",[300]],'
+    b'["fc2.weight","float32",[100,300]],["fc2.bias","float32",[100]],'
+    b'["fc3.weight","float32",[10,100]],["fc3.bias","float32",[10]]],'
+    b'"meta":{"arch":"lenet-300-100","dataset":"mnist"}}'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of the manifest: a name, and the file of its tensor."""
+
+    number: int
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    checksum: int = 0  # CRC-32 of the file
+    same: "Entry | None" = None  # the first name of a tied tensor, whose file this is, too
+
+    @property
+    def file_name(self) -> str:
+        """Unique by number, new with every content, harmless on any file system."""
+        if self.same:
+            return self.same.file_name
+        name = re.sub(r"[^A-Za-z0-9_.]", "_", self.name)[-40:]
+        return f"{self.number:02d}-{name}-{self.checksum:08x}.huff"
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensor, dense."""
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+    def line(self) -> list:
+        if self.same:
+            return [self.name, self.same.number]
+        return [self.name, str(self.dtype).removeprefix("torch."), list(self.shape)]
+
+
+def fits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """At most 64 dimensions; the product of those that are not 0 within MAX_TENSOR_BYTES."""
+    size = dtype.itemsize
+    for extent in shape:
+        size *= max(extent, 1)
+    return len(shape) <= 64 and size <= MAX_TENSOR_BYTES
+
+
+def pack(entries: list[Entry], meta: dict | None) -> bytes:
+    """Magic and version, CRC-32 of the rest, DEFLATE of the JSON text, CRC-32 of every file.
+
+    Raises ValueError for what JSON cannot hold, or 8 MiB.
+    """
+    try:
+        document = {"tensors": [entry.line() for entry in entries]} | (
+            {"meta": meta} if meta else {}
+        )
+        text = json.dumps(document, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"cannot store the meta data as JSON: {error}") from error
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise ValueError("names and meta data of more than 8 MiB")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
+    body = packer.compress(text) + packer.flush()
+    body += np.array([entry.checksum for entry in entries if not entry.same], ">u4").tobytes()
+    return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def unpack(data: bytes) -> tuple[list[Entry], dict]:
+    """Raises ValueError, RecursionError or zlib.error for anything that ``pack`` does not write."""
+    if data[:3] != MAGIC[:3]:
+        raise ValueError("not a manifest of this program")
+    if data[3:4] != MAGIC[3:]:
+        raise ValueError(f"format version {data[3:4].hex()}; this program reads version 02")
+    if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "big"):
+        raise ValueError("the checksum does not match: the file is damaged")
+    unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
+    text = unpacker.decompress(data[8:], MAX_MANIFEST_BYTES)
+    if not unpacker.eof:
+        raise ValueError("the data ends early, or is beyond 8 MiB")
+    document = json.loads(text)
+    if not isinstance(document, dict) or not isinstance(document.get("tensors"), list):
+        raise ValueError("no list of tensors")
+    tensors, meta = document["tensors"], document.get("meta", {})
+    if not isinstance(meta, dict) or document.keys() - {"tensors", "meta"}:
+        raise ValueError("fields that this version does not have")
+    stored = sum(isinstance(fields, list) and len(fields) == 3 for fields in tensors)
+    if len(unpacker.unused_data) != 4 * stored:
+        raise ValueError("not one checksum for each tensor")
+    sums = iter(np.frombuffer(unpacker.unused_data, ">u4").tolist())
+    entries: list[Entry] = []
+    for fields in tensors:
+        entries.append(_entry(entries, fields, sums))
+    if len({entry.name for entry in entries}) < len(entries):
+        raise ValueError("two tensors of the same name")
+    return entries, meta
+
+
+def _entry(before: list[Entry], fields: object, sums: Iterator[int]) -> Entry:
+    number = len(before)
+    match fields:
+        case [str(name), first] if type(first) is int and 0 <= first < number:
+            if before[first].same:
+                raise ValueError(f"tensor {number}: the same as one that has no file itself")
+            return dataclasses.replace(before[first], number=number, name=name, same=before[first])
+        case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
+            if all(type(extent) is int and extent >= 0 for extent in shape) and fits(
+                tuple(shape), DTYPES[dtype]
+            ):
+                return Entry(number, name, DTYPES[dtype], tuple(shape), next(sums))
+    raise ValueError(f"tensor {number}: not a name, a known type and a shape within the limits")

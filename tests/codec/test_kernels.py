@@ -1,0 +1,90 @@
+"""The compiled loops: imported late, cached where that can be, and working where it cannot."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout.strip()
+
+
+def test_numba_is_not_imported_before_something_is_coded() -> None:
+    code = "import sys, net; net.encoding.save, net.huffman.encode; print('numba' in sys.modules)"
+    assert python(code) == "False"
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    from net.codec import kernels
+
+    real = numba.njit
+
+    def njit(function: object, cache: bool = False, **options: object) -> object:
+        if cache:  # what numba says then
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+        return real(function, **options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    counts = np.zeros(3, np.int64)
+    kernels.kernel(kernels.count.py_func)(np.array([0, 2, 2], np.uint8), counts)
+    assert counts.tolist() == [1, 0, 2]
+
+
+def test_a_code_of_the_example() -> None:
+    from net.codec import kernels
+
+    table = np.array([0b0 << 6 | 1, 0b10 << 6 | 2, 0b11 << 6 | 2], np.uint64)
+    out = np.zeros(20, np.uint8)
+    symbols = np.array([0, 2, 1], np.uint8)
+    assert kernels.measure(symbols, table) == 5
+    assert kernels.pack_words(symbols, table, out, 0) == 5
+    assert f"{out[0]:08b}" == "01110000"
+
+
+def test_lengths_of_the_example() -> None:
+    from net.codec import kernels
+
+    lengths = np.zeros(4, np.uint8)
+    kernels.package_merge(np.array([1, 1, 2, 5]), 3, lengths)
+    assert lengths.tolist() == [3, 3, 2, 1]
+
+
+def test_gaps_of_the_example() -> None:
+    from net.codec import kernels
+
+    gaps, order, sizes = np.zeros(3, np.int64), np.zeros(3, np.int64), np.zeros(1, np.int64)
+    row, column = np.array([0, 0, 1], np.int32), np.array([1, 3, 0], np.int32)
+    one, line, width = np.ones(4, np.int64), np.arange(4), np.full(4, 4)
+    kernels.block_gaps(row, column, one, line, one, line, width, 1, sizes, gaps, order)
+    assert (gaps.tolist(), order.tolist(), sizes.tolist()) == ([1, 1, 0], [0, 1, 2], [3])
+    out = np.zeros(3, np.int64)
+    assert kernels.places(gaps, np.array([0, 2]), np.arange(4), 4, 1, out)
+    assert out.tolist() == [1, 3, 8]
+    assert not kernels.places(np.array([8]), np.array([0, 2]), np.arange(4), 4, 1, out)
+
+
+def test_numbers_of_the_example() -> None:
+    from net.codec import kernels
+
+    values, distinct = np.array([7, 7, 5, 7], np.uint64), np.zeros(2, np.uint64)
+    numbers = np.zeros(4, np.uint16)
+    assert kernels.number(values, distinct, 0, np.zeros(4, np.int32), 62, numbers) == 2
+    assert (numbers.tolist(), distinct.tolist()) == ([0, 0, 1, 0], [7, 5])
+    more = np.array([7, 9], np.uint64)
+    assert kernels.number(more, distinct, 2, np.zeros(4, np.int32), 62, numbers) == -1

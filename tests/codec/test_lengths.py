@@ -1,0 +1,94 @@
+"""Round trips around every structural boundary: counts, symbol types, numbers of symbols."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from net import encoding
+from net.codec.codes import LANES, LANES_FROM, RUN
+from net.codec.values import PART
+from net.huffman import decode, encode
+from tests import fuzz
+
+POWERS = sorted({2**b + d for b in range(2, 20) for d in (-2, -1, 0, 1, 2)})
+BLOCKS = sorted(
+    {
+        block * times + d
+        for block in (LANES, RUN, PART, LANES_FROM)
+        for times in (1, 2, 3, 127, 128, 129)
+        for d in (-3, -2, -1, 0, 1, 2, 3)
+        if block * times <= 600_000
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def numbers() -> np.ndarray:
+    return np.random.default_rng(0).geometric(0.3, 1 << 20) - 1
+
+
+@pytest.mark.parametrize("counts", [range(700), POWERS, BLOCKS], ids=["few", "powers", "blocks"])
+def test_every_count_of_symbols(counts: list[int], numbers: np.ndarray) -> None:
+    for count in counts:
+        assert np.array_equal(decode(encode(numbers[:count])), numbers[:count]), count
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 600_000),
+    st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "bool"]),
+    st.sampled_from([1, 2, 3, 5, 31, 255, 256, 257, 1023, 1024, 1025, 40_000, 65_536, 70_000]),
+    st.integers(0, 2**32),
+    st.booleans(),
+)
+def test_any_count_type_and_alphabet(
+    count: int, kind: str, distinct: int, seed: int, far: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(kind)
+    most = 1 if dtype == bool else min(int(np.iinfo(dtype).max), 2**63 - 1)
+    step = max(most // distinct, 1) if far else 1
+    symbols = np.minimum(rng.integers(0, distinct, count), most // step).astype(np.int64) * step
+    assert np.array_equal(decode(encode(symbols.astype(dtype))), symbols)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 600_000),
+    st.sampled_from([0.0, 1e-4, 0.02, 0.3, 0.9, 1.0]),
+    st.sampled_from([1, 2, 32, 257, 70_000]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.float64]),
+    st.integers(0, 2**32),
+)
+def test_any_tensor_through_a_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    density: float,
+    distinct: int,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(1, distinct + 1, count) * (rng.random(count) < density)
+    flat = torch.from_numpy(values).to(dtype)
+    state = {"flat": flat, "rows": flat[: count // 7 * 7].reshape(-1, 7)}
+    folder = tmp_path_factory.mktemp("folder")
+    encoding.save(state, folder)
+    assert fuzz.same(encoding.load(folder)[0], state)
+
+
+@pytest.mark.parametrize("density", [0.03, 0.5])
+def test_every_boundary_through_a_folder(
+    tmp_path: Path, density: float, numbers: np.ndarray
+) -> None:
+    rng = np.random.default_rng(1)
+    values = torch.from_numpy(np.where(rng.random(1 << 20) < density, numbers + 1, 0)).float()
+    state = {
+        str(count): values[:count].clone() for count in [*range(70), *POWERS[::3], *BLOCKS[::5]]
+    }
+    encoding.save(state, tmp_path)
+    assert fuzz.same(encoding.load(tmp_path)[0], state)
