@@ -20,12 +20,12 @@ def parser() -> arguments.Parser:
 
 
 def body(args) -> None:
-    from net import checkpoint, encoding
+    from net import checkpoint
     from net.pipeline import stages
     from net.report import tables
 
     encoded = stages.encode(checkpoint.load(args.model), args.directory)
-    print(tables.encoding_text(encoded, encoding.directory_bytes(args.directory)))
+    print(tables.encoding_text(encoded))
 
 
 def main(argv=None) -> int:

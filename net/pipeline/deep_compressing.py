@@ -33,7 +33,7 @@ def parser() -> arguments.Parser:
 def body(args: Namespace) -> None:
     from pathlib import Path
 
-    from .. import checkpoint, encoding
+    from .. import checkpoint
     from ..files import check_writable
     from ..report import comparison, plots, tables
     from ..training import distributed
@@ -59,9 +59,10 @@ def body(args: Namespace) -> None:
         return
     print(tables.sharing_table(clusterings))
     encoded = stages.encode(shared, args.directory)
-    print(tables.encoding_text(encoded, encoding.directory_bytes(args.directory)))
-    checkpoint.save(output / checkpoint.DECODED, stages.decode(args.directory))
-    found = comparison.read(output, args.directory)
+    print(tables.encoding_text(encoded))
+    decoded = stages.decode(args.directory)
+    checkpoint.save(output / checkpoint.DECODED, decoded)
+    found = comparison.read(output, args.directory, (decoded.state_dict, encoded.tensors))
     figures = comparison.compare(found, run.dataset, setting.device, setting.test_batch_size)
     if args.latency:
         figures["latency"] = comparison.latency(found, run.dataset)

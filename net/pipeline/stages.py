@@ -273,10 +273,10 @@ def share_bare(
 # Coding
 
 
-def encode(source: Checkpoint, directory: str | Path) -> list[encoding.TensorInfo]:
-    """Write `source` to the folder `directory`, losslessly; return what each tensor takes."""
+def encode(source: Checkpoint, directory: str | Path) -> encoding.Encoded:
+    """Write `source` to the folder `directory`, losslessly; return what it takes."""
     meta = {key: getattr(source, key) for key in ("arch", "dataset") if getattr(source, key)}
-    return encoding.write(source.state_dict, directory, meta).tensors
+    return encoding.write(source.state_dict, directory, meta)
 
 
 def decode(directory: str | Path) -> Checkpoint:

@@ -39,8 +39,13 @@ class Stages:
         return list(self.found.values())[-1]
 
 
-def read(folder: str | Path, directory: str | Path) -> Stages:
-    """The stages in `folder`, and the encoded model in `directory`.
+def read(
+    folder: str | Path,
+    directory: str | Path,
+    known: tuple[dict[str, torch.Tensor], list[TensorInfo]] | None = None,
+) -> Stages:
+    """The stages in `folder`, and the encoded model in `directory`; `known` is its state dict and
+    what it takes, where somebody has decoded it already.
 
     Raises UserError where there is no stage at all, or a damaged one.
     """
@@ -52,7 +57,10 @@ def read(folder: str | Path, directory: str | Path) -> Stages:
         else:
             missing.append(f"no {folder / name}{checkpoint.origin(name)}")
     tensors, state, size = None, None, None
-    if directory.is_dir() and any(directory.glob("[!.]*")):
+    if known:
+        state, tensors = known
+        size = encoding.directory_bytes(directory)
+    elif directory.is_dir() and any(directory.glob("[!.]*")):
         state, _, tensors = encoding.read(directory)
         size = encoding.directory_bytes(directory)
     else:

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from ..encoding import TensorInfo
+from ..encoding import Encoded, TensorInfo
 from ..files import atomic_write
 from . import paper
 
@@ -113,16 +113,17 @@ def encoding_table(tensors: list[TensorInfo], directory_bytes: int) -> str:
     return table(head, rows, [total])
 
 
-def encoding_text(tensors: list[TensorInfo], directory_bytes: int) -> str:
+def encoding_text(encoded: Encoded) -> str:
     """The table of what was encoded, and notes on what a user may not expect."""
-    lines = [encoding_table(tensors, directory_bytes)]
+    tensors, size = encoded.tensors, encoded.bytes
+    lines = [encoding_table(tensors, size)]
     for tensor in tensors:
         for name in tensor.tied:
             lines.append(f"note: {name} is tied to {tensor.name}, and stored with it")
-    whole = [t for t in tensors if is_whole(t) and t.encoded_bytes > NOTED * directory_bytes]
+    whole = [t for t in tensors if is_whole(t) and t.encoded_bytes > NOTED * size]
     if whole:
         names = ", ".join(tensor.name for tensor in whole)
-        share = percent(sum(tensor.encoded_bytes for tensor in whole), directory_bytes)
+        share = percent(sum(tensor.encoded_bytes for tensor in whole), size)
         lines.append(f"note: stored as they are, neither pruned nor shared: {names} ({share})")
     return "\n".join(lines)
 
