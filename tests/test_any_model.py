@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import compare_stages
 import deep_compressing
 import huffman_decode
 import huffman_encode
@@ -12,7 +13,7 @@ import pruning
 import weight_share
 from net import checkpoint
 from net.report import plots
-from net.training import architectures, datasets, restore
+from net.training import architectures, datasets, restore, splits
 from tests.training.test_folder import write_images
 
 QUICK = (
@@ -120,6 +121,76 @@ def test_a_model_of_torchvision_stage_by_stage(few_digits, tmp_path):
     assert found["decoded"].arch == "mobilenet_v3_small(num_classes=10)"
     initial = checkpoint.load(tmp_path / checkpoint.INITIAL).metrics["test_error_percent"]
     assert found["shared"].metrics["test_error_percent"] <= initial + 2
+
+
+# Data of the user's own
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_text_classifier_on_token_ids(tmp_path, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr(splits, "IN_MEMORY", 0)
+    options = ["--arch", "tests.own_text:Text", "--dataset", "tests.own_text:data"]
+    options += ["--epochs", "10", "--retrain-epochs", "2", "--bits", "4", "--distortion", "1"]
+    figures, found = run(tmp_path, *options)
+    assert (figures["dataset"], figures["arch"]) == (
+        "tests.own_text:data",
+        "tests.own_text:Text(num_classes=4)",
+    )
+    assert_shared(found, 17)
+    assert "words.weight" in restore.kinds_of(found["shared"])
+    errors = {row["stage"]: row["error_percent"] for row in figures["stages"]}
+    assert errors["initial"] < 15
+    assert errors["decoded"] < 20
+
+
+def test_a_text_classifier_learns_from_a_teacher(tmp_path):
+    options = ["--arch", "tests.own_text:Text", "--dataset", "tests.own_text:data"]
+    options += ["--epochs", "6", "--retrain-epochs", "2", "--bits", "4"]
+    options += ["--teacher", "tests.own_text:Text(num_classes=4)", "--density", "0.4"]
+    figures, _ = run(tmp_path, *options, "--prune-epochs", "2")
+    assert figures["stages"][-1]["error_percent"] < 25
+
+
+# Weights and normalisation that were published
+
+
+def test_published_weights_are_fed_as_they_expect_in_every_stage(tmp_path, monkeypatch):
+    """Normalisation belongs to the weights, and a later process learns of it from the files."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    torch.manual_seed(0)
+    state = architectures.build("squeezenet1_1").state_dict()
+    url = architectures.published_weights("squeezenet1_1", "DEFAULT").url
+    path = tmp_path / "torch" / "hub" / "checkpoints" / url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    write_images(tmp_path / "images" / "train", {"a": 12, "b": 12})
+    seen = []
+    load = datasets.load
+    monkeypatch.setattr(datasets, "load", lambda *args: seen.append(load(*args)) or seen[-1])
+    common = ["--dataset", f"folder:{tmp_path / 'images'}", "--device", "cpu"]
+    arguments = [*common, "--arch", "squeezenet1_1", "--weights", "DEFAULT", "--epochs", "0"]
+    arguments += ["--retrain-epochs", "0", "--sensitivity", "0.1", "--output", str(tmp_path / "s")]
+    assert pruning.main(arguments) == 0
+    initial = checkpoint.load(tmp_path / "s" / checkpoint.INITIAL)
+    assert initial.arch == "squeezenet1_1(num_classes=2, weights=IMAGENET1K_V1)"
+    assert torch.equal(initial.state_dict["features.0.weight"], state["features.0.weight"])
+    assert compare_stages.main([*common, "--path", str(tmp_path / "s")]) == 0
+    assert len(seen) == 2
+    for found in seen:
+        batch = next(found.test.batches(1))[0]
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        expected = (found.test.inputs[:1] / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        assert torch.allclose(batch, expected, atol=1e-5)
+
+
+def test_published_weights_of_no_torchvision_model(tmp_path, capsys):
+    assert start("DEFAULT", tmp_path / "s", "--arch", "lenet-5") == 1
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "error: --weights DEFAULT is for torchvision's architectures, and lenet-5"
+    )
+    assert err.count("\n") == 1
 
 
 # State dicts that somebody else has saved
