@@ -52,7 +52,7 @@ def check_writable(folder):
 
 
 def unwritable(path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror or error}; name another place")
+    return UserError(f"cannot write {path}: {error.strerror or error}; give another path")
 
 
 def current_umask() -> int:

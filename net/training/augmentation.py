@@ -60,19 +60,17 @@ def shift_and_mirror(
     4.2). What comes in from outside is 0, the mean colour of normalised images. Below 1 mirror
     images are rarer in proportion.
     """
-    n, channels, *sides = images.shape
-    device = images.device
+    n, device = len(images), images.device
+    height, width = images.shape[2:]
     rank, processes = shard
     u = torch.rand(3, n * processes)[:, rank::processes].to(device)
-    reach = [round(strength * side / 8) for side in sides]
-    rows, columns = (
-        (u[i] * (2 * reach[i] + 1)).long().clamp(max=2 * reach[i])[:, None]
-        + torch.arange(sides[i], device=device)
-        for i in range(2)
-    )  # [N, H] and [N, W], of the padded images
+    reach_y, reach_x = round(strength * height / 8), round(strength * width / 8)
+    top, left = (
+        (u[i] * (2 * reach + 1)).long().clamp(max=2 * reach)
+        for i, reach in enumerate((reach_y, reach_x))
+    )
+    padded = F.pad(images, (reach_x, reach_x, reach_y, reach_y))
+    crops = padded.unfold(2, height, 1).unfold(3, width, 1)  # [N, C, tops, lefts, H, W], a view
+    shifted = crops[torch.arange(n, device=device), :, top, left]
     mirrored = u[2] < min(1.0, strength) / 2
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]))
-    image = torch.arange(n, device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[None, :, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return torch.where(mirrored[:, None, None, None], shifted.flip(3), shifted)

@@ -86,7 +86,7 @@ def grey(
     train_images, train_labels, test_images, test_labels = (t.to(device) for t in arrays)
     train_labels, test_labels = train_labels.long(), test_labels.long()
     adapt = None
-    if wanted.mean:
+    if wanted.mean and wanted.std:
         adapt = normaliser(wanted.mean, wanted.std, device, white)
     else:
         train_images, test_images = train_images.float(), test_images.float()
@@ -100,7 +100,7 @@ def grey(
 def photographs(name: str, arrays: Arrays, device: torch.device | str, wanted: Input) -> Dataset:
     """From images uint8 [N, 3, H, W], which stay bytes: a quarter of the memory."""
     train_images, train_labels, test_images, test_labels = arrays
-    if wanted.mean:
+    if wanted.mean and wanted.std:
         adapt = normaliser(wanted.mean, wanted.std, device, white=255)
     else:
         sums = Sums()

@@ -1,7 +1,6 @@
 """Train on what a teacher says of distorted images, rather than on labels alone."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -47,7 +46,7 @@ def labelled(split: AnySplit, teacher: nn.Module, batch_size: int = 500) -> Batc
     """`split` with the teacher's logits for labels, float32 [N, classes]."""
     teacher.eval()
     logits = [teacher(inputs) for inputs, _ in split.batches(batch_size)]
-    return replace(split, labels=torch.cat(logits).to(split.labels.device))
+    return split.changed(labels=torch.cat(logits).to(split.labels.device))
 
 
 class Taught:

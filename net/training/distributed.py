@@ -8,7 +8,7 @@ writer, writes the files and speaks to the user.  Without torchrun all of this i
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -51,7 +51,7 @@ def wait_for_all() -> None:
 
 
 @contextmanager
-def writer_first():
+def writer_first() -> Iterator[None]:
     """The writer runs the block before the others do: it may download what they then find."""
     if not is_writer():
         wait_for_all()

@@ -1,7 +1,7 @@
 """Photographs in folders, `PATH/train/CLASS/*.jpg` and `PATH/val/CLASS/*.jpg`."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -78,12 +78,12 @@ def load(
     trained, tested = read(train_files, train), read(test_files, test)
     if len(trained.split) < 2 or len(tested.split) < 1:
         raise UserError(f"{path} has too few images: {len(trained.split)} to train on")
-    if wanted.mean:
+    if wanted.mean and wanted.std:
         adapt = normaliser(wanted.mean, wanted.std, device, white=255)
     else:
         adapt = normaliser(*trained.sums.mean_and_std(), device)
     return with_held_out(
-        name, replace(trained.split, adapt=adapt), replace(tested.split, adapt=adapt)
+        name, trained.split.changed(adapt=adapt), tested.split.changed(adapt=adapt)
     )
 
 

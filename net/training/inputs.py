@@ -34,7 +34,7 @@ class Adapt:
     size: tuple[int, int] | None = None
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        if self.mean is not None:
+        if self.mean is not None and self.std is not None:
             # Grey images that are normalised as colours become colours first.
             images = images.expand(-1, max(images.shape[1], self.mean.shape[1]), -1, -1)
             images = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -61,8 +61,8 @@ def normaliser(
     mean: Sequence[float], std: Sequence[float], device: torch.device | str, white: float = 1.0
 ) -> Adapt:
     """For images in [0, `white`], by figures of images in [0, 1]."""
-    as_batch = [
+    mean_of_batch, std_of_batch = (
         (torch.tensor(figures, dtype=torch.float64) * white).float().view(1, -1, 1, 1).to(device)
         for figures in (mean, std)
-    ]
-    return Adapt(*as_batch)
+    )
+    return Adapt(mean_of_batch, std_of_batch)

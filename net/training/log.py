@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -59,7 +60,7 @@ class Log:
             event |= {"validation_loss": held_out[0], "validation_error_percent": held_out[1]}
         self.result(text, **event)
 
-    def result(self, text: str, **event) -> None:
+    def result(self, text: str, **event: Any) -> None:
         """A line of a stage's own: `text` to the terminal and a text log, `event` to a JSON log."""
         if not self.silent:
             print(text, flush=True)
@@ -71,6 +72,6 @@ class Log:
             print(f"NOTE: {text}", file=sys.stderr, flush=True)
         self.write(f"NOTE: {text}", event="note", note=text)
 
-    def write(self, text: str, **event) -> None:
+    def write(self, text: str, **event: Any) -> None:
         if self.file:
             self.file.write((json.dumps(event) if self.json_lines else text) + "\n")

@@ -1,9 +1,10 @@
 """Train and evaluate: one loop for dense training, pruning, retraining and fine-tuning."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from . import distributed
 from .log import Log
 from .resume import PhaseProgress
+from .splits import Batches
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -29,16 +31,16 @@ class Schedule:
         return math.ceil(examples / self.batch_size)
 
 
-def adam(parameters, lr: float) -> torch.optim.Adam:
+def adam(parameters: Iterable[Any], lr: float) -> torch.optim.Adam:
     """The optimizer of every phase, for parameters or groups of them."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split, batch_size: int = 1000) -> tuple[float, float]:
+def evaluate(model: nn.Module, split: Batches, batch_size: int = 1000) -> tuple[float, float]:
     """(mean cross-entropy in nats, top-1 error in percent) of `model` on `split`."""
     model.eval()
-    loss, wrong = 0.0, 0
+    loss, wrong = 0.0, 0.0
     for inputs, labels in split.batches(batch_size, shard=distributed.shard()):
         logits = model(inputs)
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
@@ -48,7 +50,7 @@ def evaluate(model: nn.Module, split, batch_size: int = 1000) -> tuple[float, fl
 
 
 @contextmanager
-def flushed_denormals():
+def flushed_denormals() -> Iterator[None]:
     """Adam's averages of pruned weights decay into denormals, which a CPU handles slowly."""
     torch.set_flush_denormal(True)
     try:
@@ -61,7 +63,7 @@ def flushed_denormals():
 def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    train,
+    train: Batches,
     schedule: Schedule,
     *,
     loss: Loss = F.cross_entropy,
@@ -115,7 +117,7 @@ def fit(
 
 
 @torch.no_grad()
-def measure_statistics(model: nn.Module, train, batch_size: int) -> None:
+def measure_statistics(model: nn.Module, train: Batches, batch_size: int) -> None:
     """Set what BatchNorm layers know of their inputs to plain averages over the batches of `train`.
 
     Their running averages lag behind weights that change, by thousands of steps in some networks

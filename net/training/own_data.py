@@ -5,7 +5,6 @@ sets as PyTorch's: len(data), and data[i] -> (input tensor of any shape and type
 """
 
 import operator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from . import own_code, splits
 from .augmentation import Kind
 from .inputs import Adapt, Input, normaliser
 from .splits import Dataset, with_held_out
-from .streaming import first_pass
+from .streaming import Sums, first_pass
 
 SMALLEST_IMAGE = 8  # height and width; what is lower is a row of numbers rather than an image
 
@@ -34,9 +33,8 @@ class Items:
         if len(data) == 0:
             raise UserError(f"{what} is empty")
         self.data, self.what = data, what
-        self.like: torch.Tensor | None = None
         try:
-            self.like = self[0][0]
+            self.like, _ = self.item(0)
         except Exception as error:
             raise self.broken(0, str(error)) from None
 
@@ -44,6 +42,15 @@ class Items:
         return len(self.data)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        inputs, number = self.item(i)
+        if looks(inputs) != looks(self.like):
+            raise ValueError(
+                f"its input is {looks(inputs)}, that of item 0 {looks(self.like)}; make all alike"
+            )
+        return inputs, number
+
+    def item(self, i: int) -> tuple[torch.Tensor, int]:
+        """(input, class number). Raises ValueError, with what is wrong, for anything else."""
         try:
             item = self.data[i]
         except Exception as error:
@@ -61,10 +68,6 @@ class Items:
             raise ValueError(f"its class is {described(label)}, not a whole number") from None
         if number < 0:
             raise ValueError(f"its class is {number}; classes are counted from 0")
-        if self.like is not None and looks(inputs) != looks(self.like):
-            raise ValueError(
-                f"its input is {looks(inputs)}, that of item 0 {looks(self.like)}; make all alike"
-            )
         return inputs.detach(), number
 
     def broken(self, i: int, reason: str) -> UserError:
@@ -117,20 +120,26 @@ def load(name: str, device: torch.device | str, wanted: Input) -> Dataset:
         first_pass(source, order, device, keep, kind)
         for source, order in zip(sources, orders, strict=True)
     ]
-    read = [part.split for part in found]
-    white = 255.0 if first.dtype == torch.uint8 else 1.0
-    # Values outside of [0, white] are of images that the factory has normalised itself.
-    if kind is not None:
-        if not all(part.sums.low >= 0 and part.sums.high <= white for part in found):
-            adapt = Adapt()
-        elif wanted.mean:
-            adapt = normaliser(wanted.mean, wanted.std, device, white)
-        else:
-            adapt = normaliser(*found[0].sums.mean_and_std(), device)
-        read = [replace(split, adapt=adapt) for split in read]
+    adapt = normalisation([part.sums for part in found], first, wanted, device) if kind else None
+    read = [part.split.changed(adapt=adapt) for part in found]
     if len(read) == 2:
-        return with_held_out(name, *read)
-    return Dataset(name, *read)
+        return with_held_out(name, read[0], read[1])
+    return Dataset(name, read[0], read[1], read[2])
+
+
+def normalisation(
+    sums: list[Sums], like: torch.Tensor, wanted: Input, device: torch.device | str
+) -> Adapt:
+    """Of images such as `like`: by the model's figures, else by the training images' own.
+
+    None at all for values outside of [0, 1], or of bytes: the factory has normalised them.
+    """
+    white = 255.0 if like.dtype == torch.uint8 else 1.0
+    if not all(part.low >= 0 and part.high <= white for part in sums):
+        return Adapt()
+    if wanted.mean and wanted.std:
+        return normaliser(wanted.mean, wanted.std, device, white)
+    return normaliser(*sums[0].mean_and_std(), device)
 
 
 def called(name: str) -> tuple[Any, ...]:
@@ -154,4 +163,5 @@ def image_kind(inputs: torch.Tensor) -> Kind:
         return None
     if min(inputs.shape[1:]) < SMALLEST_IMAGE:
         return None
-    return {1: "strokes", 3: "photographs"}.get(inputs.shape[0])
+    kinds: dict[int, Kind] = {1: "strokes", 3: "photographs"}
+    return kinds.get(inputs.shape[0])

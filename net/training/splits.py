@@ -7,7 +7,7 @@ takes 3x224x224 are still 60,000 small images in memory.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -35,11 +35,20 @@ class Batches(Protocol):
 class AnySplit(Batches, Protocol):
     """A part of a data set, in memory (Split) or read in every epoch (streaming.StreamedSplit)."""
 
-    labels: torch.Tensor
-    adapt: Adapt | None
-    kind: Kind
+    @property
+    def labels(self) -> torch.Tensor: ...
+
+    @property
+    def adapt(self) -> Adapt | None: ...
+
+    @property
+    def kind(self) -> Kind: ...
 
     def __getitem__(self, part: slice) -> "AnySplit": ...
+
+    def changed(self, **fields: Any) -> "AnySplit":
+        """The same split but for these of its fields."""
+        ...
 
     @property
     def stored_shape(self) -> tuple[int, ...]: ...
@@ -59,6 +68,9 @@ class Split:
 
     def __getitem__(self, part: slice) -> "Split":
         return replace(self, inputs=self.inputs[part], labels=self.labels[part])
+
+    def changed(self, **fields: Any) -> "Split":
+        return replace(self, **fields)
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -146,7 +158,8 @@ def adapted(dataset: Dataset, wanted: Input) -> Dataset:
     """
     if dataset.kind is None:
         return dataset
-    channels, *size = dataset.train.stored_shape
+    channels, *sides = dataset.train.stored_shape
+    size = sides[0], sides[1]
     if wanted.channels not in (None, 1, channels) and channels != 1:
         raise UserError(
             f"the model takes images of {wanted.channels} channels, {dataset.name} has {channels}"
@@ -157,12 +170,12 @@ def adapted(dataset: Dataset, wanted: Input) -> Dataset:
             f"{dataset.name} have {channels} channels; give one number for each"
         )
     to_channels = None if wanted.channels in (None, channels) else wanted.channels
-    target = wanted.size or tuple(max(side, wanted.smallest) for side in size)
-    to_size = None if target == tuple(size) else target
+    target = wanted.size or (max(size[0], wanted.smallest), max(size[1], wanted.smallest))
+    to_size = None if target == size else target
     if not (to_channels or to_size):
         return dataset
     train, validation, test = (
-        replace(split, adapt=replace(split.adapt or Adapt(), channels=to_channels, size=to_size))
+        split.changed(adapt=replace(split.adapt or Adapt(), channels=to_channels, size=to_size))
         for split in dataset.splits
     )
     return Dataset(dataset.name, train, validation, test)

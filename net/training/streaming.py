@@ -4,10 +4,11 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from ..errors import UserError
@@ -41,12 +42,12 @@ class Read(NamedTuple):
 
     inputs: torch.Tensor  # [n, ...]
     labels: torch.Tensor  # int64 [n]
-    index: torch.Tensor  # int64 [n], in the source
+    where: torch.Tensor  # int64 [n], indexes of the source
     broken: list[tuple[int, str]]  # the index of every input that is missing, and why
 
 
 @dataclass(frozen=True)
-class Guarded:
+class Guarded(TorchDataset):
     """What a DataLoader's workers index: an exception in one of them would end the run as it is,
     with the traceback of the worker."""
 
@@ -65,8 +66,8 @@ class Guarded:
 def gathered(batch: list[tuple[int, torch.Tensor | str, int]]) -> Read:
     good = [(i, x, label) for i, x, label in batch if isinstance(x, torch.Tensor)]
     inputs = torch.stack([x for _, x, _ in good]) if good else torch.empty(0)
-    index, labels = (torch.tensor([item[k] for item in good], dtype=torch.int64) for k in (0, 2))
-    return Read(inputs, labels, index, [(i, x) for i, x, _ in batch if isinstance(x, str)])
+    where, labels = (torch.tensor([item[k] for item in good], dtype=torch.int64) for k in (0, 2))
+    return Read(inputs, labels, where, [(i, x) for i, x, _ in batch if isinstance(x, str)])
 
 
 def read(source: Source, batches: Sequence[torch.Tensor]) -> Iterator[Read]:
@@ -101,6 +102,9 @@ class StreamedSplit:
 
     def __getitem__(self, part: slice) -> "StreamedSplit":
         return replace(self, order=self.order[part], labels=self.labels[part])
+
+    def changed(self, **fields: Any) -> "StreamedSplit":
+        return replace(self, **fields)
 
     def batches(
         self, batch_size: int, shuffle: bool = False, shard: tuple[int, int] = WHOLE
@@ -165,28 +169,31 @@ def first_pass(
     """
     kept = torch.empty(0)
     good, labels = torch.empty_like(order), torch.empty_like(order)
-    skipped, sums, n, shape = [], Sums(), 0, ()
+    skipped: list[int] = []
+    shape: tuple[int, ...] = ()
+    sums, n = Sums(), 0
     batches = order.split(64)
-    for inputs, targets, index, broken in tqdm(
+    for inputs, targets, where, broken in tqdm(
         read(source, batches), "reading", total=len(batches), leave=False, disable=None
     ):
         for i, reason in broken:
             if not skip_broken:
                 raise source.broken(i, reason)
             skipped.append(i)
-        if not len(index):
+        if not len(where):
             continue
         shape = tuple(inputs.shape[1:])
         if kind is not None:
             sums.add(inputs)
         if keep and not n:
             kept = torch.empty(len(order), *shape, dtype=inputs.dtype)
-        now = slice(n, n + len(index))
+        now = slice(n, n + len(where))
         if keep:
             kept[now] = inputs
-        good[now], labels[now] = index, targets
-        n += len(index)
+        good[now], labels[now] = where, targets
+        n += len(where)
     good, labels = good[:n], labels[:n]
+    split: Split | StreamedSplit
     if keep:
         split = Split(kept[:n].to(device), labels.to(device), kind=kind)
     else:

@@ -5,13 +5,14 @@ no gradient, and whether a permutation leaves the function alone, are all read o
 model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch
 from torch import nn
 
 from .loop import Loss
+from .splits import Batches
 
 Masks = Mapping[str, torch.Tensor]  # {parameter name: bool}, changed in place; net.Pruner.masks
 
@@ -28,30 +29,38 @@ def masked_layers(model: nn.Module, masks: Masks) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def fold_constant_inputs(model: nn.Module, masks: Masks, split, batch_size: int = 1000) -> None:
-    """Move what never changes over the images of `split` into the bias of the layer it feeds.
+def fold_constant_inputs(
+    model: nn.Module, masks: Masks, split: Batches, batch_size: int = 1000
+) -> None:
+    """Move what never changes over the inputs of `split` into the bias of the layer it feeds.
 
     A unit without inputs has a constant output c: W[:, j] c joins the bias and W[:, j] is pruned.
     For Linear layers with a bias, and for convolutions that are not grouped or padded.
     """
     layers = {n: layer for n, layer in masked_layers(model, masks).items() if can_fold(layer)}
-    lowest, highest = {}, {}
+    lowest: dict[str, torch.Tensor] = {}
+    highest: dict[str, torch.Tensor] = {}
 
-    def watch(name):
-        def hook(layer, inputs):
+    def watch(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple, named: dict) -> None:
+            x = inputs[0] if inputs else named["input"]
             # Linear has its inputs last; a convolution before the dimensions of its kernel.
-            x = inputs[0].movedim(1 - layer.weight.dim(), -1)
+            x = x.movedim(1 - layer.weight.dim(), -1)
             x = x.reshape(-1, x.shape[-1])  # [any, inputs]
-            low, high = x.amin(0), x.amax(0)
-            lowest[name] = torch.minimum(lowest.get(name, low), low)
-            highest[name] = torch.maximum(highest.get(name, high), high)
+            if len(x):
+                low, high = x.amin(0), x.amax(0)
+                lowest[name] = torch.minimum(lowest.get(name, low), low)
+                highest[name] = torch.maximum(highest.get(name, high), high)
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_pre_hook(watch(name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
     model.eval()
-    for images, _ in split.batches(batch_size):
-        model(images)
+    for inputs, _ in split.batches(batch_size):
+        model(inputs)
     for handle in handles:
         handle.remove()
     for name, constant in lowest.items():
@@ -71,8 +80,10 @@ def can_fold(layer: nn.Module) -> bool:
     return not (layer.transposed or layer.groups > 1 or padded)
 
 
-def drop_idle(model: nn.Module, masks: Masks, split, loss_of: Loss, batch_size: int = 1000) -> None:
-    """Prune all inputs, and zero the bias, of each unit without a gradient on any image of `split`.
+def drop_idle(
+    model: nn.Module, masks: Masks, split: Batches, loss_of: Loss, batch_size: int = 1000
+) -> None:
+    """Prune all inputs, and zero the bias, of each unit without a gradient on any input of `split`.
 
     Such a unit has no outputs, or is never active.  (One weight alone without a gradient must
     stay: it may be what keeps its unit from becoming active.)
@@ -81,9 +92,9 @@ def drop_idle(model: nn.Module, masks: Masks, split, loss_of: Loss, batch_size: 
     layers = {n: each for n, each in layers.items() if not getattr(each, "transposed", False)}
     used = {n: torch.zeros(len(each.weight), dtype=torch.bool) for n, each in layers.items()}
     model.eval()
-    for images, target in split.batches(batch_size):
+    for inputs, target in split.batches(batch_size):
         model.zero_grad()
-        loss_of(model(images), target).backward()
+        loss_of(model(inputs), target).backward()
         for name, layer in layers.items():
             if layer.weight.grad is None:  # not used in `forward`
                 used[name] |= True

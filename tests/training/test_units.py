@@ -72,7 +72,7 @@ class OnSequences(nn.Module):
         self.conv, self.head = nn.Conv1d(6, 5, 3), nn.Linear(5, 10)
 
     def forward(self, x):  # [N, 1, 28, 28] -> [N, 10]
-        x = F.relu(self.mix(F.relu(self.embed(x.squeeze(1)))))  # [N, 28, 6]
+        x = F.relu(self.mix(input=F.relu(self.embed(x.squeeze(1)))))  # [N, 28, 6]
         return self.head(F.relu(self.conv(x.transpose(1, 2))).mean(2))
 
 
