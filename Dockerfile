@@ -25,8 +25,9 @@ RUN useradd --create-home app \
     && chown app saves encodings data \
     && chmod 777 saves encodings data
 USER app
-# Both would otherwise look for a home that `--user` does not have.
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor
+# All three would otherwise look for a home, or for a folder, that `--user` cannot write.
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor NUMBA_CACHE_DIR=/tmp/numba
 
 # `docker run IMAGE weight_share.py --help` runs another script.
 ENTRYPOINT ["python"]

@@ -1,6 +1,7 @@
 """Size, speed and memory of the codec beside its rivals.
 
-    OMP_NUM_THREADS=1 python benchmarks/codec.py [--only streams sizes alexnet] [--nncodec PYTHON]
+    OMP_NUM_THREADS=1 python benchmarks/codec.py [--quick] [--only streams sizes alexnet]
+        [--nncodec PYTHON]
 
 Speeds are medians of 5, alternating with the rival in the same process. Rivals that are not
 installed are named and left out: bitarray, zstandard, and nncodec, which needs an environment of
@@ -11,6 +12,7 @@ import argparse
 import importlib
 import io
 import lzma
+import math
 import os
 import platform
 import statistics
@@ -47,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--nncodec", metavar="PYTHON", help="a Python that has nncodec")
+    parser.add_argument("--quick", action="store_true", help="the smallest case of each: seconds")
     arguments = parser.parse_args(argv)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
@@ -82,10 +85,10 @@ def medians(*works: Callable[[], object], repeat: int = 5) -> list[float]:
 # --- streams ------------------------------------------------------------------------------------
 
 
-def streams(_: argparse.Namespace) -> None:
+def streams(arguments: argparse.Namespace) -> None:
     """5-bit k-means codes, entropy 4.25 bits, against bitarray's C extension."""
     bitarray = optional("bitarray")
-    for count in (24_000, 1_000_000, 10_000_000):
+    for count in (24_000,) if arguments.quick else (24_000, 1_000_000, 10_000_000):
         rng = np.random.default_rng(0)
         symbols = np.clip(np.round(rng.normal(16, 4.6, count)), 0, 31).astype(np.uint8)
         counts = np.bincount(symbols)
@@ -133,8 +136,8 @@ def sizes(arguments: argparse.Namespace) -> None:
     if not arguments.nncodec:
         print("  no --nncodec PYTHON given: nncodec left out")
     print("  ours: the whole folder; rivals: index arrays, codebooks and biases (no container)")
-    for clusters in (8, 32):
-        for density in (0.01, 0.03, 0.08):
+    for clusters in (8,) if arguments.quick else (8, 32):
+        for density in (0.01,) if arguments.quick else (0.01, 0.03, 0.08):
             state = lenet(density, clusters)
             with tempfile.TemporaryDirectory() as folder:
                 meta = {"arch": "lenet-300-100", "dataset": "mnist"}
@@ -241,7 +244,7 @@ def nncodec(state: dict[str, torch.Tensor], python: str) -> int:
 # --- a large model ------------------------------------------------------------------------------
 
 
-def alexnet(_: argparse.Namespace) -> None:
+def alexnet(arguments: argparse.Namespace) -> None:
     """61 million parameters, 11 % dense: 8-bit convolutions, 5-bit fully connected layers."""
     shapes = {
         "conv1": (64, 3, 11, 11),
@@ -253,6 +256,8 @@ def alexnet(_: argparse.Namespace) -> None:
         "fc7": (4096, 4096),
         "fc8": (1000, 4096),
     }
+    if arguments.quick:
+        shapes = {name: shape for name, shape in shapes.items() if name.startswith("conv")}
     rng = np.random.default_rng(0)
     state = {}
     for name, shape in shapes.items():
@@ -266,7 +271,7 @@ def alexnet(_: argparse.Namespace) -> None:
         state[f"{name}.weight"] = weight
         state[f"{name}.bias"] = torch.from_numpy(rng.normal(0, 0.05, shape[0]).astype(np.float32))
     measure("AlexNet", state)
-    size = 4096 * 9216
+    size = math.prod(max(shapes.values(), key=math.prod))
     measure("one raw tensor", {"w": torch.from_numpy(rng.normal(0, 1, size).astype(np.float32))})
 
 

@@ -169,7 +169,10 @@ def _write(
         del data  # the largest tensors need the memory
         if not (verify or describe):
             return size, None
-        found, reader = _read_entry(directory, entry, describe)
+        try:
+            found, reader = _read_entry(directory, entry, describe)
+        except EncodingError as error:
+            raise EncodingError(f"cannot encode {entry.name!r}: {error}") from error
         if verify and not _same_bits(found, tensor):
             raise EncodingError(f"cannot encode {entry.name!r}: {path} does not decode to it")
         return size, tensor_info(entry, tied[entry.number], found, reader) if describe else None

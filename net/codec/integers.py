@@ -34,9 +34,8 @@ def write_integers(writer: BitWriter, values: np.ndarray) -> None:
 
 def read_integers(reader: BitReader, count: int) -> np.ndarray:
     """``count`` int64 values in [0, 2**63) written by ``write_integers``."""
-    values = np.zeros(count, np.int64)
     if count == 0:
-        return values
+        return np.zeros(0, np.int64)
     split, kept = reader.read(4), reader.read(2)
     if kept > split or split > MAX_SPLIT:
         raise HuffmanError("token parameters that no encoder uses")
@@ -44,6 +43,7 @@ def read_integers(reader: BitReader, count: int) -> np.ndarray:
     least, widths = _token_values(int(code.symbols[-1]), split, kept)
     tokens = code.read(reader, count, narrow(code.symbols, int(code.symbols[-1]) + 1))
     reader.note(code, tokens)
+    values = np.empty(count, np.int64)
     arguments = reader.data, reader.position, reader.end, tokens, least, widths, values
     reader.move(codec.kernels.unpack_integers(*arguments))
     return values

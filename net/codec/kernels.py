@@ -308,32 +308,51 @@ def code_set(members, largest, data, at, end, values, widths):
 
 
 @kernel
-def block_gaps(
-    row, column, row_class, row_rank, column_class, column_rank, widths, classes, sizes, gaps, order
-):
-    """Sort the non-zeros (row[i], column[i]), which come row by row, into blocks.
+def transpose(starts, columns, at, rows, order):
+    """The same non-zeros column by column: their rows, and the i of each.
 
-    Row r is number row_rank[r] of class row_class[r], from 1 on; columns likewise, widths[c] in
-    the class of c, ``classes`` in all. A block is a row class and a column class: ``sizes`` of
-    them, zeros at first. Block after block, ``gaps`` are those before each non-zero inside its
-    block, and ``order`` its i.
+    Row r has the columns[starts[r] : starts[r + 1]]; ``at``: where every column begins.
+
+    Example: (0, 1), (0, 3), (1, 0) -> rows [1, 0, 0], order [2, 0, 1]
+    """
+    for row in range(len(starts) - 1):
+        for i in range(starts[row], starts[row + 1]):
+            column = columns[i]
+            rows[at[column]] = row
+            order[at[column]] = i
+            at[column] += 1
+
+
+@kernel
+def block_gaps(
+    starts, columns, row_class, row_rank, column_class, column_rank, widths, sizes, gaps, order
+):
+    """Sort the non-zeros into blocks, and note the gap before each in its block.
+
+    Row r is number row_rank[r] of class row_class[r], from 1 on; columns likewise, widths[k] in
+    class k. A block is a row class and a column class; ``sizes`` of them, zeros at first. Block
+    after block, ``gaps`` and ``order`` are filled, the latter with the i of each non-zero.
 
     Example: one block of width 4, (0, 1), (0, 3), (1, 0) -> gaps [1, 1, 0], order [0, 1, 2]
     """
-    for i in range(len(row)):
-        sizes[(row_class[row[i]] - 1) * classes + column_class[column[i]] - 1] += 1
+    classes = len(widths) - 1
+    for row in range(len(starts) - 1):
+        first = (row_class[row] - 1) * classes - 1
+        for i in range(starts[row], starts[row + 1]):
+            sizes[first + column_class[columns[i]]] += 1
     at, last, begin = np.empty_like(sizes), np.empty_like(sizes), 0
     for block in range(len(sizes)):
         at[block], last[block] = begin, -1
         begin += sizes[block]
-    for i in range(len(row)):
-        r, c = row[i], column[i]
-        block = (row_class[r] - 1) * classes + column_class[c] - 1
-        place = row_rank[r] * widths[c] + column_rank[c]
-        gaps[at[block]] = place - last[block] - 1
-        order[at[block]] = i
-        last[block] = place
-        at[block] += 1
+    for row in range(len(starts) - 1):
+        first = (row_class[row] - 1) * classes - 1
+        for i in range(starts[row], starts[row + 1]):
+            kind = column_class[columns[i]]
+            place = row_rank[row] * widths[kind] + column_rank[columns[i]]
+            gaps[at[first + kind]] = place - last[first + kind] - 1
+            order[at[first + kind]] = i
+            last[first + kind] = place
+            at[first + kind] += 1
 
 
 @kernel

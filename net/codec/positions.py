@@ -28,14 +28,12 @@ SMALL_GRIDS = [(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)]
 def write_positions(writer: BitWriter, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Code ascending flat indexes (int64) of a tensor of ``shape``, not all of them.
 
-    Returns the order (int64 permutation) in which ``read_positions`` gives them back.
+    Returns the order (a permutation) in which ``read_positions`` gives them back.
     """
     writer.write_number(positions.size)
     if positions.size == 0:
         return positions
-    # the estimates are within a few per cent of each other where the sizes are
-    kept = _choose(positions, shape)[: 3 if positions.size <= 1 << 18 else 1]
-    coded = [_write_grid(positions, shape, *choice) for choice in kept]
+    coded = [(grid.coded(), grid.order) for grid in _best_grids(positions, shape)]
     best, order = min(coded, key=lambda each: each[0].length)
     writer.extend(best)
     return order
@@ -96,9 +94,10 @@ def matrix_views(shape: tuple[int, ...]) -> dict[int, tuple[int, int]]:
 class Lines:
     """Rows or columns: ``classes`` int64[n], 0 for dead ones, 1, 2, ... by rising density."""
 
-    def __init__(self, classes: np.ndarray) -> None:
+    def __init__(self, classes: np.ndarray, wanted: int = 0) -> None:
         self.classes = classes
         self.count = int(classes.max(initial=0))
+        self.wanted = wanted  # may be more than there are: lines of equal populations
 
     @classmethod
     def of(cls, populations: np.ndarray, count: int) -> "Lines":
@@ -111,18 +110,17 @@ class Lines:
         bounds = np.unique(ascending[at])
         bounds = bounds[bounds > ascending[0]]
         classes[live] = 1 + np.searchsorted(bounds, populations[live], side="right")
-        return cls(classes)
+        return cls(classes, count)
 
     def members(self) -> list[np.ndarray]:
         """The lines of each class, in ascending order."""
         return [np.flatnonzero(self.classes == i + 1) for i in range(self.count)]
 
-    @functools.cached_property
     def ranks(self) -> tuple[np.ndarray, np.ndarray]:
-        """The number of each line inside its class, and how many lines that class has."""
-        ranks, sizes = np.zeros_like(self.classes), np.zeros_like(self.classes)
+        """The number of each line inside its class, and how many lines each class has."""
+        ranks, sizes = np.zeros_like(self.classes), np.bincount(self.classes)
         for members in self.members():
-            ranks[members], sizes[members] = np.arange(len(members)), len(members)
+            ranks[members] = np.arange(len(members))
         return ranks, sizes
 
     @functools.cached_property
@@ -165,76 +163,86 @@ class Lines:
 
 
 class Matrix:
-    """The non-zeros of one view: ``row``, ``column`` int32[n], row by row; ``order`` or None.
+    """The non-zeros of one view, row by row: row r has columns[starts[r] : starts[r + 1]].
 
-    order[i] is the number of non-zero i among the given positions.
+    order[i] is the number of the i-th among the given positions; None if they are in order.
     """
 
     def __init__(self, positions: np.ndarray, shape: tuple[int, ...], view: int) -> None:
-        self.view = view
+        self.view, self.order = view, None
         height, width = matrix_views(shape)[view & 2]
-        row = (positions // width).astype(np.int32)
-        column = (positions - row.astype(np.int64) * width).astype(np.int32)
-        self.order = None
+        begun = np.arange(height + 1) * width
+        self.starts = np.searchsorted(positions, begun)
+        row_sums = np.diff(self.starts)
+        self.columns = (positions - np.repeat(begun[:-1], row_sums)).astype(np.int32)
+        self.row_sums = row_sums
+        self.column_sums = np.zeros(width, np.int64)
+        codec.kernels.count(self.columns.view(np.uint32), self.column_sums)
         if view & 1:
-            self.order = np.argsort(narrow(column, width), kind="stable")  # by radix
-            row, column = column[self.order], row[self.order]
-            height, width = width, height
-        self.row, self.column = row, column
-        self.row_sums = np.bincount(row, minlength=height)
-        self.column_sums = np.bincount(column, minlength=width)
+            starts = np.concatenate([[0], np.cumsum(self.column_sums)])
+            rows, self.order = np.empty_like(self.columns), np.empty(len(positions), np.uint32)
+            codec.kernels.transpose(self.starts, self.columns, starts[:-1].copy(), rows, self.order)
+            self.starts, self.columns = starts, rows
+            self.row_sums, self.column_sums = self.column_sums, self.row_sums
 
-    def blocks(self, rows: Lines, columns: Lines) -> tuple[list[np.ndarray], np.ndarray]:
-        """The gaps of each block (int64), and the numbers of the non-zeros in the same order."""
+
+class Grid:
+    """A matrix in blocks: the gaps in each (int64), and ``order``, as that of the matrix."""
+
+    def __init__(self, matrix: Matrix, rows: Lines, columns: Lines) -> None:
+        self.view, self.rows, self.columns = matrix.view, rows, columns
         sizes = np.zeros(rows.count * columns.count, np.int64)
-        gaps, order = np.empty(len(self.row), np.int64), np.empty(len(self.row), np.int64)
+        size = len(matrix.columns)
+        gaps, order = np.empty(size, np.int64), np.empty(size, np.uint32)
         codec.kernels.block_gaps(
-            *(self.row, self.column, rows.classes, rows.ranks[0], columns.classes),
-            *(*columns.ranks, columns.count, sizes, gaps, order),
+            *(matrix.starts, matrix.columns, rows.classes, rows.ranks()[0], columns.classes),
+            *(*columns.ranks(), sizes, gaps, order),
         )
-        return np.split(gaps, np.cumsum(sizes)[:-1]), order
+        self.blocks = np.split(gaps, np.cumsum(sizes)[:-1])
+        self.order = order if matrix.order is None else matrix.order[order]
+        self.bits = rows.bits + columns.bits + sum(integer_bits(b) + 15 for b in self.blocks)
+
+    def coded(self) -> BitWriter:
+        writer = BitWriter()
+        writer.write(self.view, 2)
+        self.rows.write(writer)
+        self.columns.write(writer)
+        for i, gaps in enumerate(self.blocks):
+            if i < len(self.blocks) - 1:  # the last count follows from the total
+                writer.write_number(gaps.size)
+            write_integers(writer, gaps)
+        return writer
 
 
-def _write_grid(
-    positions: np.ndarray, shape: tuple[int, ...], view: int, row_classes: int, column_classes: int
-) -> tuple[BitWriter, np.ndarray]:
-    """The grid with at most so many classes of rows and columns, and the order of its blocks."""
-    matrix = Matrix(positions, shape, view)
-    rows = Lines.of(matrix.row_sums, row_classes)
-    columns = Lines.of(matrix.column_sums, column_classes)
-    writer = BitWriter()
-    writer.write(view, 2)
-    rows.write(writer)
-    columns.write(writer)
-    blocks, order = matrix.blocks(rows, columns)
-    for i, gaps in enumerate(blocks):
-        if i < len(blocks) - 1:  # the last count follows from the total
-            writer.write_number(gaps.size)
-        write_integers(writer, gaps)
-    return writer, order if matrix.order is None else matrix.order[order]
+def _best_grids(positions: np.ndarray, shape: tuple[int, ...]) -> list[Grid]:
+    """Those with the fewest estimated bits: three, or of a large tensor one.
 
-
-def _choose(positions: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """(View, row classes, column classes), those with the fewest estimated bits first."""
-    costs = {}
+    The estimates are within a few per cent of each other where the sizes are.
+    """
+    small = positions.size <= 1 << 18
+    best: list[Grid] = []
+    tried = set()
 
     def attempt(view: int, choices: list[tuple[int, int]]) -> None:
         matrix = Matrix(positions, shape, view)
         rows = {choice[0]: Lines.of(matrix.row_sums, choice[0]) for choice in choices}
         columns = {choice[1]: Lines.of(matrix.column_sums, choice[1]) for choice in choices}
         for r, c in choices:
-            blocks, _ = matrix.blocks(rows[r], columns[c])
-            gaps = sum(integer_bits(block) + 15 for block in blocks)
-            costs[view, r, c] = rows[r].bits + columns[c].bits + gaps
+            tried.add((view, r, c))
+            best.append(Grid(matrix, rows[r], columns[c]))
+            best.sort(key=lambda grid: grid.bits)
+            del best[3 if small else 1 :]
 
     first = [(1, 1)]
     if positions.size > 32:  # below, no second code table pays
-        first = [(1, 1), (3, 3)] if positions.size > 1 << 13 else SMALL_GRIDS
+        first = (
+            SMALL_GRIDS if positions.size <= 1 << 13 else [(1, 1), (3, 3)] if small else [(3, 3)]
+        )
     for view in matrix_views(shape):
         attempt(view, first)
     # a second look around the best one, at what is left to gain there: up to 3 %
-    if 32 < positions.size <= 1 << 18:
-        view, r, c = min(costs, key=costs.get)
+    if positions.size > 32 and small:
+        view, r, c = best[0].view, best[0].rows.wanted, best[0].columns.wanted
         near = [(r + i, c + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-        attempt(view, [pair for pair in near if min(pair) >= 1 and (view, *pair) not in costs])
-    return sorted(costs, key=costs.get)
+        attempt(view, [pair for pair in near if min(pair) >= 1 and (view, *pair) not in tried])
+    return best

@@ -68,11 +68,14 @@ def test_lengths_of_the_example() -> None:
 def test_gaps_of_the_example() -> None:
     from net.codec import kernels
 
-    gaps, order, sizes = np.zeros(3, np.int64), np.zeros(3, np.int64), np.zeros(1, np.int64)
-    row, column = np.array([0, 0, 1], np.int32), np.array([1, 3, 0], np.int32)
-    one, line, width = np.ones(4, np.int64), np.arange(4), np.full(4, 4)
-    kernels.block_gaps(row, column, one, line, one, line, width, 1, sizes, gaps, order)
+    starts, columns = np.array([0, 2, 3]), np.array([1, 3, 0], np.int32)
+    gaps, order, sizes = np.zeros(3, np.int64), np.zeros(3, np.uint32), np.zeros(1, np.int64)
+    one, line, widths = np.ones(4, np.int64), np.arange(4), np.array([0, 4])
+    kernels.block_gaps(starts, columns, one, line, one, line, widths, sizes, gaps, order)
     assert (gaps.tolist(), order.tolist(), sizes.tolist()) == ([1, 1, 0], [0, 1, 2], [3])
+    rows = np.zeros(3, np.int32)
+    kernels.transpose(starts, columns, np.array([0, 1, 2, 2]), rows, order)
+    assert (rows.tolist(), order.tolist()) == ([1, 0, 0], [2, 0, 1])
     out = np.zeros(3, np.int64)
     assert kernels.places(gaps, np.array([0, 2]), np.arange(4), 4, 1, out)
     assert out.tolist() == [1, 3, 8]
