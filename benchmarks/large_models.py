@@ -108,7 +108,7 @@ def prune(state: dict, kinds: dict[str, str], densities: list[float]) -> None:
 
 def share(state: dict, kinds: dict[str, str]) -> None:
     for name, kind in kinds.items():
-        SharedTensor(state[name], BITS[kind]).write(state[name])
+        SharedTensor.clustered(state[name], BITS[kind]).write(state[name])
 
 
 def same_bits(a: dict, b: dict) -> bool:

@@ -39,25 +39,44 @@ class SharedTensor:
     def __init__(
         self,
         tensor: torch.Tensor,
+        positions: torch.Tensor,
+        centroids: np.ndarray,
+        labels: np.ndarray,
+        reassignable: bool = False,
+    ) -> None:
+        """`tensor` as it is before sharing; it stays so until `write`."""
+        tensor = tensor.detach()
+        self.dtype, exact = tensor.dtype, exact_type(tensor.dtype)
+        values = tensor.take(positions).to(exact)
+        self.latent = nn.Parameter(values.clone()) if reassignable else None
+        self.positions = positions
+        self.labels = torch.from_numpy(labels).to(tensor.device)
+        self.centroids = nn.Parameter(torch.from_numpy(centroids).to(tensor.device, exact))
+        self.clustering = self._compare(values.cpu().numpy(), labels)
+
+    @classmethod
+    def clustered(
+        cls,
+        tensor: torch.Tensor,
         bits: int,
         init: str = "linear",
         seed: int = 42,
         reassignable: bool = False,
-    ) -> None:
-        tensor = tensor.detach()
-        survivors = tensor.flatten()
-        survivors = survivors[survivors != 0]
-        # float32 as it is: half the memory, and k-means sorts it in half the time.
-        exact = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-        self.latent = nn.Parameter(survivors.to(exact, copy=True)) if reassignable else None
-        values = survivors.to("cpu", exact).numpy()
-        centroids, labels = kmeans_1d(values, 2**bits, init, seed)
-        self.dtype = tensor.dtype
-        self.labels = torch.from_numpy(labels).to(tensor.device)
-        self.centroids = nn.Parameter(torch.from_numpy(centroids).to(tensor.device, exact))
-        self.clustering = self._compare(values, labels)
-        del survivors, values  # as large as the weight, and the positions are twice as large
-        self.positions = tensor.flatten().nonzero().flatten()
+    ) -> "SharedTensor":
+        """2**bits values at most, by k-means (net.quantization) over the non-zero entries."""
+        positions = tensor.detach().flatten().nonzero().flatten()
+        centroids, labels = kmeans_1d(values_at(tensor, positions), 2**bits, init, seed)
+        return cls(tensor, positions, centroids, labels, reassignable)
+
+    @classmethod
+    def of_values(
+        cls, tensor: torch.Tensor, shared: torch.Tensor, reassignable: bool = False
+    ) -> "SharedTensor":
+        """The values of `shared`, of the shape of `tensor`: few already, and zero where an entry is
+        to be pruned."""
+        positions = shared.detach().flatten().nonzero().flatten()
+        centroids, labels = np.unique(values_at(shared, positions), return_inverse=True)
+        return cls(tensor, positions, centroids, labels, reassignable)
 
     def _compare(self, values: np.ndarray, labels: np.ndarray) -> Clustering:
         """The values as they were with those that `write` will put in their place."""
@@ -122,6 +141,15 @@ class SharedTensor:
         self.centroids.copy_(state["centroids"])
         if self.latent is not None:
             self.latent.copy_(state["latent"])
+
+
+def exact_type(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in: float32 as it is takes half the memory, and half the time to sort."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def values_at(tensor: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
+    return tensor.detach().take(positions).to("cpu", exact_type(tensor.dtype)).numpy()
 
 
 class WeightSharing(StepHooks):
@@ -293,6 +321,6 @@ def shared_tensor(name: str, tensor: torch.Tensor, *options) -> SharedTensor:
     with torch.no_grad():
         tensor.masked_fill_(tensor == 0, 0.0)
     try:
-        return SharedTensor(tensor, *options)
+        return SharedTensor.clustered(tensor, *options)
     except ValueError as error:  # not finite, not real
         raise UserError(f"cannot share {name}: {error}") from None

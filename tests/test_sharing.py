@@ -18,7 +18,7 @@ def weight():
 
 
 def test_shared_values_and_pruned_entries(weight):
-    shared = SharedTensor(weight, bits=3)
+    shared = SharedTensor.clustered(weight, bits=3)
     pruned = weight == 0
     shared.write(weight)
     assert torch.equal(weight == 0, pruned)
@@ -28,14 +28,14 @@ def test_shared_values_and_pruned_entries(weight):
 
 def test_values_before_are_not_counted_among_millions(weight, monkeypatch):
     monkeypatch.setattr(sharing, "COUNTED", 50)
-    clustering = SharedTensor(weight, bits=3).clustering
+    clustering = SharedTensor.clustered(weight, bits=3).clustering
     assert clustering.values_before is None
     assert "  -  " in sharing_table({"fc1.weight": clustering})
 
 
 def test_the_stored_error_is_that_of_the_written_tensor(weight):
     before = weight.clone()
-    shared = SharedTensor(weight, bits=4)
+    shared = SharedTensor.clustered(weight, bits=4)
     shared.write(weight)
     survivors = before != 0
     expected = (weight - before)[survivors].double().square().mean().item()
@@ -51,15 +51,15 @@ def test_memory_layouts(memory):
         weight = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     elif memory == "channels_last":
         weight = weight.to(memory_format=torch.channels_last)
-    SharedTensor(weight, bits=2).write(weight)
-    SharedTensor(plain, bits=2).write(plain)
+    SharedTensor.clustered(weight, bits=2).write(weight)
+    SharedTensor.clustered(plain, bits=2).write(plain)
     assert torch.equal(weight, plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_of_weights(weight, dtype):
     weight = weight.to(dtype)
-    shared = SharedTensor(weight, bits=3)
+    shared = SharedTensor.clustered(weight, bits=3)
     assert shared.centroids.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     shared.write(weight)
     assert len(weight[weight != 0].unique()) == 8
@@ -68,7 +68,7 @@ def test_other_types_of_weights(weight, dtype):
 
 
 def test_centroids_are_stored_as_float16_values(weight):
-    shared = SharedTensor(weight, bits=3)
+    shared = SharedTensor.clustered(weight, bits=3)
     stored = shared.stored_centroids()
     assert torch.equal(stored, stored.half().float())
     assert not torch.equal(stored, shared.centroids)
@@ -78,13 +78,13 @@ def test_centroids_are_stored_as_float16_values(weight):
 def test_a_centroid_that_float16_cannot_hold_stays_exact(value):
     weight = torch.tensor([[value, 0.0, 1.0]])
     before = weight.clone()
-    SharedTensor(weight, bits=2).write(weight)
+    SharedTensor.clustered(weight, bits=2).write(weight)
     assert torch.equal(weight, before)
 
 
 def test_fully_pruned_constant_and_few_values():
     empty = torch.zeros(3, 3)
-    shared = SharedTensor(empty, bits=5)
+    shared = SharedTensor.clustered(empty, bits=5)
     shared.write(empty)
     assert empty.count_nonzero() == 0
     assert shared.clustering == (0, 0, 0, 0.0)
@@ -92,17 +92,17 @@ def test_fully_pruned_constant_and_few_values():
     assert shared.centroids.grad.shape == (0,)
 
     constant = torch.full((3, 3), 0.5)
-    SharedTensor(constant, bits=5).write(constant)
+    SharedTensor.clustered(constant, bits=5).write(constant)
     assert constant.unique().tolist() == [0.5]
 
     few = torch.tensor([[1.0, -2.0], [0.0, 1.0]])
-    SharedTensor(few, bits=5).write(few)
+    SharedTensor.clustered(few, bits=5).write(few)
     assert few.tolist() == [[1.0, -2.0], [0.0, 1.0]]
 
 
 def test_reassign_moves_a_weight_to_its_nearest_centroid():
     weight = torch.tensor([[1.0, 1.2, 0.0], [3.0, 3.2, 0.0]])
-    shared = SharedTensor(weight, bits=1, reassignable=True)
+    shared = SharedTensor.clustered(weight, bits=1, reassignable=True)
     assert shared.labels.tolist() == [0, 0, 1, 1]
     with torch.no_grad():
         shared.latent[1] = 2.9  # what its own gradient made of 1.2
@@ -115,7 +115,7 @@ def test_reassign_moves_a_weight_to_its_nearest_centroid():
 
 def test_reassign_keeps_centroids_in_order():
     weight = torch.tensor([1.0, 2.0, 3.0])
-    shared = SharedTensor(weight, bits=2, reassignable=True)
+    shared = SharedTensor.clustered(weight, bits=2, reassignable=True)
     with torch.no_grad():
         shared.centroids.copy_(torch.tensor([3.0, 1.0, 2.0]))
     shared.reassign()

@@ -27,7 +27,7 @@ def choose_bits(
 
     def cluster(name: str, bits: int) -> SharedTensor:
         if (name, bits) not in shared:
-            shared[name, bits] = SharedTensor(exact[name], bits, init, seed)
+            shared[name, bits] = SharedTensor.clustered(exact[name], bits, init, seed)
         return shared[name, bits]
 
     def use(name: str, bits: int) -> None:

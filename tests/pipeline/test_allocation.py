@@ -29,7 +29,7 @@ def test_stays_within_the_budget_and_leaves_the_model_alone(model, blobs):
     assert all(1 <= b <= 8 for b in bits.values())
     for name, b in bits.items():
         weight = model.get_parameter(name)
-        SharedTensor(weight, b).write(weight)
+        SharedTensor.clustered(weight, b).write(weight)
     assert evaluate(model, blobs.validation)[1] <= error
 
 
@@ -39,6 +39,6 @@ def test_an_unlimited_budget_ends_at_one_bit(model, blobs):
 
 
 def test_coded_bits():
-    two = SharedTensor(torch.tensor([1.0, 1.0, -1.0, -1.0]), bits=1)
+    two = SharedTensor.clustered(torch.tensor([1.0, 1.0, -1.0, -1.0]), bits=1)
     assert coded_bits(two) == 4 + 2 * 16
-    assert coded_bits(SharedTensor(torch.zeros(3), bits=1)) == 0
+    assert coded_bits(SharedTensor.clustered(torch.zeros(3), bits=1)) == 0

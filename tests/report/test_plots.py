@@ -170,7 +170,7 @@ def save_stages(folder, initial, pruned):
     """The files of all stages of a bare state dict, and its encoding."""
     shared = {name: tensor.clone() for name, tensor in pruned.items()}
     for tensor in shared.values():
-        SharedTensor(tensor, 3).write(tensor)
+        SharedTensor.clustered(tensor, 3).write(tensor)
     files = (checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.SHARED, checkpoint.DECODED)
     for name, state in zip(files, (initial, pruned, shared, shared), strict=True):
         checkpoint.save(folder / name, Checkpoint(state))
