@@ -15,6 +15,9 @@ def parser() -> arguments.Parser:
     parser.add_argument(
         "--path", default="saves/", metavar="DIR", help="the folder of the stages (default: saves/)"
     )
+    parser.add_argument(
+        "--initial", metavar="FILE", help="the dense model, where it is not in that folder"
+    )
     arguments.add_directory(parser)
     arguments.add_comparison(parser)
     arguments.add_common(parser)
@@ -27,7 +30,7 @@ def body(args) -> None:
 
     if args.plot:
         plots.require()
-    found = comparison.read(args.path, args.directory)
+    found = comparison.read(args.path, args.directory, initial=args.initial)
     with cli.setting(args) as setting:
         dataset = None
         if found.reference.arch:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import compare_stages
+import weight_share
 from net import checkpoint
 from net.report import comparison
 
@@ -50,6 +51,31 @@ def test_changes_of_the_error_are_against_the_initial_model(figures):
     initial, retrained, *_ = figures["stages"]
     assert initial["error_change"] == 0
     assert retrained["error_change"] == retrained["error_percent"] - initial["error_percent"]
+
+
+def test_divergences_are_from_the_initial_model(figures):
+    initial, retrained, shared, decoded = (row["kl_divergence"] for row in figures["stages"])
+    assert initial == 0
+    assert retrained > 0
+    assert shared == decoded > 0
+
+
+def test_a_model_that_was_shared_without_training(pipeline, tmp_path, capsys):
+    """No pruning stage is nothing to complain of; the dense model may lie elsewhere."""
+    shared = tmp_path / "s" / checkpoint.SHARED
+    options = ["--epochs", "0", "--device", "cpu", "--output", str(shared)]
+    assert weight_share.main([str(pipeline.saves / checkpoint.INITIAL), *options]) == 0
+    capsys.readouterr()
+    arguments = ["--path", str(shared.parent), "--directory", str(pipeline.encodings)]
+    assert compare_stages.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "missing: retrained, since the model was shared as it was, without training" in printed
+    assert "run pruning.py" not in printed
+    arguments += ["--initial", str(pipeline.saves / checkpoint.INITIAL)]
+    assert compare_stages.main([*arguments, "--json", str(tmp_path / "f.json")]) == 0
+    first, second = json.loads((tmp_path / "f.json").read_text())["stages"]
+    assert (first["stage"], second["stage"]) == ("initial", "weight_shared")
+    assert second["kl_divergence"] > first["kl_divergence"] == 0
 
 
 def test_every_byte_on_disk_is_accounted_for(figures):

@@ -13,7 +13,7 @@ from ..encoding import TensorInfo
 from ..errors import UserError
 from ..parameters import bias_of, shortest_name
 from ..training import restore
-from ..training.loop import evaluate
+from ..training.loop import divergence, outputs
 from ..training.splits import Dataset
 from . import distributions, plots, tables
 
@@ -43,19 +43,20 @@ def read(
     folder: str | Path,
     directory: str | Path,
     known: tuple[dict[str, torch.Tensor], list[TensorInfo]] | None = None,
+    initial: str | Path | None = None,
 ) -> Stages:
     """The stages in `folder`, and the encoded model in `directory`; `known` is its state dict and
-    what it takes, where somebody has decoded it already.
+    what it takes, where somebody has decoded it already. `initial` is the file of the dense model,
+    where it is not in `folder`.
 
     Raises UserError where there is no stage at all, or a damaged one.
     """
     folder, directory = Path(folder), Path(directory)
-    found, missing = {}, []
-    for stage, name in STAGE_FILES.items():
-        if (folder / name).exists():
-            found[stage] = checkpoint.load(folder / name)
-        else:
-            missing.append(f"no {folder / name}{checkpoint.origin(name)}")
+    files = {stage: folder / name for stage, name in STAGE_FILES.items()}
+    if initial:
+        files["initial"] = Path(initial)
+    found = {stage: checkpoint.load(file) for stage, file in files.items() if file.exists()}
+    missing = [missing_line(stage, files[stage], found) for stage in files if stage not in found]
     tensors, state, size = None, None, None
     if known:
         state, tensors = known
@@ -67,8 +68,16 @@ def read(
         missing.append(f"no encoded model in {directory}; run huffman_encode.py first")
     if not found:
         raise UserError(f"no stage is in {folder}; run deep_compressing.py or pruning.py first")
-    file_bytes = {stage: (folder / STAGE_FILES[stage]).stat().st_size for stage in found}
+    file_bytes = {stage: files[stage].stat().st_size for stage in found}
     return Stages(found, file_bytes, missing, tensors, state, size)
+
+
+def missing_line(stage: str, file: Path, found: dict[str, Checkpoint]) -> str:
+    shared = found.get("weight_shared")
+    untrained = shared is not None and shared.options.get("finetune_epochs") == 0
+    if untrained and stage in ("initial", "retrained"):
+        return f"{stage}, since the model was shared as it was, without training"
+    return f"no {file}{checkpoint.origin(file)}"
 
 
 def compare(
@@ -84,10 +93,15 @@ def compare(
     """
     found, tensors, encoded = stages.found, stages.tensors, stages.encoded_bytes
     names = list(restore.kinds_of(stages.reference))
-    rows = []
+    rows, first = [], None
     for stage, model in found.items():
-        error = test_error(model, dataset, device, batch_size)
-        rows.append(stage_row(stage, model, stages.file_bytes[stage], error))
+        row = stage_row(stage, model, stages.file_bytes[stage])
+        rows.append(row)
+        if dataset is not None and model.arch:
+            logits, labels = outputs(restore.restored(model, device), dataset.test, batch_size)
+            row["error_percent"] = 100 * (logits.argmax(1) != labels).double().mean().item()
+            first = logits if first is None else first
+            row["kl_divergence"] = divergence(logits, first)
     if "initial" in found and rows[0]["error_percent"] is not None:
         for row in rows:
             row["error_change"] = row["error_percent"] - rows[0]["error_percent"]
@@ -140,20 +154,14 @@ def show(
         plots.save(plots.comparison_page(figures), plot)
 
 
-def test_error(
-    model: Checkpoint, dataset: Dataset | None, device: torch.device | str, batch_size: int
-) -> float | None:
-    if dataset is None or not model.arch:
-        return None
-    return evaluate(restore.restored(model, device), dataset.test, batch_size)[1]
-
-
-def stage_row(stage: str, model: Checkpoint, file_bytes: int, error: float | None) -> dict:
+def stage_row(stage: str, model: Checkpoint, file_bytes: int) -> dict:
+    """One row of the table, without what takes running the model."""
     parameters = parameters_of(model)
     return {
         "stage": stage,
-        "error_percent": error,
+        "error_percent": None,
         "error_change": None,  # against the initial model, in percentage points
+        "kl_divergence": None,  # of the outputs from those of the first stage, in nats
         "parameters": sum(tensor.numel() for tensor in parameters),
         "nonzero": sum(int(tensor.count_nonzero()) for tensor in parameters),
         "bytes": file_bytes,

@@ -171,6 +171,7 @@ def comparison_text(figures: dict) -> str:
     parts = [headline(figures), "", stage_table(figures)]
     if figures["layers"]:
         parts += ["", layer_table(figures)]
+        parts.append("KL: of the outputs on the test images from the first stage's, in nats;")
         parts.append("P pruning, Q weight sharing, H Huffman coding; bits per non-zero weight;")
         parts.append("rate: bytes in percent of dense float32 (the paper's compress rate);")
         parts.append("the rest: biases, all other tensors, and the manifest")
@@ -226,7 +227,7 @@ def headline(figures: dict) -> str:
 def stage_table(figures: dict) -> str:
     original = figures["original_bytes"]
     rows = [
-        [row["stage"].replace("_", "-"), *error_cells(row), row["nonzero"]]
+        [row["stage"].replace("_", "-"), *error_cells(row)]
         + [percent_of(row["nonzero"], row["parameters"]), row["bytes"]]
         + [ratio(original, row["bytes"])]
         for row in figures["stages"]
@@ -236,9 +237,8 @@ def stage_table(figures: dict) -> str:
         # What is in the folder is the decoded model, so its error is known.
         decoded = next((row for row in figures["stages"] if row["stage"] == "decoded"), None)
         row = decoded if figures["decoded_equals_encoded"] else None
-        counts = [row["nonzero"], percent_of(row["nonzero"], row["parameters"])] if row else []
-        row = [*error_cells(row), *(counts or [None, None])]
-        rows.append(["encodings/", *row, encoded, ratio(original, encoded)])
+        density = percent_of(row["nonzero"], row["parameters"]) if row else None
+        rows.append(["encodings/", *error_cells(row), density, encoded, ratio(original, encoded)])
     network = paper_network(figures)
     beside = []
     if network:
@@ -249,16 +249,21 @@ def stage_table(figures: dict) -> str:
             ["paper, compressed", network.compressed_error, f"{change:+.2f}", None]
             + [float(network.total.density), network.compressed_bytes, f"{network.ratio:.1f}x"],
         ]
-    head = ["stage", "error %", "change", "non-zeros", "density %", "bytes", "ratio"]
+    head = ["stage", "error %", "change", "KL", "density %", "bytes", "ratio"]
     return table(head, rows, beside)
 
 
 def error_cells(row: dict | None) -> list:
+    """The error, its change, and the divergence of the outputs from the first stage's."""
     if row is None:
-        return [None, None]
-    change = row["error_change"]
-    known = change is not None and row["stage"] != "initial"  # what the change is measured from
-    return [row["error_percent"], f"{change:+.2f}" if known else None]
+        return [None, None, None]
+    change, divergence = row["error_change"], row["kl_divergence"]
+    first = row["stage"] == "initial"  # what both are measured from
+    return [
+        row["error_percent"],
+        None if change is None or first else f"{change:+.2f}",
+        None if divergence is None or first else f"{divergence:.4f}",
+    ]
 
 
 def percent_of(part: float, whole: float) -> float | None:

@@ -49,6 +49,26 @@ def evaluate(model: nn.Module, split: Batches, batch_size: int = 1000) -> tuple[
     return loss / len(split), 100 * wrong / len(split)
 
 
+@torch.no_grad()
+def outputs(
+    model: nn.Module, split: Batches, batch_size: int = 1000
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits float32 [N, classes], labels int64 [N]) of `model` on the whole of `split`."""
+    model.eval()
+    batches = [(model(inputs), labels) for inputs, labels in split.batches(batch_size)]
+    logits, labels = zip(*batches, strict=True)
+    return torch.cat(logits).float(), torch.cat(labels)
+
+
+def divergence(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """Mean Kullback-Leibler divergence of outputs from those of a reference, in nats.
+
+    Both are logits [N, classes]. Far less noisy than a difference of errors: every input counts.
+    """
+    logs = [F.log_softmax(each.double(), 1) for each in (logits, reference)]
+    return F.kl_div(*logs, log_target=True, reduction="batchmean").item()
+
+
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
     """Adam's averages of pruned weights decay into denormals, which a CPU handles slowly."""
