@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 
@@ -54,7 +55,7 @@ class Checkpoint:
     metrics: dict = field(default_factory=dict)
 
 
-def save(path, checkpoint: Checkpoint) -> int:
+def save(path: str | Path, checkpoint: Checkpoint) -> int:
     """Write `checkpoint` to `path` atomically; return the size of the file in bytes."""
     save_dict(path, {"format": FORMAT, **shallow_dict(checkpoint)})
     return Path(path).stat().st_size
@@ -64,7 +65,7 @@ def shallow_dict(checkpoint: Checkpoint) -> dict:
     return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
 
 
-def load(path) -> Checkpoint:
+def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint, or a bare state dict that somebody else saved: a .pt or .safetensors file,
     or a folder of Hugging Face's shards.
 
@@ -79,7 +80,9 @@ def load(path) -> Checkpoint:
             raise CheckpointError(str(error)) from None
     content = load_dict(path)
     if content.get("format") == FORMAT:
-        fields = {name: content.get(name) for name in Checkpoint.__dataclass_fields__}
+        fields: dict[str, Any] = {
+            name: content.get(name) for name in Checkpoint.__dataclass_fields__
+        }
         valid = (
             is_state_dict(fields["state_dict"])
             and all(isinstance(fields[k], str | None) for k in ("arch", "stage", "dataset"))
@@ -109,14 +112,14 @@ def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: copies[identity(tensor)] for name, tensor in found.items()}
 
 
-def save_dict(path, content: dict) -> None:
+def save_dict(path: str | Path, content: dict) -> None:
     # Given a file object, torch.save names the archive "archive" whatever the path, so that equal
     # content gives equal bytes.
     with atomic_write(path) as file:
         torch.save(content, file)
 
 
-def load_dict(path) -> dict:
+def load_dict(path: str | Path) -> dict:
     """The dict in a file written by `torch.save`, unpickled with `weights_only=True`."""
     path = Path(path)
     if not path.is_file():
@@ -144,7 +147,7 @@ def load_dict(path) -> dict:
     return content
 
 
-def is_state_dict(content) -> bool:
+def is_state_dict(content: object) -> TypeGuard[Mapping[str, torch.Tensor]]:
     return (
         isinstance(content, dict)
         and len(content) > 0
@@ -161,7 +164,7 @@ MADE_BY = {
 }
 
 
-def origin(path) -> str:
+def origin(path: str | Path) -> str:
     """What to do about a missing file: the script that makes it, if it is a stage's."""
     script = MADE_BY.get(Path(path).name)
     return f"; run {script} first" if script else "; give the path of a saved model"

@@ -2,14 +2,16 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import UserError
 
 
 @contextmanager
-def atomic_write(path):
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a binary file that replaces `path` when the block ends without an exception.
 
     The bytes go to a hidden sibling (same file system, so that the rename is atomic), which is
@@ -37,7 +39,7 @@ def atomic_write(path):
         raise
 
 
-def check_writable(folder):
+def check_writable(folder: str | Path) -> None:
     """Create `folder` if need be and make sure that files can be written there.
 
     Called before the work starts: an hour of training must not end in "permission denied".
@@ -51,7 +53,7 @@ def check_writable(folder):
         raise unwritable(folder, error) from None
 
 
-def unwritable(path, error: OSError) -> UserError:
+def unwritable(path: str | Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}; give another path")
 
 

@@ -123,13 +123,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
         else:
             return model
 
 
-def _matrices(source) -> Iterator[tuple[str, str]]:
+def _matrices(
+    source: nn.Module | Mapping[str, torch.Tensor],
+) -> Iterator[tuple[str, str]]:
     """(name, kind) of every floating-point parameter of two or more dimensions."""
     seen = set()
     listed = _of_module(source) if isinstance(source, nn.Module) else _of_state(source)

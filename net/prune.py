@@ -138,17 +138,17 @@ class Pruner(StepHooks):
         self._weights = {name: parameters[name] for name in kinds}
         self.kinds, self.steps = kinds, steps
         self._squares: dict[str, torch.Tensor] = {}
-        self.density = density
+        self.density: float | Mapping[str, float] | None = density
         if isinstance(density, Mapping):
             self.density = resolve(density, kinds)
-        if density is not None:
+        if self.density is not None:
             _check_fractions(self.density)
         if sensitivity is not None:
             self.masks = _threshold_masks(self._weights, resolve(sensitivity, kinds))
-        elif steps:
-            self.masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights()}
-        else:
+        elif self.density is not None and not steps:
             self.masks = top_masks({n: _in_deviations(w) for n, w in self.weights()}, self.density)
+        else:
+            self.masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights()}
         self.apply()
 
     def weights(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -182,14 +182,19 @@ class Pruner(StepHooks):
             mean.copy_(torch.where(square.isfinite(), mean.lerp(square, 1 - MEMORY), mean))
 
     def after_step(self) -> None:
-        done, before = self.steps_done, self.steps_done - 1
-        if before < self.steps and done * UPDATES // self.steps > before * UPDATES // self.steps:
+        if self.density is not None and self._is_due(self.steps_done):
             self.apply()  # what the step has revived must not look salient
-            self._update(done / self.steps)
+            self._update(self.density, self.steps_done / self.steps)
         self.apply()
 
+    def _is_due(self, done: int) -> bool:
+        """Whether the schedule goes down with the step that is now `done`."""
+        return 0 < done <= self.steps and (
+            done * UPDATES // self.steps > (done - 1) * UPDATES // self.steps
+        )
+
     @torch.no_grad()
-    def _update(self, done: float) -> None:
+    def _update(self, final: float | Mapping[str, float], done: float) -> None:
         scores = {
             name: saliency(weight.float(), self._squares[name])
             / storage_bits(self.masks[name]).square()
@@ -200,9 +205,10 @@ class Pruner(StepHooks):
         def now(density: float) -> float:
             return cubic_density(done, min(1.0, 10 * density), density)
 
-        by_name = isinstance(self.density, Mapping)
-        density = {n: now(self.density[n]) for n in scores} if by_name else now(self.density)
-        self.masks |= top_masks(scores, density)
+        if isinstance(final, Mapping):
+            self.masks |= top_masks(scores, {name: now(final[name]) for name in scores})
+        else:
+            self.masks |= top_masks(scores, now(final))
 
     def state_dict(self) -> dict:
         """What a resumed run needs, beside the model's and the optimizer's state."""

@@ -5,9 +5,11 @@ a list of cut positions, and prefix sums give the mean of any interval in consta
 """
 
 import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 INITS = ("linear", "density", "random")
 # A round of _refine costs O(k**2): 0.05 s for k = 256, 0.5 s for 1024, minutes soon after.
@@ -17,7 +19,9 @@ BINNED, BINS = 1 << 20, 1 << 18
 CHUNK = 1 << 20  # values at a time where more would leave the cache, or need twice the memory
 
 
-def kmeans_1d(values, k, init="linear", seed=42, rate=0.0):
+def kmeans_1d(
+    values: ArrayLike, k: int, init: str = "linear", seed: int = 42, rate: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Share at most k centroids among the values: minimise sum((x - c[label])**2).
 
     Starts (section 3.2 of the paper): ``linear`` spaces the centroids evenly over [min, max],
@@ -64,7 +68,9 @@ def kmeans_1d(values, k, init="linear", seed=42, rate=0.0):
     return centroids, np.searchsorted(distinct[cuts[1:-1]], values, side="right")
 
 
-def _clusters(x, counts, k, init, seed, rate):
+def _clusters(
+    x: np.ndarray, counts: np.ndarray, k: int, init: str, seed: int, rate: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(centroids float64[k'], cuts int64[k' + 1]) of the sorted values x float64[m], m > 0.
 
     Cluster j is x[cuts[j] : cuts[j + 1]], each with its multiplicity.
@@ -82,7 +88,7 @@ def _clusters(x, counts, k, init, seed, rate):
     return middle + unit * means, cuts
 
 
-def _checked(values, k, init, rate):
+def _checked(values: ArrayLike, k: int, init: str, rate: float) -> np.ndarray:
     """The values flattened, as float32 if they are that (twice as fast), else as float64."""
     values = np.asarray(values).ravel()
     if values.dtype.kind not in "fiub":
@@ -115,7 +121,7 @@ class _Bins(NamedTuple):
     counts: np.ndarray  # int64[m]
 
     @classmethod
-    def of(cls, values, k):
+    def of(cls, values: np.ndarray, k: int) -> "_Bins | None":
         """None where the bins are too coarse for k clusters: a cluster of average size must hold
         16 of them, so that it hardly matters that none is ever divided.
 
@@ -138,10 +144,10 @@ class _Bins(NamedTuple):
         return cls(low, scale, used, sums[used] / counts[used], counts[used])
 
     @staticmethod
-    def place(values, low, scale):
+    def place(values: np.ndarray, low: np.generic, scale: np.generic) -> np.ndarray:
         return ((values - low) * scale).astype(np.int64)
 
-    def labels(self, values, cuts):
+    def labels(self, values: np.ndarray, cuts: np.ndarray) -> np.ndarray:
         """int64[n]: the cluster of the bin that each value is in."""
         cluster = np.zeros(BINS, np.int64)
         cluster[self.used] = np.repeat(np.arange(cuts.size - 1), np.diff(cuts))
@@ -160,30 +166,30 @@ class _Line(NamedTuple):
     counts: np.ndarray  # float64[m + 1]: how many values these are
 
     @classmethod
-    def of(cls, x, counts):
+    def of(cls, x: np.ndarray, counts: np.ndarray) -> "_Line":
         return cls(
             x,
             np.concatenate(([0.0], np.cumsum(x * counts))),
             np.concatenate(([0.0], np.cumsum(counts))),
         )
 
-    def means(self, cuts):
+    def means(self, cuts: np.ndarray) -> np.ndarray:
         return np.diff(self.sums[cuts]) / np.diff(self.counts[cuts])
 
-    def gain(self, cuts):
+    def gain(self, cuts: np.ndarray) -> float:
         """sum(x**2) - inertia, which the best clustering maximises.
 
         Blind to inertias below 1e-15 of sum(x**2): one outlier at 1e7 times the spread hides them.
         """
         return np.sum(np.diff(self.sums[cuts]) ** 2 / np.diff(self.counts[cuts]))
 
-    def cut_at(self, thresholds):
+    def cut_at(self, thresholds: np.ndarray) -> np.ndarray:
         """Cut positions int64[k + 1]: values up to a threshold, included, lie left of it."""
         inner = np.searchsorted(self.x, thresholds, side="right")
         return np.concatenate(([0], inner, [self.x.size]))
 
 
-def _start(line, k, init, seed):
+def _start(line: _Line, k: int, init: str, seed: int) -> np.ndarray:
     if init == "linear":
         centroids = np.linspace(-1.0, 1.0, k)
     elif init == "density":
@@ -195,7 +201,7 @@ def _start(line, k, init, seed):
     return _assign(line, centroids)
 
 
-def _assign(line, centroids):
+def _assign(line: _Line, centroids: np.ndarray) -> np.ndarray:
     """Cuts halfway between the centroids, pushed apart so that no cluster is empty."""
     cuts = line.cut_at((centroids[1:] + centroids[:-1]) / 2)
     place = np.arange(cuts.size)
@@ -203,11 +209,11 @@ def _assign(line, centroids):
     return np.minimum(cuts, line.x.size - place[::-1])
 
 
-def _lloyd(line, cuts):
+def _lloyd(line: _Line, cuts: np.ndarray) -> np.ndarray:
     return _fixed_point(lambda cuts: _assign(line, line.means(cuts)), cuts)
 
 
-def _fixed_point(step, cuts):
+def _fixed_point(step: Callable[[np.ndarray], np.ndarray], cuts: np.ndarray) -> np.ndarray:
     """Iterate until the cuts stay, or are again what they were: rounding can lead into a cycle.
 
     Hundreds of steps, seldom thousands.
@@ -219,7 +225,7 @@ def _fixed_point(step, cuts):
     return cuts
 
 
-def _k_means(line, cuts):
+def _k_means(line: _Line, cuts: np.ndarray) -> np.ndarray:
     """Refine and iterate in turn until the inertia no longer falls."""
     if cuts.size - 1 > MAX_REFINED_CLUSTERS:
         return _lloyd(line, cuts)
@@ -229,7 +235,7 @@ def _k_means(line, cuts):
             return cuts
 
 
-def _refine(line, cuts):
+def _refine(line: _Line, cuts: np.ndarray) -> np.ndarray:
     """The best k clusters made of whole pieces, when every cluster of `cuts` is cut into pieces.
 
     Dynamic programme over the pieces (Wang and Song 2011, there over single values): the best
@@ -257,23 +263,23 @@ def _refine(line, cuts):
     return ends[chosen[::-1]]
 
 
-def _shifted(a, rows, pad):
+def _shifted(a: np.ndarray, rows: int, pad: float) -> np.ndarray:
     """View [rows, a.size] whose entry [w - 1, i] is a[i - w], or pad where i < w."""
     padded = np.concatenate((np.full(rows, pad), a))
     return np.lib.stride_tricks.sliding_window_view(padded, a.size)[rows - 1 :: -1]
 
 
-def _entropy_constrained(line, cuts, rate):
+def _entropy_constrained(line: _Line, cuts: np.ndarray, rate: float) -> np.ndarray:
     """Lloyd's iteration with a price on every cluster; rate in units of line.x**2 per bit."""
 
-    def step(cuts):
+    def step(cuts: np.ndarray) -> np.ndarray:
         shares = np.diff(line.counts[cuts]) / line.counts[-1]
         return _assign_priced(line, line.means(cuts), -rate * np.log2(shares))
 
     return _fixed_point(step, cuts)
 
 
-def _assign_priced(line, centroids, price):
+def _assign_priced(line: _Line, centroids: np.ndarray, price: np.ndarray) -> np.ndarray:
     """Cuts of the clusters that minimise (x - centroid)**2 + price; one never chosen is dropped."""
     while True:
         # Where a cluster and the next cost the same; means apart by rounding alone count as equal.

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -113,7 +113,7 @@ def write(
         for (name, info), tensor in zip(infos.items(), tensors, strict=True):
             if (tensor.dtype, tuple(tensor.shape)) != info:
                 raise ShardsError(f"cannot write {path}: {name} is not of the announced type")
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return 8 + len(text) + size
 
 
@@ -153,7 +153,7 @@ def _indexed(index: Path) -> dict[str, Path]:
     return names
 
 
-def _opened(file: Path):
+def _opened(file: Path) -> Any:
     if not file.is_file():
         raise ShardsError(f"{file} is missing; fetch it again")
     try:

@@ -1,7 +1,7 @@
 """Weight sharing: tensors whose non-zero entries take a few values, and how those are trained."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,7 +101,12 @@ class SharedTensor:
 
     @torch.no_grad()
     def reassign(self) -> None:
-        """Assign each survivor anew to the centroid nearest to its latent weight."""
+        """Assign each survivor anew to the centroid nearest to its latent weight.
+
+        Raises ValueError for a tensor that was not made `reassignable`.
+        """
+        if self.latent is None:
+            raise ValueError("there are no latent weights: make the tensor reassignable")
         self.centroids.copy_(self.centroids.sort().values)
         middles = (self.centroids[1:] + self.centroids[:-1]) / 2
         self.labels = torch.bucketize(self.latent, middles)
@@ -307,7 +312,8 @@ def bits_of_tensors(
     """{name: bits} of the tensors to share: the weights {name: kind}, and those of their biases
     that are among `names`; 0 bits leave a tensor as it is, and out."""
     of_weights, of_biases = resolve(bits, kinds), resolve(bias_bits, kinds)
-    names, found = set(names), {}
+    names = set(names)
+    found: dict[str, int] = {}
     for name in kinds:
         for each, b in ((name, of_weights[name]), (bias_of(name), of_biases[name])):
             if b and each in names:
@@ -315,7 +321,7 @@ def bits_of_tensors(
     return found
 
 
-def shared_tensor(name: str, tensor: torch.Tensor, *options) -> SharedTensor:
+def shared_tensor(name: str, tensor: torch.Tensor, *options: Any) -> SharedTensor:
     """A SharedTensor of `tensor`, whose UserError names it. In `tensor` -0.0 becomes 0.0: others
     prune by weight * mask, which leaves some, and they would have to be stored."""
     with torch.no_grad():

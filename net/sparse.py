@@ -11,6 +11,7 @@ import copy
 import statistics
 import time
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -108,7 +109,8 @@ def fastest(times: dict[str, list[float]]) -> str:
 
 
 def quartiles(samples: list[float]) -> tuple[float, float, float]:
-    return tuple(statistics.quantiles(samples, n=4))
+    low, middle, high = statistics.quantiles(samples, n=4)
+    return low, middle, high
 
 
 @torch.no_grad()
@@ -122,7 +124,7 @@ def layer_times(model: nn.Module, batch_size: int) -> dict[str, dict[str, list[f
     return found
 
 
-def alternate(calls: dict) -> dict[str, list[float]]:
+def alternate(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Seconds per call of each function, taken in turns: all suffer the same disturbances."""
     repeats = {}
     for name, call in calls.items():
@@ -130,7 +132,7 @@ def alternate(calls: dict) -> dict[str, list[float]]:
         start = time.perf_counter()
         call()
         repeats[name] = max(1, int(SAMPLE_SECONDS / (time.perf_counter() - start)))
-    times = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(SAMPLES):
         for name, call in calls.items():
             start = time.perf_counter()
@@ -141,7 +143,7 @@ def alternate(calls: dict) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def latency(model: nn.Module, images: torch.Tensor, batch_sizes=(1, 64)) -> dict:
+def latency(model: nn.Module, images: torch.Tensor, batch_sizes: Sequence[int] = (1, 64)) -> dict:
     """Dense against sparse, per linear layer and for the whole model, at each batch size.
 
     `images` [N, ...] are inputs of the model, N >= the largest batch.  Times are microseconds per
@@ -158,10 +160,10 @@ def latency(model: nn.Module, images: torch.Tensor, batch_sizes=(1, 64)) -> dict
         torch.set_num_threads(threads)
 
 
-def latency_figures(model: nn.Module, images: torch.Tensor, batch_sizes) -> dict:
+def latency_figures(model: nn.Module, images: torch.Tensor, batch_sizes: Sequence[int]) -> dict:
     layers = linear_layers(model)
     others = [shortest_name(name) for name in compressible(model) if layer_of(name) not in layers]
-    figures = {"dense_layers": others, "batches": []}
+    figures: dict = {"dense_layers": others, "batches": []}
     for batch_size in batch_sizes:
         times = layer_times(model, batch_size)
         choice = {name: fastest(each) for name, each in times.items()}

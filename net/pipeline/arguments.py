@@ -5,8 +5,12 @@ Imports nothing heavy: `--help` must answer at once.
 
 import argparse
 import math
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, TypeVar
 
 from .options import PRESETS, defaults_text
+
+Number = TypeVar("Number", int, float)
 
 DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "cifar10", "digits")
 
@@ -14,22 +18,22 @@ DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "cifar10", "digits")
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and whose help is the script's docstring."""
 
-    def __init__(self, docstring: str):
+    def __init__(self, docstring: str | None) -> None:
         super().__init__(
             description=docstring,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 # Types of options: a value that is out of range is bad usage, found before any work starts.
 
 
-def integer(low: int, high: float = math.inf):
-    def parse(text):
+def integer(low: int, high: float = math.inf) -> Callable[[str], int]:
+    def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
@@ -42,16 +46,16 @@ def integer(low: int, high: float = math.inf):
     return parse
 
 
-def integer_or_auto(text):
-    return text if text == "auto" else integer(1)(text)
+def integer_or_auto(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else integer(1)(text)
 
 
-def bits_or_auto(text):
-    return text if text == "auto" else per_layer(integer(1, 16))(text)
+def bits_or_auto(text: str) -> int | dict[str, int] | Literal["auto"]:
+    return "auto" if text == "auto" else per_layer(integer(1, 16))(text)
 
 
-def real(low: float = 0.0, high: float = math.inf):
-    def parse(text):
+def real(low: float = 0.0, high: float = math.inf) -> Callable[[str], float]:
+    def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
@@ -64,11 +68,11 @@ def real(low: float = 0.0, high: float = math.inf):
     return parse
 
 
-def per_layer(number):
+def per_layer(number: Callable[[str], Number]) -> Callable[[str], Number | dict[str, Number]]:
     """The type of an option with a value per layer, 'features.*=1.2,@linear=2.0': a number, or a
     dict {pattern: number} (net.parameters); `number` is the type of a single value."""
 
-    def parse(text):
+    def parse(text: str) -> Number | dict[str, Number]:
         if "=" not in text:
             return number(text)
         values = {}
@@ -98,7 +102,14 @@ def picture(text: str) -> str:
     return text
 
 
-def preset_option(group, flag: str, kind, text: str, dest: str | None = None, **more) -> None:
+def preset_option(
+    group: argparse._ArgumentGroup,
+    flag: str,
+    kind: Callable[[str], Any],
+    text: str,
+    dest: str | None = None,
+    **more: Any,
+) -> None:
     """An option whose default comes from the preset."""
     dest = dest or flag.lstrip("-").replace("-", "_")
     group.add_argument(flag, type=kind, dest=dest, help=f"{text} ({defaults_text(dest)})", **more)

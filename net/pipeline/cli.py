@@ -8,18 +8,30 @@ import signal
 import sys
 import threading
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from . import options
 from .arguments import Parser
 from .options import DataOptions, Preset
 
+if TYPE_CHECKING:
+    import torch
+
+    from .runs import Run
+    from .stages import Setting
+
 OUT_OF_MEMORY = "out of memory; try a smaller --batch-size or model"
 
 
-def run(parser: Parser, body, argv=None) -> int:
+def run(
+    parser: Parser, body: Callable[[Namespace], None], argv: Sequence[str] | None = None
+) -> int:
     """Parse `argv`, call `body(args)`, and turn what goes wrong into one line and an exit code.
 
     Returns 0, 2 for bad usage, 130 for Ctrl-C or a kill, and 1 for anything else that a user can
@@ -76,7 +88,7 @@ def fail(message: str) -> int:
 # From the namespace of a parser to what the stages take. Nothing below this file knows of it.
 
 
-def device(args):
+def device(args: Namespace) -> "torch.device":
     """The torch device that the flags ask for."""
     import torch
 
@@ -90,7 +102,7 @@ def device(args):
 
 
 @contextmanager
-def setting(args):
+def setting(args: Namespace) -> Iterator["Setting"]:
     """The net.pipeline.stages.Setting of a script; its log is closed at the end of the block."""
     from ..training import distributed
     from ..training.log import Log
@@ -108,7 +120,7 @@ def setting(args):
         log.close()
 
 
-def data_options(args, trained_on: str | None = None) -> DataOptions:
+def data_options(args: Namespace, trained_on: str | None = None) -> DataOptions:
     """`trained_on` is what --dataset auto stands for, where it is known."""
     found = options.changed_options(DataOptions(), vars(args))
     if found.dataset == "auto" and trained_on:
@@ -116,7 +128,13 @@ def data_options(args, trained_on: str | None = None) -> DataOptions:
     return found
 
 
-def new_run(args, setting, folder, arch: str | None = None, trained_on: str | None = None):
+def new_run(
+    args: Namespace,
+    setting: "Setting",
+    folder: str | Path,
+    arch: str | None = None,
+    trained_on: str | None = None,
+) -> "Run":
     """A net.pipeline.runs.Run in `folder`, of --arch, or of `arch` where a checkpoint names it.
 
     The data set gives --arch its classes and channels where the user has not."""
@@ -135,7 +153,7 @@ def new_run(args, setting, folder, arch: str | None = None, trained_on: str | No
     return Run(described, dataset, folder, setting)
 
 
-def chosen(args, run=None) -> Preset:
+def chosen(args: Namespace, run: "Run | None" = None) -> Preset:
     """--preset, adjusted to the architecture, with what the user gives in its place."""
     from .runs import teacher_for
 

@@ -4,10 +4,14 @@ A checkpoint records the options that made it, in the order of the fields. They 
 that equal runs give equal bytes wherever they are.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-PerLayer = dict[str, float]  # {pattern: number}, net.parameters.resolve
+# {pattern: number}, net.parameters.resolve
+PerLayer = Mapping[str, float]
+BitsPerLayer = Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class CommonOptions:
     """What every stage that trains needs to know."""
 
     seed: int = 42
-    batch_size: int | str = "auto"  # of all processes together
+    batch_size: int | Literal["auto"] = "auto"  # of all processes together
     distortion: float = 1.0
     teacher: str = "none"
     teacher_copies: int = 8
@@ -76,9 +80,9 @@ class SharingOptions(CommonOptions):
     """Of weight sharing and the fine-tuning of the shared values."""
 
     # Table 1 of the paper: 8 bits for convolutions, 5 for fully connected layers.
-    bits: int | PerLayer | str = field(default_factory=lambda: {"*": 5, "@conv": 8})
+    bits: int | BitsPerLayer | Literal["auto"] = field(default_factory=lambda: {"*": 5, "@conv": 8})
     error_budget: float = 0.1
-    bias_bits: int | PerLayer = 3
+    bias_bits: int | BitsPerLayer = 3
     init: str = "linear"
     finetune_epochs: int = 3
     finetune_lr: float = 5e-4
@@ -92,7 +96,7 @@ class Preset:
     pruning: PruningOptions = PruningOptions()
     sharing: SharingOptions = field(default_factory=SharingOptions)
 
-    def with_options(self, **changed) -> "Preset":
+    def with_options(self, **changed: Any) -> "Preset":
         """The same with some options changed, in the stages that have them."""
         return Preset(
             changed_options(self.pruning, changed), changed_options(self.sharing, changed)
@@ -103,7 +107,10 @@ class Preset:
         return {**vars(self.sharing), **vars(self.pruning)}
 
 
-def changed_options(options: CommonOptions, values: dict) -> CommonOptions:
+Options = TypeVar("Options", bound=DataOptions | CommonOptions)
+
+
+def changed_options(options: Options, values: Mapping[str, Any]) -> Options:
     """`options` with those of `values` that it has and that are not None."""
     own = {f.name for f in fields(options)}
     given = {k: v for k, v in values.items() if k in own and v is not None}

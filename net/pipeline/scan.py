@@ -3,6 +3,7 @@
 Everything is measured on the held-out training images; the test set is left for the final figure.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -15,6 +16,8 @@ from ..training.loop import evaluate
 from ..training.splits import AnySplit
 from .options import TrainingOptions
 from .runs import Run
+
+Point = tuple[float, float]  # density, loss
 
 DENSITIES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
 
@@ -36,7 +39,12 @@ def scan_initial(run: Run, options: TrainingOptions, target: float) -> dict:
 
 
 @torch.no_grad()
-def scan(model: nn.Module, split: AnySplit, batch_size: int = 1000, densities=DENSITIES) -> dict:
+def scan(
+    model: nn.Module,
+    split: AnySplit,
+    batch_size: int = 1000,
+    densities: Sequence[float] = DENSITIES,
+) -> dict:
     """Loss and error on `split` with one layer pruned by magnitude to each density, not retrained.
 
     Returns {"loss", "error_percent": of the model as it is, "layers": [{"name", "parameters",
@@ -45,7 +53,7 @@ def scan(model: nn.Module, split: AnySplit, batch_size: int = 1000, densities=DE
     as it was.
     """
     loss, error = evaluate(model, split, batch_size)
-    figures = {"loss": loss, "error_percent": error, "layers": []}
+    figures: dict = {"loss": loss, "error_percent": error, "layers": []}
     kinds = compressible(model)
     for name, weight in model.named_parameters():
         if name not in kinds:
@@ -104,10 +112,10 @@ def hull_steps(layer: dict, loss: float) -> list[tuple[float, str, float, float]
     points = {point["density"]: point["loss"] for point in layer["points"]} | {1.0: loss}
     curve = [(density, points[density]) for density in sorted(points, reverse=True)]
 
-    def price(a, b):
+    def price(a: Point, b: Point) -> float:
         return (b[1] - a[1]) / ((a[0] - b[0]) * layer["parameters"])
 
-    hull = []
+    hull: list[Point] = []
     for point in curve:
         while len(hull) > 1 and price(hull[-2], hull[-1]) >= price(hull[-1], point):
             hull.pop()

@@ -96,7 +96,7 @@ def train(
         validate=lambda: evaluate(model, dataset.validation),
         phase=phase,
         log=setting.log,
-        progress=progress and progress.of(phase, model=model, optimizer=optimizer),
+        progress=progress.of(phase, model=model, optimizer=optimizer) if progress else None,
     )
     metrics = {"test_error_percent": setting.test(model, phase, dataset)}
     recorded = options.recorded()
@@ -161,8 +161,9 @@ def prune(
             validate=lambda: evaluate(model, dataset.validation),
             phase=phase,
             log=setting.log,
-            progress=progress
-            and progress.of(phase, model=model, optimizer=optimizer, pruner=pruner),
+            progress=progress.of(phase, model=model, optimizer=optimizer, pruner=pruner)
+            if progress
+            else None,
         )
         pruner.detach()
 
@@ -202,7 +203,7 @@ def share(
     if dataset is None:
         return share_bare(source, options)
     model = restore.restored(source, setting.device)
-    architectures.check_fits(model, source.arch, dataset)
+    architectures.check_fits(model, source.arch or "the model", dataset)
     set_dropout(model, 0.0)
     bits = options.bits
     if bits == "auto":

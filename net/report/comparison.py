@@ -1,5 +1,6 @@
 """The figures of all stages side by side: what `compare_stages.py` prints, writes and draws."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Stages:
     file_bytes: dict[str, int]
     missing: list[str]  # a line for each that is not there
     tensors: list[TensorInfo] | None  # None without an encoded model
-    encoded_state: dict[str, torch.Tensor] | None
+    encoded_state: Mapping[str, torch.Tensor] | None
     encoded_bytes: int | None
 
     @property
@@ -42,7 +43,7 @@ class Stages:
 def read(
     folder: str | Path,
     directory: str | Path,
-    known: tuple[dict[str, torch.Tensor], list[TensorInfo]] | None = None,
+    known: tuple[Mapping[str, torch.Tensor], list[TensorInfo]] | None = None,
     initial: str | Path | None = None,
 ) -> Stages:
     """The stages in `folder`, and the encoded model in `directory`; `known` is its state dict and
@@ -92,6 +93,7 @@ def compare(
     others are evaluated on the test set of `dataset`, if there is one.
     """
     found, tensors, encoded = stages.found, stages.tensors, stages.encoded_bytes
+    state = stages.encoded_state or {}
     names = list(restore.kinds_of(stages.reference))
     rows, first = [], None
     for stage, model in found.items():
@@ -106,7 +108,7 @@ def compare(
         for row in rows:
             row["error_change"] = row["error_percent"] - rows[0]["error_percent"]
     original = 4 * rows[0]["parameters"]
-    layers = layer_rows(tensors, stages.encoded_state, names) if tensors else []
+    layers = layer_rows(tensors, state, names) if tensors else []
     decoded = found.get("decoded")
     return {
         "dataset": dataset.name if dataset else None,
@@ -116,14 +118,14 @@ def compare(
         "compression_ratio": original / encoded if encoded else None,
         "stages": rows,
         "layers": layers,
-        "other": other_row(tensors, stages.encoded_state, names, encoded) if tensors else None,
-        "total": total_row(layers, original, encoded) if tensors else None,
+        "other": other_row(tensors, state, names, encoded) if tensors and encoded else None,
+        "total": total_row(layers, original, encoded) if tensors and encoded else None,
         "distributions": distributions.distributions(found, names),
         "first_layer_mask": distributions.first_layer_mask(stages.last),
         "decoded_equals_weight_shared": identical(decoded, found.get("weight_shared")),
         "decoded_equals_encoded": tensors is not None
         and decoded is not None
-        and same_state(decoded.state_dict, stages.encoded_state),
+        and same_state(decoded.state_dict, state),
         "missing": stages.missing,
     }
 
@@ -183,7 +185,9 @@ def parameters_of(model: Checkpoint) -> list[torch.Tensor]:
 # Where the bytes of encodings/ are
 
 
-def layer_rows(tensors: list[TensorInfo], state: dict, names: list[str]) -> list[dict]:
+def layer_rows(
+    tensors: list[TensorInfo], state: Mapping[str, torch.Tensor], names: list[str]
+) -> list[dict]:
     """One row per compressible layer; its bias, a file of its own, counts among its "parts"."""
     by_name = {name: tensor for tensor in tensors for name in (tensor.name, *tensor.tied)}
     return [
@@ -193,7 +197,7 @@ def layer_rows(tensors: list[TensorInfo], state: dict, names: list[str]) -> list
     ]
 
 
-def layer_row(name: str, weight: TensorInfo, bias: TensorInfo | None, tensor) -> dict:
+def layer_row(name: str, weight: TensorInfo, bias: TensorInfo | None, tensor: torch.Tensor) -> dict:
     sections = weight.sections
     return {
         "name": shortest_name(name),
@@ -235,7 +239,9 @@ def bytes_before_huffman(info: TensorInfo, tensor: torch.Tensor) -> float:
     return fixed_width_bytes(tensor, info.weight_bits_before, shared, sparse)
 
 
-def fixed_width_bytes(tensor, value_bits: int, shared_values: int = 0, sparse: bool = True):
+def fixed_width_bytes(
+    tensor: torch.Tensor, value_bits: int, shared_values: int = 0, sparse: bool = True
+) -> float:
     """The size of a tensor without Huffman coding, as the paper counts it (section 2, equation 1).
 
     Every stored entry, padding zeros among them, takes `value_bits` and, in sparse form, a relative
@@ -250,7 +256,9 @@ def fixed_width_bytes(tensor, value_bits: int, shared_values: int = 0, sparse: b
     return stored * (value_bits + index_bits) / 8 + 4 * shared_values
 
 
-def other_row(tensors: list[TensorInfo], state: dict, names: list[str], encoded: int) -> dict:
+def other_row(
+    tensors: list[TensorInfo], state: Mapping[str, torch.Tensor], names: list[str], encoded: int
+) -> dict:
     """All that is not a layer's weight: biases, normalisation, the manifest."""
     weights = set(names)
     others = [tensor for tensor in tensors if weights.isdisjoint((tensor.name, *tensor.tied))]
@@ -271,7 +279,7 @@ def total_row(layers: list[dict], original: int, encoded: int) -> dict:
     """Sums over the layers; bits are averages over all non-zero weights."""
     nonzero = sum(layer["nonzero"] for layer in layers)
 
-    def average(key):
+    def average(key: str) -> float:
         return sum(layer[key] * layer["nonzero"] for layer in layers) / max(nonzero, 1)
 
     return {
@@ -294,7 +302,7 @@ def identical(a: Checkpoint | None, b: Checkpoint | None) -> bool | None:
     return same_state(a.state_dict, b.state_dict) if a and b else None
 
 
-def same_state(a: dict, b: dict) -> bool:
+def same_state(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(same_bits(tensor, b[name]) for name, tensor in a.items())
 
 

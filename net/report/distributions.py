@@ -26,7 +26,12 @@ def distributions(found: dict[str, Checkpoint], names: list[str]) -> list[dict]:
     ]
 
 
-def distribution(name: str, initial, retrained, shared) -> dict:
+def distribution(
+    name: str,
+    initial: Checkpoint | None,
+    retrained: Checkpoint | None,
+    shared: Checkpoint | None,
+) -> dict:
     before, after, last = (
         stage.state_dict[name].flatten().float() if stage and name in stage.state_dict else None
         for stage in (initial, retrained, shared)

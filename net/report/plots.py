@@ -8,10 +8,19 @@ import importlib.util
 import io
 import math
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..files import atomic_write
 from .tables import shortened
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
@@ -42,7 +51,7 @@ def require() -> None:
         raise UserError("a plot needs matplotlib, which is not installed; pip install matplotlib")
 
 
-def new_figure(height: float):
+def new_figure(height: float) -> "Figure":
     """An empty page of WIDTH x `height` inches."""
     require()
     from matplotlib import rcParams
@@ -53,7 +62,7 @@ def new_figure(height: float):
     return Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
 
 
-def save(figure, path) -> None:
+def save(figure: "Figure", path: str | Path) -> None:
     """Write the page in the format that the name ends in; without a date, so that same figures
     give the same bytes."""
     kind = str(path).rsplit(".", 1)[-1].lower()
@@ -75,7 +84,7 @@ def with_palette(image: io.BytesIO) -> io.BytesIO:
     return smaller
 
 
-def note_missing(path) -> None:
+def note_missing(path: str | Path) -> None:
     """Say that a plot which nobody asked for is left out."""
     print(f"note: {path} is not drawn: matplotlib is not installed", file=sys.stderr)
 
@@ -83,7 +92,7 @@ def note_missing(path) -> None:
 # The comparison of the stages
 
 
-def comparison_page(figures: dict):
+def comparison_page(figures: dict) -> "Figure":
     """What compression did to a model, from the dict that `comparison.compare` returns."""
     shown = largest(figures["distributions"], MAX_PANELS)
     columns = 3 if len(shown) != 4 else 2
@@ -126,7 +135,7 @@ def largest(layers: list[dict], count: int) -> list[dict]:
     return [layer for layer in layers if any(layer is other for other in kept)]
 
 
-def unavailable(axes, reason: str) -> None:
+def unavailable(axes: "Axes", reason: str) -> None:
     """A panel without data says why."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, color="0.4")
@@ -154,7 +163,7 @@ def stage_bars(figures: dict) -> list[tuple[str, float]]:
     ]
 
 
-def draw_stages(axes, figures: dict) -> None:
+def draw_stages(axes: "Axes", figures: dict) -> None:
     axes.set_title("Size after each step")
     if figures["encoded_bytes"] is None:
         return unavailable(axes, "no encoded model")
@@ -186,7 +195,7 @@ def part_bars(figures: dict) -> list[tuple[str, dict[str, float]]]:
     return bars
 
 
-def draw_parts(axes, figures: dict) -> None:
+def draw_parts(axes: "Axes", figures: dict) -> None:
     axes.set_title("Where the bytes are")
     if not figures["layers"]:
         return unavailable(axes, "no encoded model")
@@ -211,11 +220,11 @@ def draw_parts(axes, figures: dict) -> None:
     return None
 
 
-def bare(axes) -> None:
+def bare(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_distribution(axes, layer: dict) -> None:
+def draw_distribution(axes: "Axes", layer: dict) -> None:
     """Weights before pruning and after retraining as steps, shared values as stems."""
     low, high = layer["low"], layer["high"]
     axes.set_title(shortened(layer["name"]))
@@ -237,7 +246,7 @@ def draw_distribution(axes, layer: dict) -> None:
     bare(axes)
 
 
-def finish_distributions(figure, shown: int, layers: int) -> None:
+def finish_distributions(figure: "Figure", shown: int, layers: int) -> None:
     """The legend of all panels, and none where there is no panel."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -274,7 +283,7 @@ def code_points(layers: list[dict], key: str) -> list[tuple[str, list[float], li
     return points
 
 
-def draw_codes(axes, layers: list[dict], key: str, heading: str) -> None:
+def draw_codes(axes: "Axes", layers: list[dict], key: str, heading: str) -> None:
     axes.set_title(heading)
     most = sorted(layers, key=lambda layer: -layer["parameters"])[: len(LAYER_COLOURS)]
     points = code_points([layer for layer in layers if layer in most], key)
@@ -298,7 +307,7 @@ def draw_codes(axes, layers: list[dict], key: str, heading: str) -> None:
     return None
 
 
-def reach(axes, top: float) -> tuple[float, float]:
+def reach(axes: "Axes", top: float) -> tuple[float, float]:
     """The ends of the x axis, with a margin, that show every point of the lines below `top`."""
     seen = [
         x
@@ -312,7 +321,7 @@ def reach(axes, top: float) -> tuple[float, float]:
     return tuple(transform.inverted().transform([low - margin, high + margin]))
 
 
-def draw_mask(axes, mask: dict | None) -> None:
+def draw_mask(axes: "Axes", mask: dict | None) -> None:
     if mask is None:
         axes.set_title("What the first layer looks at")
         return unavailable(axes, "its input is no image")
@@ -336,7 +345,7 @@ def draw_mask(axes, mask: dict | None) -> None:
     return None
 
 
-def mask_image(mask: dict):
+def mask_image(mask: dict) -> "np.ndarray":
     """The counts as an image; filters as tiles, with a line of NaN between them."""
     import numpy as np
 
@@ -356,7 +365,7 @@ def mask_image(mask: dict):
 # The sensitivity scan and the trade-off
 
 
-def scan_page(figures: dict):
+def scan_page(figures: dict) -> "Figure":
     """Held-out error and loss against density, a line per layer (Han et al. 2015, figure 6)."""
     figure = new_figure(4.2)
     name = f"{figures['arch']} on {figures['dataset']}"
@@ -394,7 +403,7 @@ def scan_page(figures: dict):
     return figure
 
 
-def log_scale(axis, set_scale) -> None:
+def log_scale(axis: "Axis", set_scale: Callable[[str], object]) -> None:
     """A log scale whose ticks are 1, 2, 5, 10, ... as plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -404,7 +413,7 @@ def log_scale(axis, set_scale) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def tradeoff_page(figures: dict):
+def tradeoff_page(figures: dict) -> "Figure":
     """Error against size for each method (the paper's figure 6); against bits for each
     initialisation of the shared values (figure 8)."""
     figure = new_figure(5.0)

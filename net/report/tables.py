@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..encoding import Encoded, TensorInfo
@@ -11,10 +12,16 @@ from ..files import atomic_write
 from . import paper
 
 NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
+Group = tuple[str, int, int]  # title, first column, last column
 NAME_WIDTH = 24  # of layer names in tables: keeps a line within 100 columns
 
 
-def table(head: list[str], rows: list[list], total: list[list] = (), groups=()) -> str:
+def table(
+    head: list[str],
+    rows: list[list],
+    total: Sequence[list] = (),
+    groups: Sequence[Group] = (),
+) -> str:
     """Columns two spaces apart, the first flush left, numbers flush right, a rule above totals.
 
     `groups` are (title, first column, last column): a line above the head.
@@ -25,7 +32,7 @@ def table(head: list[str], rows: list[list], total: list[list] = (), groups=()) 
         width = sum(widths[first : end + 1]) + 2 * (end - first)
         widths[end] += max(0, len(title) - width)
 
-    def line(row):
+    def line(row: list[str]) -> str:
         first, *others = zip(row, widths, strict=True)
         cells = [first[0].ljust(first[1])] + [text.rjust(width) for text, width in others]
         return "  ".join(cells).rstrip()
@@ -39,7 +46,7 @@ def table(head: list[str], rows: list[list], total: list[list] = (), groups=()) 
     return "\n".join(lines)
 
 
-def group_line(groups, widths: list[int]) -> str:
+def group_line(groups: Sequence[Group], widths: list[int]) -> str:
     text = ""
     for title, first, end in groups:
         start = sum(widths[:first]) + 2 * first
@@ -48,7 +55,7 @@ def group_line(groups, widths: list[int]) -> str:
     return text
 
 
-def cell(value) -> str:
+def cell(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -133,7 +140,7 @@ def is_whole(tensor: TensorInfo) -> bool:
     return tensor.kind == "raw" and "float" in tensor.dtype
 
 
-def arrow(before, after) -> str:
+def arrow(before: float, after: float) -> str:
     """'5 -> 4.3': before and after Huffman coding; '-' for what the tensor does not have."""
     return "-" if not after else f"{before:g} -> {after:.1f}"
 
@@ -141,7 +148,7 @@ def arrow(before, after) -> str:
 # The comparison of the stages
 
 
-def write_json(path, figures: dict) -> None:
+def write_json(path: str | Path, figures: dict) -> None:
     text = json.dumps(figures, indent=2)
     # A list of numbers on one line: a histogram is not worth a screen.
     text = re.sub(r"\[[^][{}\"]*\]", lambda match: " ".join(match[0].split()), text)
@@ -149,7 +156,7 @@ def write_json(path, figures: dict) -> None:
         file.write((text + "\n").encode())
 
 
-def write_csv(path, figures: dict) -> None:
+def write_csv(path: str | Path, figures: dict) -> None:
     """NAME.csv gives NAME-stages.csv and NAME-layers.csv: a table each, one head line."""
     path = Path(path)
     stage_rows = [*figures["stages"], {"stage": "encodings", "bytes": figures["encoded_bytes"]}]
@@ -293,7 +300,7 @@ def layer_table(figures: dict) -> str:
     before = sum(row["bytes_before_huffman"] for row in (*layers, other))
     rates = [percent_of(size, total["original_bytes"]) for size in (before, total["encoded_bytes"])]
     totals = [["total", *bit_cells(total), *rates, total["encoded_bytes"]]]
-    if beside:
+    if network and beside:
         totals.append(paper_cells(network.total))
     head = ["layer", "weights", "density %", *["P+Q", "P+Q+H"] * 3, "bytes"]
     groups = [("weight bits", 3, 4), ("index bits", 5, 6), ("rate %", 7, 8)]

@@ -217,7 +217,9 @@ def input_of(arch: str) -> Input:
         return Input(3, None, smallest, crop, tuple(preset.mean), tuple(preset.std))
     takes = options_of(name)
     # Any number will do for an option without a default: it is the attribute that counts.
-    required = {o: 2 for o in takes if takes[o] is inspect.Parameter.empty and o not in options}
+    required: dict[str, Any] = {
+        o: 2 for o in takes if takes[o] is inspect.Parameter.empty and o not in options
+    }
     model = skeleton(describe(arch, **required))
     shape = getattr(model, "input_shape", None)
     channels, size = options.get("in_channels"), None
@@ -241,7 +243,8 @@ def normalisation_of(
     model: nn.Module, arch: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
     """The attributes input_mean and input_std of `model`, where it has them."""
-    mean, std = getattr(model, "input_mean", None), getattr(model, "input_std", None)
+    mean: Any = getattr(model, "input_mean", None)
+    std: Any = getattr(model, "input_std", None)
     if mean is None and std is None:
         return None, None
     try:

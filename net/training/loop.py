@@ -109,7 +109,7 @@ def fit(
     device = next(model.parameters()).device.type
     for epoch in range(first, schedule.epochs):
         model.train()
-        total = 0.0
+        total: float | torch.Tensor = 0.0
         bar = tqdm(
             train.batches(schedule.batch_size, shuffle=True, shard=distributed.shard()),
             desc=f"{phase} {epoch + 1}/{schedule.epochs}",

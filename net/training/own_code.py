@@ -53,7 +53,7 @@ def is_own_code(spec: ModuleSpec) -> bool:
     """Whether a module is neither of the standard library nor an installed package."""
     if spec.origin is None and spec.submodule_search_locations:  # a folder without __init__.py
         origin = Path(next(iter(spec.submodule_search_locations)))
-    elif spec.has_location:
+    elif spec.has_location and spec.origin:
         origin = Path(spec.origin)
     else:
         return False  # built in, or frozen

@@ -12,6 +12,8 @@ from . import architectures
 def restored(source: Checkpoint, device: torch.device | str = "cpu") -> nn.Module:
     """The module that `source` is the state dict of, on `device`. Raises UserError if it does not
     fit its architecture."""
+    if source.arch is None:
+        raise UserError("a bare state dict cannot be run: name its architecture by --arch")
     model = architectures.build(source.arch)
     try:
         model.load_state_dict(source.state_dict)

@@ -14,18 +14,18 @@ from torch import nn
 from .loop import Loss
 from .splits import Batches
 
+Layer = nn.Linear | nn.modules.conv._ConvNd
 Masks = Mapping[str, torch.Tensor]  # {parameter name: bool}, changed in place; net.Pruner.masks
 
 
-def masked_layers(model: nn.Module, masks: Masks) -> dict[str, nn.Module]:
+def masked_layers(model: nn.Module, masks: Masks) -> dict[str, Layer]:
     """{weight name: layer} of the linear layers and convolutions among what is pruned.
 
     What is fed through them is a matrix product with `weight`, which the functions below count on.
     """
     modules = dict(model.named_modules())
     owners = {name: modules[name.rpartition(".")[0]] for name in masks}
-    kinds = nn.Linear, nn.modules.conv._ConvNd
-    return {n: layer for n, layer in owners.items() if isinstance(layer, kinds)}
+    return {n: layer for n, layer in owners.items() if isinstance(layer, Layer)}
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def fold_constant_inputs(
     highest: dict[str, torch.Tensor] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple, named: dict) -> None:
+        def hook(layer: Layer, inputs: tuple, named: dict) -> None:
             x = inputs[0] if inputs else named["input"]
             # Linear has its inputs last; a convolution before the dimensions of its kernel.
             x = x.movedim(1 - layer.weight.dim(), -1)
@@ -66,12 +66,13 @@ def fold_constant_inputs(
     for name, constant in lowest.items():
         layer, fixed = layers[name], lowest[name] == highest[name]
         weight = layer.weight.flatten(2).sum(2) if layer.weight.dim() > 2 else layer.weight
-        layer.bias += weight[:, fixed] @ constant[fixed]
+        if layer.bias is not None:  # which can_fold has made sure of
+            layer.bias += weight[:, fixed] @ constant[fixed]
         masks[name][:, fixed] = False
         layer.weight[:, fixed] = 0.0
 
 
-def can_fold(layer: nn.Module) -> bool:
+def can_fold(layer: Layer) -> bool:
     if layer.bias is None:
         return False
     if isinstance(layer, nn.Linear):
