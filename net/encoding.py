@@ -5,6 +5,7 @@ without a codebook of shared values. docs/format.md specifies every byte.
 """
 
 import dataclasses
+import os
 import re
 import weakref
 import zlib
@@ -13,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .codec import manifest
-from .codec.bits import BitReader, HuffmanError
+from .codec.bits import PAD, BitReader, HuffmanError
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
 from .codec.manifest import MANIFEST, Entry
 from .codec.tensors import DTYPES, identity, patterns, read_tensor, write_tensor
@@ -159,11 +161,11 @@ def _write(
 
     def encode(job: tuple[Entry, torch.Tensor]) -> tuple[int, TensorInfo | None]:
         entry, tensor = job
-        data = write_tensor(tensor).finish()
+        data = write_tensor(tensor).finish()[:-PAD]
         entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
         entries[entry.number] = entry
         path, size = directory / entry.file_name, len(data)
-        if not (path.is_file() and path.read_bytes() == data):
+        if not (path.is_file() and path.read_bytes() == data.data):
             written.append(path)
             _write_file(path, data)
         del data  # the largest tensors need the memory
@@ -267,14 +269,16 @@ def _read_entry(
     """The tensor, and the reader that has read it, with the codes in use if asked to describe."""
     path = directory / entry.file_name
     try:
-        # raw form: every byte of every element, and a few bytes of header
-        if path.stat().st_size > entry.bytes + 64:
-            raise HuffmanError("longer than its tensor")
-        data = path.read_bytes()
-        if zlib.crc32(data) != entry.checksum:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # raw form: every byte of every element, and a few bytes of header
+            if size > entry.bytes + 64:
+                raise HuffmanError("longer than its tensor")
+            data = np.zeros(size + PAD, np.uint8)
+            file.readinto(data[:size])
+        if zlib.crc32(data[:size]) != entry.checksum:
             raise HuffmanError("the checksum does not match: damaged, or of another encoding")
         reader = BitReader(data)
-        del data
         if describe:
             reader.codes = []
         tensor = read_tensor(reader, entry.shape, entry.dtype)

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from .codec.bits import BitReader, BitWriter, HuffmanError
+from .codec.bits import PAD, BitReader, BitWriter, HuffmanError
 from .codec.codes import Code
 from .codec.tables import read_table, write_table
 
@@ -37,7 +37,7 @@ def encode(symbols: np.ndarray) -> bytes:
         code = Code.of(symbols)
         write_table(writer, code)
         code.write(writer, symbols)
-    data = writer.finish()
+    data = writer.finish()[:-PAD].tobytes()
     return data + zlib.crc32(data).to_bytes(4, "big")
 
 
@@ -46,7 +46,7 @@ def decode(data: bytes) -> np.ndarray:
     body, checksum = bytes(data[:-4]), bytes(data[-4:])
     if len(checksum) < 4 or zlib.crc32(body) != int.from_bytes(checksum, "big"):
         raise HuffmanError("the checksum does not match: the stream is damaged or cut")
-    reader = BitReader(body)
+    reader = BitReader(np.frombuffer(body + bytes(PAD), np.uint8))
     count = reader.read_number()
     symbols = np.zeros(0, np.uint64)
     if count:

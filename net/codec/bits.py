@@ -7,7 +7,7 @@ import numpy as np
 from .. import codec
 from ..errors import UserError
 
-PAD = bytes(16)  # what the kernels may look at behind the end
+PAD = 16  # bytes behind the end that the kernels may look at
 
 
 class HuffmanError(UserError):
@@ -43,10 +43,6 @@ class BitWriter:
         """Append the low widths[i] (uint8, 0 to 64) bits of values[i] (uint64) for every i."""
         self.append(int(widths.sum(dtype=np.int64)), codec.kernels.pack_fields, values, widths)
 
-    def write_bytes(self, values: np.ndarray) -> None:
-        """Append a uint8 array, 8 bits each."""
-        self.append(8 * len(values), codec.kernels.pack_bytes, values)
-
     def append(self, length: int, pack: Callable, *arguments: np.ndarray) -> None:
         """Append what ``pack(*arguments, out, at)`` will write, which is ``length`` bits."""
         self._flush()
@@ -60,17 +56,20 @@ class BitWriter:
         self._parts += other._parts
         self.length += other.length
 
-    def finish(self) -> bytes:
-        """The bits, padded with zeros to a whole number of bytes; the writer is empty then."""
+    def finish(self) -> np.ndarray:
+        """uint8[n + PAD]: the bits, padded with zeros to n bytes, and PAD zeros.
+
+        The writer is empty then: what is packed is let go, since the largest tensors need the
+        memory.
+        """
         self._flush()
-        size, at = (self.length + 7) >> 3, 0
-        out = np.zeros(size + len(PAD), np.uint8)
+        out, at = np.zeros(((self.length + 7) >> 3) + PAD, np.uint8), 0
         self._parts.reverse()
-        while self._parts:  # what is packed is let go: the largest tensors need the memory
+        while self._parts:
             pack, arguments = self._parts.pop()
             at = pack(*arguments, out, at)
         self.length = 0
-        return out[:size].tobytes()
+        return out
 
     def _flush(self) -> None:
         if self._values:
@@ -80,13 +79,15 @@ class BitWriter:
 
 
 class BitReader:
-    """Reads what BitWriter wrote; raises HuffmanError instead of reading past the end."""
+    """Reads what BitWriter wrote; raises HuffmanError instead of reading past the end.
 
-    def __init__(self, data: bytes) -> None:
-        self.end = 8 * len(data)
+    ``data``: uint8[n + PAD], as ``finish`` gives it.
+    """
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data = data
+        self.end = 8 * (len(data) - PAD)
         self.position = 0
-        self._data = data + PAD
-        self.data = np.frombuffer(self._data, np.uint8)
         # for reports: bits by section; (section, code, counts of its symbols) of every code
         self.sections: dict[str, int] = {}
         self.codes: list[tuple] | None = None
@@ -101,7 +102,7 @@ class BitReader:
         self.need(width)
         first, last = self.position >> 3, (self.position + width + 7) >> 3
         self.position += width
-        value = int.from_bytes(self._data[first:last], "big") >> (8 * last - self.position)
+        value = int.from_bytes(self.data[first:last].tobytes(), "big") >> (8 * last - self.position)
         return value & ((1 << width) - 1)
 
     def read_number(self) -> int:
@@ -119,11 +120,11 @@ class BitReader:
             raise HuffmanError("a number beyond 2**63")
         return value
 
-    def read_bytes(self, count: int, width: int, out: np.ndarray) -> None:
-        """Fill ``out``, uint8[count], with numbers of ``width`` (1 to 8) bits each."""
-        self.need(count * width)
-        codec.kernels.unpack_bytes(self.data, self.position, width, out)
-        self.position += count * width
+    def skip(self, bits: int) -> int:
+        """Leave ``bits`` bits out; return where they begin."""
+        self.need(bits)
+        self.position += bits
+        return self.position - bits
 
     def move(self, end: int) -> None:
         """Go on from bit ``end`` on, where a kernel has stopped; refuse -1 and beyond the end."""

@@ -64,16 +64,23 @@ class Code:
         order = np.argsort(self.lengths, kind="stable")
         return order, 1 << (self.longest - self.lengths[order].astype(np.int64))
 
-    def write(self, writer: BitWriter, symbols: np.ndarray) -> None:
-        """Append the code words of ``symbols``; before those of a long array the lanes' sizes."""
+    def write(
+        self, writer: BitWriter, symbols: np.ndarray, names: np.ndarray | None = None
+    ) -> None:
+        """Append the code words of ``symbols``; before those of a long array the lanes' sizes.
+
+        ``names``: what ``symbols`` has in the place of each of the code's symbols.
+        """
         if len(self.symbols) == 1:  # zeros, so that a few bytes cannot promise gigabytes
-            return writer.append(symbols.size // RUN, lambda out, at: at + symbols.size // RUN)
-        size, at = int(self.symbols[-1]) + 1, self.symbols
+            run = symbols.size // RUN
+            return writer.append(run, lambda out, at: at + run)
+        names = self.symbols if names is None else names
+        size = int(names.max()) + 1
         if size > max(1 << 16, 4 * symbols.size):  # a table by rank, where one by symbol is large
             symbols, size = np.searchsorted(self.symbols, symbols), len(self.symbols)
-            at = np.arange(size)
+            names = np.arange(size)
         table = np.zeros(size, np.uint64)
-        table[at] = self.words() << np.uint64(6) | self.lengths
+        table[names] = self.words() << np.uint64(6) | self.lengths
         symbols = narrow(symbols, size)
         each = lane_size(symbols.size)
         bounds = [*range(0, LANES * each, each), symbols.size] if each else [0, symbols.size]

@@ -117,12 +117,13 @@ def pack_fields(values, widths, out, at):
 @kernel
 def pack_bytes(source, out, at):
     """Write bytes as they are from bit ``at`` on."""
-    byte, held = at >> 3, at & 7
-    bits = np.uint64(out[byte]) >> (8 - held)
+    byte, held = np.uint64(at) >> 3, at & 7
+    before = np.uint64(out[byte]) >> (8 - held)
     for i in range(len(source)):
-        bits = bits << 8 | source[i]
-        out[byte + i] = bits >> held
-    out[byte + len(source)] = bits << (8 - held)
+        bits = before << 8 | source[i]
+        out[byte + np.uint64(i)] = bits >> held
+        before = np.uint64(source[i])
+    out[byte + np.uint64(len(source))] = before << (8 - held)
     return at + 8 * len(source)
 
 
@@ -183,11 +184,15 @@ def unpack_words(data, at, end, each, table, width, values, out):
 @kernel
 def unpack_bytes(data, at, width, out):
     """Read a number of ``width`` bits (1 to 8) for each byte of ``out``."""
-    for i in range(len(out)):
-        byte, shift = at >> 3, 16 - width - (at & 7)
-        pair = np.int64(data[byte]) << 8 | np.int64(data[byte + 1])
-        out[i] = (pair >> shift) & ((1 << width) - 1)
-        at += width
+    byte, shift = np.uint64(at) >> 3, at & 7
+    if width == 8:
+        for i in range(len(out)):
+            out[i] = data[byte] << shift | data[byte + np.uint64(1)] >> (8 - shift)
+            byte += np.uint64(1)
+    else:
+        for i in range(len(out)):
+            out[i] = window(data, at) >> (64 - width)
+            at += width
 
 
 # --- integers: tokens and raw bits --------------------------------------------------------------

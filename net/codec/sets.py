@@ -20,7 +20,6 @@ def write_set(writer: BitWriter, members: np.ndarray, largest: int) -> None:
     """
     values, widths = np.zeros(len(members), np.uint64), np.zeros(len(members), np.uint8)
     nothing = np.zeros(0, np.uint8)
-    nothing.flags.writeable = False  # one type for numba, as that of data that is read
     codec.kernels.code_set(
         members.astype(np.uint64), np.uint64(largest), nothing, 0, 0, values, widths
     )

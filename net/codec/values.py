@@ -6,12 +6,13 @@ import numpy as np
 
 from .. import codec
 from .bits import BitReader, BitWriter, HuffmanError
-from .codes import RUN, Code, histogram, narrow
+from .codes import RUN, Code, narrow
 from .sets import read_set, write_set
 from .tables import read_table, write_table
 
 PART = 1 << 16  # values converted at once: the temporaries stay in the L2 cache
 MAX_CODEBOOK = 1 << 16
+MIN_GAIN = 64  # a large plane is coded if that saves one bit in so many
 
 
 def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
@@ -168,16 +169,15 @@ def _shared(values: np.ndarray, form: Form) -> BitWriter | None:
             return None
     ordered = form.ordered(distinct[:found])
     by_value = np.argsort(ordered)
-    final = np.empty(found, np.int64)
-    final[by_value] = np.arange(found)
-    numbers = gather(narrow(final, found), numbers)
+    numbers, counts = narrow(numbers, found), np.zeros(found, np.int64)
+    codec.kernels.count(numbers, counts)
+    code = Code.from_counts(np.arange(found), counts[by_value])
     writer = BitWriter()
     writer.write(1, 1)
     writer.write_number(found - 1)
     write_set(writer, ordered[by_value], (1 << form.width) - 1)
-    code = Code.of(numbers)
     write_table(writer, code)
-    code.write(writer, numbers)
+    code.write(writer, numbers, names=by_value)
     return writer
 
 
@@ -192,24 +192,34 @@ def _read_codebook(reader: BitReader, form: Form) -> np.ndarray:
 
 
 def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
-    """Byte by byte, the low bytes of all values first; each plane Huffman-coded if smaller."""
-    for i, octets in enumerate(_planes(values, width)):
-        plane, bits = np.ascontiguousarray(octets), min(8, width - 8 * i)
-        symbols, counts = histogram(plane)
-        code = Code.from_counts(symbols, counts)
+    """Byte by byte, the low bytes of all values first; each plane Huffman-coded if smaller.
+
+    A large plane that codes hardly pay for is left as it is: it would take most of the time.
+    """
+    planes = _planes(values, width)
+    counts = np.zeros((len(planes), 1 << 8), np.int64)
+    for i in range(0, len(values), PART):
+        for octets, each in zip(planes, counts, strict=True):
+            codec.kernels.count(octets[i : i + PART], each)
+    for i, (octets, each) in enumerate(zip(planes, counts, strict=True)):
+        bits = min(8, width - 8 * i)
+        symbols = np.flatnonzero(each)
+        code = Code.from_counts(symbols, each[symbols])
         table = BitWriter()
         write_table(table, code)
-        payload = int(np.sum(counts * code.lengths)) or len(plane) // RUN
-        coded = table.length + payload < bits * len(plane)
+        payload = int(np.sum(each[symbols] * code.lengths)) or len(octets) // RUN
+        least = len(octets) * bits // MIN_GAIN if len(octets) >= PART else 0
+        coded = table.length + payload < bits * len(octets) - least
         writer.write(coded, 1)
         if coded:
             writer.extend(table)
-            code.write(writer, plane)
+            code.write(writer, octets)
         elif bits == 8:
-            writer.write_bytes(octets)
+            writer.append(8 * len(octets), codec.kernels.pack_bytes, octets)
         else:
             words = np.arange(1 << bits, dtype=np.uint64) << np.uint64(6) | np.uint64(bits)
-            writer.append(bits * len(plane), codec.kernels.pack_words, plane, words)
+            plane = np.ascontiguousarray(octets)
+            writer.append(bits * len(octets), codec.kernels.pack_words, plane, words)
 
 
 def _read_planes(reader: BitReader, count: int, form: Form) -> np.ndarray:
@@ -217,15 +227,19 @@ def _read_planes(reader: BitReader, count: int, form: Form) -> np.ndarray:
         raise HuffmanError("the data ends early")
     size = 1 << ((form.width - 1) // 8).bit_length()  # bytes: 1, 2, 4 or 8
     values = np.zeros(count, f"<u{size}")
-    for i, octets in enumerate(_planes(values, form.width)):
+    planes, sources = _planes(values, form.width), []
+    for i in range(len(planes)):
         bits = min(8, form.width - 8 * i)
         if reader.read(1):
             code = read_table(reader, count)
             if code.symbols[-1] >> bits:
                 raise HuffmanError("a byte beyond its width")
-            octets[:] = code.read(reader, count, code.symbols.astype(np.uint8))
+            sources.append((code.read(reader, count, code.symbols.astype(np.uint8)), 0, 8))
         else:
-            reader.read_bytes(count, bits, octets)
+            sources.append((reader.data, reader.skip(bits * count), bits))
+    for i in range(0, count, PART):  # all planes of a part, while it is in the cache
+        for octets, (data, at, bits) in zip(planes, sources, strict=True):
+            codec.kernels.unpack_bytes(data, at + i * bits, bits, octets[i : i + PART])
     return values
 
 

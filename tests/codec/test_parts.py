@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from net.codec.bits import BitReader, BitWriter, HuffmanError
+from net.codec import kernels
+from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError
 from net.codec.codes import Code
 from net.codec.integers import read_integers, write_integers
 from net.codec.sets import read_set, write_set
@@ -16,7 +17,8 @@ from tests.test_huffman import bits
 def written(writer: BitWriter) -> str:
     """The bits as text."""
     length = writer.length
-    return f"{int.from_bytes(writer.finish(), 'big'):0{(length + 7) // 8 * 8}b}"[:length]
+    data = writer.finish()[:-PAD].tobytes()
+    return f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}"[:length]
 
 
 # --- bit strings --------------------------------------------------------------------------------
@@ -55,21 +57,21 @@ def test_bytes(data: bytes, before: int, width: int) -> None:
     writer = BitWriter()
     writer.write((1 << before) - 1, before)
     if width == 8:
-        writer.write_bytes(values)
+        writer.append(8 * len(values), kernels.pack_bytes, values)
     else:
         writer.write_fields(values.astype(np.uint64), np.full(len(values), width, np.uint8))
     writer.write(5, 3)
     reader = BitReader(writer.finish())
     assert reader.read(before) == (1 << before) - 1
     out = np.zeros(2 * len(values), np.uint8)[::2]
-    reader.read_bytes(len(values), width, out)
+    kernels.unpack_bytes(reader.data, reader.skip(width * len(values)), width, out)
     assert out.tolist() == values.tolist()
     assert reader.read(3) == 5
 
 
-def test_bytes_beyond_the_end() -> None:
+def test_nothing_is_skipped_beyond_the_end() -> None:
     with pytest.raises(HuffmanError, match="the data ends early"):
-        BitReader(b"abc").read_bytes(4, 8, np.zeros(4, np.uint8))
+        BitReader(bits("0" * 24).finish()).skip(25)
 
 
 # --- integers -----------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_a_set_bit_by_bit() -> None:
 
 def test_a_set_that_is_cut() -> None:
     with pytest.raises(HuffmanError, match="the data ends early"):
-        read_set(BitReader(b"\xff"), 3, 1 << 40)
+        read_set(BitReader(bits("1" * 8).finish()), 3, 1 << 40)
 
 
 # --- tables -------------------------------------------------------------------------------------
