@@ -1,0 +1,157 @@
+"""Shared values for a network that is trained already, without training and without data.
+
+Every weight is rounded to a multiple of its tensor's step. That alone is what a uniform quantizer
+followed by an entropy coder does; three things make it smaller at the same noise: rounding errors
+cancel in what inputs have in common (compensation.py), a value is taken with the length of its
+code word in mind, so that zeros abound where they pay, and steps are larger in larger tensors,
+where a bit less saves most. net/calibration.py goes further with sample inputs.
+"""
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .compensation import diffuse, prices, prior
+
+NOISE = 0.5
+# What a bit may cost, in units of step**2 times the average sensitivity: a quarter of what would
+# be optimal at high rates, where it buys little, since rounding further makes the noise less white.
+BIT = 0.05
+MAX_LEVEL = 1 << 13  # multiples of the step on either side of zero
+SAMPLE = 1 << 20  # weights on which the code words are estimated
+CHUNK = 1 << 22  # weights in float64 at a time and thread
+PASSES = 3
+
+
+class Spread(NamedTuple):
+    """What the choice of steps has to know of a tensor."""
+
+    parameters: int  # that are not zero
+    deviation: float  # root of the mean square of these
+
+
+def spread(tensor: torch.Tensor) -> Spread:
+    """Raises ValueError for NaN or infinity."""
+    flat = tensor.detach().reshape(-1)
+    count, total = 0, 0.0
+    for part in flat.split(CHUNK):
+        part = part.double()
+        count += int(part.count_nonzero())
+        total += float(part.square().sum())
+    if not math.isfinite(total) and not bool(flat.isfinite().all()):
+        raise ValueError("not all values are finite")
+    return Spread(count, math.sqrt(total / count) if count else 0.0)
+
+
+def steps(spreads: Mapping[str, Spread], noise: float = NOISE) -> dict[str, float]:
+    """The step of each tensor: `noise` deviations on average, more for larger tensors.
+
+    Noise of variance step**2 / 12 in every layer, relative to its outputs, adds up to the noise
+    of the network's; the bits fall by the number of weights times log2(step). The least sum of
+    both has step**2 proportional to deviation**2 times the number of weights.
+    """
+    live = {name: each for name, each in spreads.items() if each.parameters and each.deviation}
+    if not noise > 0 or not math.isfinite(noise):
+        raise ValueError(f"noise must be a positive number, not {noise!r}")
+    total = sum(each.parameters for each in live.values())
+    mean = sum(each.parameters * math.log(each.parameters) for each in live.values())
+    mean /= max(total, 1)
+
+    def step(each):
+        return noise * each.deviation * math.exp((math.log(each.parameters) - mean) * EXPONENT)
+
+    return {name: step(live[name]) if name in live else 1.0 for name in spreads}
+
+
+EXPONENT = 0.25
+
+
+def share_tensor(tensor: torch.Tensor, step: float) -> torch.Tensor:
+    """`tensor` with its values shared: multiples of `step`, of the same shape and type.
+
+    The first dimension is that of the outputs, the second of the inputs, others are a
+    convolution's kernel; one of a single dimension has no outputs to cancel errors in. Zeros stay
+    zeros. Takes any real floating-point type. Raises ValueError for a bad step, NaN or infinity.
+    """
+    if not step > 0 or not math.isfinite(step):
+        raise ValueError(f"the step must be a positive number, not {step!r}")
+    source = tensor.detach()
+    if source.numel() == 0:
+        return source.clone()
+    if not bool(source.isfinite().all()):
+        raise ValueError("not all values are finite")
+    shape = source.shape
+    rows = shape[0] if source.dim() > 1 else 1
+    blocks = shape[1] if source.dim() > 1 else source.numel()
+    kernel = tuple(shape[2:])
+    source = source.cpu().reshape(rows, blocks, -1)
+    largest = float(source.abs().max())
+    step = max(step, largest / MAX_LEVEL)
+    levels = grid(step, largest, tensor.dtype)
+    factors, pulls = prior(blocks, kernel)
+    bit = BIT * step**2 * float(np.mean(np.diagonal(factors, axis1=1, axis2=2) ** -2.0))
+    result = torch.empty_like(source)
+    values = torch.from_numpy(levels).to(tensor.dtype)
+    price = None
+
+    def rounded(part):
+        weights = part.double().numpy()
+        labels = np.empty(weights.shape, np.int16)
+        diffuse(weights, factors, pulls, step, levels, price, labels)
+        return labels
+
+    sample = source[:: max(1, source.numel() // SAMPLE)]
+    sample = sample[: max(1, SAMPLE // (source.numel() // rows))]
+    nearest = (sample.double() / step).round().numpy().astype(np.int64) + levels.size // 2
+    for _ in range(PASSES):
+        counts = np.bincount(nearest.ravel(), minlength=levels.size)
+        price = prices(counts, bit)
+        nearest = rounded(sample)
+    if len(sample) == rows:
+        result = values[torch.from_numpy(nearest).long()]
+    else:
+        parts = torch.arange(rows).split(max(1, CHUNK // (source.numel() // rows)))
+        def work(part):
+            span = slice(int(part[0]), int(part[-1]) + 1)
+            result[span] = values[torch.from_numpy(rounded(source[span])).int()]
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            list(pool.map(work, parts))
+    return result.reshape(shape).to(tensor.device)
+
+
+def grid(step: float, largest: float, dtype: torch.dtype) -> np.ndarray:
+    """Multiples of `step` float64[2 m + 1] up to `largest`, as they will be stored.
+
+    Rounded to float16, which halves the codebook, unless that would turn one into 0 or infinity
+    or move it by a tenth of a step; and to `dtype`.
+    """
+    m = math.ceil(largest / step) + 1
+    exact = torch.arange(-m, m + 1, dtype=torch.float64) * step
+    half = exact.half().double()
+    if bool(half.isfinite().all()) and float((half - exact).abs().max()) < step / 10:
+        exact = half
+    return exact.to(dtype).double().clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).numpy()
+
+
+def round_vector(
+    tensor: torch.Tensor, noise: float = NOISE, scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Biases and the like, each to a power-of-two fraction of itself or of `scale`, if larger.
+
+    `scale` [n] is the size of what a bias is added to (the weight of its normalisation), or the
+    deviation of what a mean is subtracted from: errors that are small beside it do not show. The
+    fraction is 1/32 at noise 0.5, and falls with it.
+    """
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return tensor.clone()
+    bits = min(max(round(5 - math.log2(noise / NOISE)), 4), 20)
+    exact = tensor.detach().double()
+    size = exact.abs() if scale is None else torch.maximum(exact.abs(), scale.double().abs())
+    exponent = torch.frexp(size).exponent - 1 - bits  # of the greatest power of two within size
+    unit = torch.ldexp(torch.ones_like(exact), exponent)
+    rounded = torch.where(size > 0, (exact / unit).round() * unit, exact)
+    return torch.where(exact.isfinite(), rounded, exact).to(tensor.dtype)
