@@ -8,14 +8,16 @@ where a bit less saves most. net/calibration.py goes further with sample inputs.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from .compensation import diffuse, prices, prior
+from .errors import UserError
 
 NOISE = 0.5
 # What a bit may cost, in units of step**2 times the average sensitivity: a quarter of what would
@@ -115,9 +117,11 @@ def share_tensor(tensor: torch.Tensor, step: float) -> torch.Tensor:
         result = values[torch.from_numpy(nearest).long()]
     else:
         parts = torch.arange(rows).split(max(1, CHUNK // (source.numel() // rows)))
+
         def work(part):
             span = slice(int(part[0]), int(part[-1]) + 1)
             result[span] = values[torch.from_numpy(rounded(source[span])).int()]
+
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             list(pool.map(work, parts))
     return result.reshape(shape).to(tensor.device)
@@ -155,3 +159,28 @@ def round_vector(
     unit = torch.ldexp(torch.ones_like(exact), exponent)
     rounded = torch.where(size > 0, (exact / unit).round() * unit, exact)
     return torch.where(exact.isfinite(), rounded, exact).to(tensor.dtype)
+
+
+def share(
+    model: nn.Module,
+    kinds: Mapping[str, str],
+    noise: float = NOISE,
+    inputs: Iterable | None = None,
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """({name: tensor with shared values}, {name: why it was shared without data}) of the parameters
+    {name: kind} of `model`, which stays as it is; with sample `inputs` by net.calibration."""
+    parameters = dict(model.named_parameters())
+    found = steps({name: spread_of(name, parameters[name]) for name in kinds}, noise)
+    if inputs is not None:
+        from .calibration import calibrate
+
+        return calibrate(model, inputs, kinds, found)
+    return {name: share_tensor(parameters[name], found[name]) for name in kinds}, {}
+
+
+def spread_of(name: str, tensor: torch.Tensor) -> Spread:
+    """As `spread`, whose error names the tensor."""
+    try:
+        return spread(tensor)
+    except ValueError as error:
+        raise UserError(f"cannot share {name}: {error}") from None

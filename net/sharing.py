@@ -1,29 +1,24 @@
 """Weight sharing: tensors whose non-zero entries take a few values, and how those are trained."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from . import post_training
+from .clustering import Clustering
 from .errors import UserError
 from .hooks import StepHooks
 from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
-from .quantization import CHUNK, kmeans_1d
+from .post_training import NOISE
+from .quantization import kmeans_1d
+from .vectors import rounded_vectors
 
-COUNTED = 1 << 22
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
-
-
-class Clustering(NamedTuple):
-    """What a user wants to know of a tensor that was shared."""
-
-    nonzero: int
-    values_before: int | None  # distinct ones; None among more than COUNTED, which takes a sort
-    values_after: int
-    mean_squared_error: float
 
 
 class SharedTensor:
@@ -47,12 +42,12 @@ class SharedTensor:
         """`tensor` as it is before sharing; it stays so until `write`."""
         tensor = tensor.detach()
         self.dtype, exact = tensor.dtype, exact_type(tensor.dtype)
-        values = tensor.take(positions).to(exact)
-        self.latent = nn.Parameter(values.clone()) if reassignable else None
+        self.latent = None
+        if reassignable:
+            self.latent = nn.Parameter(tensor.take(positions).to(exact))
         self.positions = positions
         self.labels = torch.from_numpy(labels).to(tensor.device)
         self.centroids = nn.Parameter(torch.from_numpy(centroids).to(tensor.device, exact))
-        self.clustering = self._compare(values.cpu().numpy(), labels)
 
     @classmethod
     def clustered(
@@ -77,16 +72,6 @@ class SharedTensor:
         positions = shared.detach().flatten().nonzero().flatten()
         centroids, labels = np.unique(values_at(shared, positions), return_inverse=True)
         return cls(tensor, positions, centroids, labels, reassignable)
-
-    def _compare(self, values: np.ndarray, labels: np.ndarray) -> Clustering:
-        """The values as they were with those that `write` will put in their place."""
-        stored = self.stored_centroids().double().cpu().numpy()
-        error = 0.0
-        for i in range(0, len(values), CHUNK):
-            part = slice(i, i + CHUNK)
-            error += float(np.square(values[part] - stored[labels[part]]).sum())
-        before = len(np.unique(values)) if len(values) <= COUNTED else None
-        return Clustering(len(values), before, len(np.unique(stored)), error / max(1, len(values)))
 
     @torch.no_grad()
     def take_gradient(self, gradient: torch.Tensor) -> None:
@@ -172,6 +157,14 @@ class WeightSharing(StepHooks):
     means the weights' names. During the first `reassign` steps each weight still follows its own
     gradient as well, and moves to the centroid that is nearest then; afterwards assignments stay.
 
+    `bits="auto"` is for a model that is trained already (net.post_training): the values of every
+    tensor are those that give the fewest bytes at a `noise` in the weights, 0.4 standard deviations
+    wide steps by default; weights become zero where that pays. `calibration`, an iterable of inputs
+    of the model (tensors, or tuples or dicts of arguments), gives far fewer bytes at the same error
+    of the outputs (net.calibration); `without_data` then names the tensors that no input reached,
+    and why. Biases, normalisation and statistics are rounded as well, when the sharing begins and
+    when it is detached, unless `exact_vectors`.
+
     The model is an ordinary one all the time: the shared values are written into its parameters,
     when the sharing begins and after every step. Frozen weights are shared and stay; so do those
     that no gradient reaches. With torch.amp.GradScaler call `gather_gradients` before the scaler's
@@ -184,8 +177,11 @@ class WeightSharing(StepHooks):
     def __init__(
         self,
         model: nn.Module,
-        bits: int | Mapping[str, int] = 5,
+        bits: int | Mapping[str, int] | str = 5,
         *,
+        noise: float = NOISE,
+        calibration: Iterable | None = None,
+        exact_vectors: bool = False,
         bias_bits: int | Mapping[str, int] = 0,
         init: str = "linear",
         seed: int = 42,
@@ -199,17 +195,45 @@ class WeightSharing(StepHooks):
         kinds = compressible(model, include, exclude)
         self.reassign_steps = reassign
         self.tensors: dict[str, SharedTensor] = {}
+        self.clusterings: dict[str, Clustering] = {}
+        self.without_data: dict[str, str] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        for name, b in bits_of_tensors(self._parameters, kinds, bits, bias_bits).items():
-            parameter = self._parameters[name]
-            reassignable = reassign > 0 and parameter.requires_grad
-            self.tensors[name] = shared_tensor(name, parameter, b, init, seed, reassignable)
         self._gathered: set[str] = set()
-        self.write()
+        self._rounding = noise if bits == "auto" and not exact_vectors else None
+        if bits == "auto":
+            values, self.without_data = post_training.share(model, kinds, noise, calibration)
+            for name in kinds:
+                self._add(name, SharedTensor.of_values, values.pop(name), reassign)
+            self._round_vectors()
+            return
+        for name, b in bits_of_tensors(self._parameters, kinds, bits, bias_bits).items():
+            self._add(name, partial(SharedTensor.clustered, init=init, seed=seed), b, reassign)
 
-    @property
-    def clusterings(self) -> dict[str, Clustering]:
-        return {name: shared.clustering for name, shared in self.tensors.items()}
+    @torch.no_grad()
+    def _add(self, name: str, make: Callable, how: Any, reassign: int) -> None:
+        """Share the parameter `name`, by make(parameter, how), and put the values in its place."""
+        parameter = self._parameters[name]
+        try:
+            shared = make(parameter, how, reassignable=reassign > 0 and parameter.requires_grad)
+        except ValueError as error:  # not finite, not real
+            raise UserError(f"cannot share {name}: {error}") from None
+        before = parameter.clone()
+        # Not what `weight * mask`, as others prune, leaves: -0.0 would have to be stored.
+        parameter.zero_()
+        shared.write(parameter)
+        self.tensors[name] = shared
+        self.clusterings[name] = Clustering.of(before, parameter)
+
+    @torch.no_grad()
+    def _round_vectors(self) -> None:
+        if self._rounding is not None:
+            state = self._model.state_dict()
+            for name, rounded in rounded_vectors(state, self._rounding, leave=self.tensors):
+                state[name].copy_(rounded)
+
+    def detach(self) -> None:
+        super().detach()
+        self._round_vectors()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What an optimizer is to train: the centroids, the latent weights while there are
@@ -306,7 +330,7 @@ class WeightSharing(StepHooks):
 def bits_of_tensors(
     names: Iterable[str],
     kinds: Mapping[str, str],
-    bits: int | Mapping[str, int],
+    bits: int | Mapping[str, int] | str,
     bias_bits: int | Mapping[str, int],
 ) -> dict[str, int]:
     """{name: bits} of the tensors to share: the weights {name: kind}, and those of their biases
@@ -319,14 +343,3 @@ def bits_of_tensors(
             if b and each in names:
                 found.setdefault(each, b)
     return found
-
-
-def shared_tensor(name: str, tensor: torch.Tensor, *options: Any) -> SharedTensor:
-    """A SharedTensor of `tensor`, whose UserError names it. In `tensor` -0.0 becomes 0.0: others
-    prune by weight * mask, which leaves some, and they would have to be stored."""
-    with torch.no_grad():
-        tensor.masked_fill_(tensor == 0, 0.0)
-    try:
-        return SharedTensor.clustered(tensor, *options)
-    except ValueError as error:  # not finite, not real
-        raise UserError(f"cannot share {name}: {error}") from None
