@@ -213,7 +213,8 @@ def _check_tensor(name: object, tensor: object) -> None:
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(*(torch.from_numpy(patterns(each).view("u1")) for each in (a, b)))
+    arrays = [patterns(each) for each in (a, b)]
+    return torch.equal(*(torch.from_numpy(each.view(f"i{each.itemsize}")) for each in arrays))
 
 
 def _pack_manifest(entries: list[Entry], meta: dict | None) -> bytes:
