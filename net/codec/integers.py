@@ -76,7 +76,7 @@ def _token_values(last: int, split: int, kept: int) -> tuple[np.ndarray, np.ndar
 def _best_split(distinct: np.ndarray, counts: np.ndarray) -> tuple[int, int, Code]:
     """The split and kept bits with the fewest bits in all, and the code of their tokens."""
     costs = _costs(distinct, counts)
-    best = None
+    found: list[tuple[int, int, int, Code]] = []
     for index in np.argsort(costs, axis=None, kind="stable")[:4]:  # the estimate is that good
         split, kept = divmod(int(index), costs.shape[1])
         if np.isinf(costs[split, kept]):
@@ -88,9 +88,8 @@ def _best_split(distinct: np.ndarray, counts: np.ndarray) -> tuple[int, int, Cod
         table = BitWriter()
         write_small_table(table, code)
         cost = table.length + int(np.dot(counts, widths)) + int(np.dot(sums, code.lengths))
-        if best is None or cost < best[0]:
-            best = cost, split, kept, code
-    return best[1:]
+        found.append((cost, split, kept, code))
+    return min(found, key=lambda each: each[0])[1:]
 
 
 def _costs(distinct: np.ndarray, counts: np.ndarray) -> np.ndarray:
