@@ -115,9 +115,11 @@ def share_tensor(tensor: torch.Tensor, step: float) -> torch.Tensor:
         result = values[torch.from_numpy(nearest).long()]
     else:
         parts = torch.arange(rows).split(max(1, CHUNK // (source.numel() // rows)))
+
         def work(part):
             span = slice(int(part[0]), int(part[-1]) + 1)
             result[span] = values[torch.from_numpy(rounded(source[span])).int()]
+
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             list(pool.map(work, parts))
     return result.reshape(shape).to(tensor.device)
