@@ -118,58 +118,62 @@ def same_bits(a: dict, b: dict) -> bool:
     )
 
 
-def measure(arch: str, spread: float) -> bool:
+def drawn(arch: str, spread: float) -> tuple[dict, dict[str, str]]:
+    """A state dict of random weights, and the kind of every one that is compressed."""
     torch.manual_seed(0)
-    model = architectures.build(arch)
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    kinds = parameters.compressible(state)
-    kinds = {name: "conv" if state[name].dim() == 4 else "linear" for name in kinds}
-    draw([state[name] for name in kinds], spread)
+    state = {name: t.detach() for name, t in architectures.build(arch).state_dict().items()}
+    names = parameters.compressible(state)
+    draw([state[name] for name in names], spread)
+    return state, {name: "conv" if state[name].dim() == 4 else "linear" for name in names}
+
+
+def measure(arch: str, spread: float) -> bool:
+    state, kinds = drawn(arch, spread)
     dense = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    stages, whole = Stages(), Stages()
+    stages = Stages()
     with tempfile.TemporaryDirectory() as folder:
-        encoding.save({"warm.up": torch.randn(9, 9).relu()}, folder)  # compiles what is missing
-        raw = whole("encode as it is", lambda: encoding.save(state, folder))
-        unverified = whole("without verifying", lambda: encoding.save(state, folder, verify=False))
-        assert raw == unverified
-        whole("decode", lambda: encoding.load(folder))
+        encoding.save({"warm.up": torch.randn(99, 99).relu()}, folder)  # compiles what is missing
         stages("prune", lambda: prune(state, kinds, DENSITIES[arch]))
         stages("share", lambda: share(state, kinds))
         encoded = stages("encode", lambda: encoding.save(state, folder))
         decoded = stages("decode", lambda: encoding.load(folder)[0])
-        coding = sum(stages.taken[-2:])
-        quick = stages("encode, not verified", lambda: encoding.save(state, folder, verify=False))
-        assert quick == encoded
+    coding = sum(stages.taken[-2:])
     equal = stages("compare", lambda: same_bits(state, decoded))
+    decoded = None
     ratio, limit = dense / encoded, 2 * dense + 1e9
     stages.rows.append(["all", f"{stages.seconds:.1f} s", f"{stages.peak / 1e6:,.0f} MB"])
-    print(f"\n{arch}: {dense:,} bytes dense, {raw:,} encoded as it is, {encoded:,} encoded")
-    print(table(["stage", "seconds", "peak memory"], whole.rows + stages.rows))
+    print(f"\n{arch}: {dense:,} bytes dense, {encoded:,} encoded")
+    print(table(["stage", "seconds", "peak memory"], stages.rows))
     verdicts = [(equal, "decoded equals weight-shared, bit for bit")]
     if arch in BARS:
+        time_limit, codec_limit = BARS[arch], CODEC_BARS[arch]
         verdicts += [
             (ratio >= PAPER_RATIO[arch], f"ratio {ratio:.1f}x (paper: {PAPER_RATIO[arch]}x)"),
-            (
-                coding <= CODEC_BARS[arch],
-                f"encode and decode {coding:.2f} s (bar: {CODEC_BARS[arch]} s on 2 cores)",
-            ),
-            (
-                stages.seconds <= BARS[arch],
-                f"{stages.seconds:.0f} s (bar: {BARS[arch]} s on 2 cores)",
-            ),
-            (
-                stages.peak <= limit,
-                f"peak {stages.peak / 1e6:,.0f} MB (bar: {limit / 1e6:,.0f} MB)",
-            ),
+            (coding <= codec_limit, f"encode and decode {coding:.2f} s (bar: {codec_limit} s)"),
+            (stages.seconds <= time_limit, f"{stages.seconds:.0f} s (bar: {time_limit} s)"),
+            (stages.peak <= limit, f"{stages.peak / 1e6:,.0f} MB (bar: {limit / 1e6:,.0f} MB)"),
         ]
+    without = Stages()
+    without("encode", lambda: save_afresh(state, verify=False))
+    print(f"encode without verifying: {without.seconds:.2f} s")
+    del state
+    state, _ = drawn(arch, spread)
+    whole = Stages()
+    raw = whole("encode", lambda: save_afresh(state))
+    whole("encode, not verified", lambda: save_afresh(state, verify=False))
+    print(f"\n{arch} as it is: {dense:,} bytes dense, {raw:,} encoded")
+    print(table(["stage", "seconds", "peak memory"], whole.rows))
     if arch == "vgg16":
         seconds = whole.taken[0]
-        verdicts.append(
-            (seconds <= DENSE_BAR, f"encoded as it is in {seconds:.1f} s (bar: {DENSE_BAR} s)")
-        )
+        verdicts.append((seconds <= DENSE_BAR, f"as it is {seconds:.1f} s (bar: {DENSE_BAR} s)"))
     for passed, text in verdicts:
         print("ok    " if passed else "MISSED", text)
     return all(passed for passed, _ in verdicts)
+
+
+def save_afresh(state: dict, verify: bool = True) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        return encoding.save(state, folder, verify=verify)
 
 
 def main(argv=None) -> int:

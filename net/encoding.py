@@ -143,17 +143,17 @@ def _write(
     tied: dict[int, list[str]] = {}
 
     def tensors() -> Iterator[tuple[Entry, torch.Tensor]]:
-        seen = {}
+        seen: dict[tuple, tuple[int, weakref.ref]] = {}
         for name in state:
             tensor = state[name]
             _check_tensor(name, tensor)
             # an address says nothing once the tensor that was there is gone
-            before, alive = seen.get(identity(tensor), (None, lambda: None))
-            same = entries[before] if alive() is not None else None
+            before = seen.get(identity(tensor))
+            same = entries[before[0]] if before and before[1]() is not None else None
             entry = Entry(len(entries), name, tensor.dtype, tuple(tensor.shape), same=same)
             entries.append(entry)
             if same:
-                tied[before].append(name)
+                tied[same.number].append(name)
                 continue
             seen[identity(tensor)] = entry.number, weakref.ref(tensor)
             tied[entry.number] = []
@@ -161,11 +161,11 @@ def _write(
 
     def encode(job: tuple[Entry, torch.Tensor]) -> tuple[int, TensorInfo | None]:
         entry, tensor = job
-        data = write_tensor(tensor).finish()[:-PAD]
+        data = write_tensor(tensor).finish()[:-PAD].data
         entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
         entries[entry.number] = entry
         path, size = directory / entry.file_name, len(data)
-        if not (path.is_file() and path.read_bytes() == data.data):
+        if not (path.is_file() and path.read_bytes() == data):
             written.append(path)
             _write_file(path, data)
         del data  # the largest tensors need the memory
@@ -182,14 +182,14 @@ def _write(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         results = list(_in_order(encode, tensors(), lambda job: job[0].bytes))
-        packed = _pack_manifest(entries, meta)
+        packed = manifest.pack(entries, meta)
         _write_file(directory / MANIFEST, packed)
     except BaseException as error:
         for path in written:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error = unwritable(directory, error)
-        if isinstance(error, UserError):
+        if isinstance(error, (UserError, manifest.ManifestError)):
             what = str(error).removesuffix(AGAIN)
             raise EncodingError(f"{what}; what was there before is unchanged") from None
         raise
@@ -213,17 +213,11 @@ def _check_tensor(name: object, tensor: object) -> None:
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(*(torch.from_numpy(patterns(each).view("u1")) for each in (a, b)))
+    arrays = [patterns(each) for each in (a, b)]
+    return torch.equal(*(torch.from_numpy(each.view(f"i{each.itemsize}")) for each in arrays))
 
 
-def _pack_manifest(entries: list[Entry], meta: dict | None) -> bytes:
-    try:
-        return manifest.pack(entries, meta)
-    except ValueError as error:
-        raise EncodingError(str(error)) from error
-
-
-def _write_file(path: Path, data: bytes) -> None:
+def _write_file(path: Path, data: bytes | memoryview) -> None:
     with atomic_write(path) as file:
         file.write(data)
 
@@ -236,7 +230,7 @@ AGAIN = "; encode the model again"
 def _read(directory: str | Path, describe: bool) -> tuple[dict, dict, list[TensorInfo]]:
     directory = Path(directory)
     entries, meta = _read_manifest(directory)
-    tied = {entry.number: [] for entry in entries}
+    tied: dict[int, list[str]] = {entry.number: [] for entry in entries}
     for entry in entries:
         if entry.same:
             tied[entry.same.number].append(entry.name)
@@ -275,8 +269,8 @@ def _read_entry(
             if size > entry.bytes + 64:
                 raise HuffmanError("longer than its tensor")
             data = np.zeros(size + PAD, np.uint8)
-            file.readinto(data[:size])
-        if zlib.crc32(data[:size]) != entry.checksum:
+            file.readinto(data.data[:size])
+        if zlib.crc32(data.data[:size]) != entry.checksum:
             raise HuffmanError("the checksum does not match: damaged, or of another encoding")
         reader = BitReader(data)
         if describe:

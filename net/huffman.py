@@ -31,6 +31,7 @@ def encode(symbols: np.ndarray) -> bytes:
         raise HuffmanError(f"cannot encode {symbols.dtype} symbols; pass integers")
     if symbols.size and (int(symbols.min()) < 0 or int(symbols.max()) >= 1 << 63):
         raise HuffmanError("cannot encode symbols outside [0, 2**63)")
+    symbols = symbols.astype(symbols.dtype.newbyteorder("="), copy=False)
     writer = BitWriter()
     writer.write_number(symbols.size)
     if symbols.size:
@@ -46,7 +47,7 @@ def decode(data: bytes) -> np.ndarray:
     body, checksum = bytes(data[:-4]), bytes(data[-4:])
     if len(checksum) < 4 or zlib.crc32(body) != int.from_bytes(checksum, "big"):
         raise HuffmanError("the checksum does not match: the stream is damaged or cut")
-    reader = BitReader(np.frombuffer(body + bytes(PAD), np.uint8))
+    reader = BitReader(np.frombuffer(bytearray(body) + bytes(PAD), np.uint8))
     count = reader.read_number()
     symbols = np.zeros(0, np.uint64)
     if count:

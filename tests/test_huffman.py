@@ -137,6 +137,9 @@ def test_size_is_near_the_entropy(count: int, bar: float) -> None:
 def test_any_shape_and_bool() -> None:
     assert decode(encode(np.array([[1, 0], [0, 3]]))).tolist() == [1, 0, 0, 3]
     assert decode(encode(np.array([True, False]))).tolist() == [1, 0]
+    assert decode(encode(np.arange(9)[::2])).tolist() == [0, 2, 4, 6, 8]
+    for kind in (">i8", ">u2", "<i4"):  # of the other byte order
+        assert decode(encode(np.array([1, 300, 7], kind))).tolist() == [1, 300, 7]
     assert decode(encode(np.array([2**63 - 1], np.uint64))).tolist() == [2**63 - 1]
 
 

@@ -1,9 +1,10 @@
 """Tensors as bit strings: everything below ``net.encoding`` and ``net.huffman``."""
 
 import importlib
+from typing import Any
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """``codec.kernels``, imported when it is first used: numba takes half a second to load."""
     if name == "kernels":
         return importlib.import_module(".kernels", __name__)

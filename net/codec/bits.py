@@ -1,11 +1,15 @@
 """Bit strings, most significant bit first: the layer below every stream of the format."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import codec
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from .codes import Code
 
 PAD = 16  # bytes behind the end that the kernels may look at
 
@@ -90,7 +94,7 @@ class BitReader:
         self.position = 0
         # for reports: bits by section; (section, code, counts of its symbols) of every code
         self.sections: dict[str, int] = {}
-        self.codes: list[tuple] | None = None
+        self.codes: list[tuple[str, Code, np.ndarray]] | None = None
         self._section, self._begun = "header", 0
 
     @property
@@ -142,7 +146,7 @@ class BitReader:
         self.sections[self._section] = charged
         self._section, self._begun = section, self.position
 
-    def note(self, code: object, symbols: np.ndarray) -> None:
+    def note(self, code: "Code", symbols: np.ndarray) -> None:
         """Keep a Huffman code and how often each of its symbols came, if ``codes`` is a list."""
         if self.codes is not None:
             counts = np.zeros(int(code.symbols[-1]) + 1, np.int64)

@@ -100,13 +100,13 @@ class Code:
             return np.full(count, values[0])
         reader.need(count)  # every symbol takes at least one bit
         each = lane_size(count)
-        starts = [0] * LANES
+        begun = [0] * LANES
         if each:
             for lane in range(1, LANES):
-                starts[lane] = starts[lane - 1] + reader.read_number()
-        if starts[-1] > reader.remaining:
+                begun[lane] = begun[lane - 1] + reader.read_number()
+        if begun[-1] > reader.remaining:
             raise HuffmanError("a lane longer than the data")
-        starts = np.array(starts) + reader.position
+        starts = np.array(begun) + reader.position
         ends, out = starts.copy(), np.empty(count, values.dtype)
         order, sizes = self._ranges()
         table = np.repeat(order << 6 | self.lengths[order], sizes).astype(np.uint32)
@@ -114,7 +114,7 @@ class Code:
             *(reader.data, ends, reader.end, each, table, self.longest, values, out)
         ):
             raise HuffmanError("the data ends early")
-        if (ends[:-1] != starts[1:]).any():
+        if not np.array_equal(ends[:-1], starts[1:]):
             raise HuffmanError("a lane does not end where the next one begins")
         reader.move(int(ends[-1]))
         return out

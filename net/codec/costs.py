@@ -52,18 +52,18 @@ def tensor_info(
     entry: Entry, tied: list[str], tensor: torch.Tensor, reader: BitReader
 ) -> TensorInfo:
     """What ``reader``, whose ``codes`` were kept, has read of the tensor."""
-    raw = patterns(tensor)
+    present = patterns(tensor) != 0
     if entry.dtype.is_complex:
-        raw = raw.reshape(-1, 2).any(axis=1)
-    positions = np.flatnonzero(raw)
-    streams = {section: [] for section in SECTIONS}
-    for section, code, counts in reader.codes:
+        present = present[0::2] | present[1::2]
+    positions = np.flatnonzero(present)
+    streams: dict[str, list[Stream]] = {section: [] for section in SECTIONS}
+    for section, code, counts in reader.codes or ():
         streams[section].append(Stream.of(code, counts))
     sparse, shared = "positions" in reader.sections, "codebook" in reader.sections
     value_stream = streams["values"][0] if shared else None
     stored = max(len(positions) if sparse else tensor.numel(), 1)
     weight_bits = 8 * entry.dtype.itemsize
-    if shared:
+    if value_stream:
         weight_bits = (len(value_stream.symbols) - 1).bit_length()
     sections = {name: reader.sections.get(name, 0) / 8 for name in SECTIONS}
     sections["header"] += reader.end / 8 - sum(sections.values())  # padding

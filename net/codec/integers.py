@@ -27,7 +27,7 @@ def write_integers(writer: BitWriter, values: np.ndarray) -> None:
     writer.write(split, 4)
     writer.write(kept, 2)
     write_small_table(writer, code)
-    tokens, widths = _split(values, split, kept, int(code.symbols[-1]))
+    tokens, widths = _split(values, split, kept)
     code.write(writer, tokens)
     writer.write_fields(values.view(np.uint64), widths)
 
@@ -54,10 +54,9 @@ def integer_bits(values: np.ndarray) -> float:
     return float(_costs(*histogram(values)).min()) if values.size else 0.0
 
 
-def _split(values: np.ndarray, split: int, kept: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens, none above ``last``, and numbers of raw bits (uint8) of int64 values."""
-    tokens = narrow(np.zeros(len(values), np.uint8), last + 1)
-    widths = np.empty(len(values), np.uint8)
+def _split(values: np.ndarray, split: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (uint16) and numbers of raw bits (uint8) of int64 values."""
+    tokens, widths = np.empty(len(values), np.uint16), np.empty(len(values), np.uint8)
     codec.kernels.split_values(values, split, kept, tokens, widths)
     return tokens, widths
 
@@ -76,21 +75,20 @@ def _token_values(last: int, split: int, kept: int) -> tuple[np.ndarray, np.ndar
 def _best_split(distinct: np.ndarray, counts: np.ndarray) -> tuple[int, int, Code]:
     """The split and kept bits with the fewest bits in all, and the code of their tokens."""
     costs = _costs(distinct, counts)
-    best = None
+    found: list[tuple[int, int, int, Code]] = []
     for index in np.argsort(costs, axis=None, kind="stable")[:4]:  # the estimate is that good
         split, kept = divmod(int(index), costs.shape[1])
         if np.isinf(costs[split, kept]):
             break
-        tokens, widths = _split(distinct, split, kept, 255 if split < 6 else 1023)
+        tokens, widths = _split(distinct, split, kept)
         first = np.flatnonzero(np.diff(tokens, prepend=-1))  # tokens rise with values
         sums = np.add.reduceat(counts, first)
         code = Code.from_counts(tokens[first].astype(np.int64), sums)
         table = BitWriter()
         write_small_table(table, code)
         cost = table.length + int(np.dot(counts, widths)) + int(np.dot(sums, code.lengths))
-        if best is None or cost < best[0]:
-            best = cost, split, kept, code
-    return best[1:]
+        found.append((cost, split, kept, code))
+    return min(found, key=lambda each: each[0])[1:]
 
 
 def _costs(distinct: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -8,24 +8,27 @@ Positions are int64, what is shifted is uint64; numba makes a float of a sum of 
 """
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
 
 from .codes import LANES
 
-OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "error_model": "numpy"}  # less to compile
+# Without the wrappers that nobody calls there is less to compile.
+OPTIONS: Any = {"nogil": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
+HELPER_OPTIONS: Any = OPTIONS | {"no_cpython_wrapper": True}
 
 
 def kernel(function):
     """Compile on the first call; keep the result where numba finds a folder that it can write."""
     try:
-        return numba.njit(function, cache=True, **OPTIONS)
+        return numba.njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # there is none: compile in every process
-        return numba.njit(function, **OPTIONS)
+        return numba.njit(**OPTIONS)(function)
 
 
-helper = numba.njit(no_cpython_wrapper=True, **OPTIONS)  # called by kernels only
+helper = numba.njit(**HELPER_OPTIONS)  # called by kernels only
 
 
 # --- counting ---------------------------------------------------------------------------------

@@ -36,6 +36,10 @@ DICTIONARY = (
 )
 
 
+class ManifestError(ValueError):
+    """Text that is no manifest, or names and meta data that make none."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One line of the manifest: a name, and the file of its tensor."""
@@ -77,7 +81,7 @@ def fits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
 def pack(entries: list[Entry], meta: dict | None) -> bytes:
     """Magic and version, CRC-32 of the rest, DEFLATE of the JSON text, CRC-32 of every file.
 
-    Raises ValueError for what JSON cannot hold, or 8 MiB.
+    Raises ManifestError for what JSON cannot hold, or 8 MiB.
     """
     try:
         document = {"tensors": [entry.line() for entry in entries]} | (
@@ -85,9 +89,9 @@ def pack(entries: list[Entry], meta: dict | None) -> bytes:
         )
         text = json.dumps(document, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"cannot store the meta data as JSON: {error}") from error
+        raise ManifestError(f"cannot store the meta data as JSON: {error}") from error
     if len(text) > MAX_MANIFEST_BYTES:
-        raise ValueError("names and meta data of more than 8 MiB")
+        raise ManifestError("names and meta data of more than 8 MiB")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
     body = packer.compress(text) + packer.flush()
     body += np.array([entry.checksum for entry in entries if not entry.same], ">u4").tobytes()
@@ -97,30 +101,30 @@ def pack(entries: list[Entry], meta: dict | None) -> bytes:
 def unpack(data: bytes) -> tuple[list[Entry], dict]:
     """Raises ValueError, RecursionError or zlib.error for anything that ``pack`` does not write."""
     if data[:3] != MAGIC[:3]:
-        raise ValueError("not a manifest of this program")
+        raise ManifestError("not a manifest of this program")
     if data[3:4] != MAGIC[3:]:
-        raise ValueError(f"format version {data[3:4].hex()}; this program reads version 02")
+        raise ManifestError(f"format version {data[3:4].hex()}; this program reads version 02")
     if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "big"):
-        raise ValueError("the checksum does not match: the file is damaged")
+        raise ManifestError("the checksum does not match: the file is damaged")
     unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
     text = unpacker.decompress(data[8:], MAX_MANIFEST_BYTES)
     if not unpacker.eof:
-        raise ValueError("the data ends early, or is beyond 8 MiB")
+        raise ManifestError("the data ends early, or is beyond 8 MiB")
     document = json.loads(text)
     if not isinstance(document, dict) or not isinstance(document.get("tensors"), list):
-        raise ValueError("no list of tensors")
+        raise ManifestError("no list of tensors")
     tensors, meta = document["tensors"], document.get("meta", {})
     if not isinstance(meta, dict) or document.keys() - {"tensors", "meta"}:
-        raise ValueError("fields that this version does not have")
+        raise ManifestError("fields that this version does not have")
     stored = sum(isinstance(fields, list) and len(fields) == 3 for fields in tensors)
     if len(unpacker.unused_data) != 4 * stored:
-        raise ValueError("not one checksum for each tensor")
+        raise ManifestError("not one checksum for each tensor")
     sums = iter(np.frombuffer(unpacker.unused_data, ">u4").tolist())
     entries: list[Entry] = []
     for fields in tensors:
         entries.append(_entry(entries, fields, sums))
     if len({entry.name for entry in entries}) < len(entries):
-        raise ValueError("two tensors of the same name")
+        raise ManifestError("two tensors of the same name")
     return entries, meta
 
 
@@ -129,11 +133,11 @@ def _entry(before: list[Entry], fields: object, sums: Iterator[int]) -> Entry:
     match fields:
         case [str(name), first] if type(first) is int and 0 <= first < number:
             if before[first].same:
-                raise ValueError(f"tensor {number}: the same as one that has no file itself")
+                raise ManifestError(f"tensor {number}: the same as one that has no file itself")
             return dataclasses.replace(before[first], number=number, name=name, same=before[first])
         case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
             if all(type(extent) is int and extent >= 0 for extent in shape) and fits(
                 tuple(shape), DTYPES[dtype]
             ):
                 return Entry(number, name, DTYPES[dtype], tuple(shape), next(sums))
-    raise ValueError(f"tensor {number}: not a name, a known type and a shape within the limits")
+    raise ManifestError(f"tensor {number}: not a name, a known type and a shape within the limits")

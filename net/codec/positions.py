@@ -176,8 +176,7 @@ class Matrix:
         row_sums = np.diff(self.starts)
         self.columns = (positions - np.repeat(begun[:-1], row_sums)).astype(np.int32)
         self.row_sums = row_sums
-        self.column_sums = np.zeros(width, np.int64)
-        codec.kernels.count(self.columns.view(np.uint32), self.column_sums)
+        self.column_sums = np.bincount(self.columns, minlength=width)
         if view & 1:
             starts = np.concatenate([[0], np.cumsum(self.column_sums)])
             rows, self.order = np.empty_like(self.columns), np.empty(len(positions), np.uint32)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .bits import BitReader, BitWriter, HuffmanError
-from .codes import Code
+from .codes import MAX_SYMBOLS, Code
 from .sets import read_set, write_set
 
 SMALL_ALPHABET = 1024  # largest symbol + 1 that the small form can hold
@@ -36,7 +36,7 @@ def read_table(reader: BitReader, count: int) -> Code:
     if not reader.read(1):
         return read_small_table(reader)
     size = reader.read_number() + 1
-    if size > min(count, reader.remaining):  # each takes a bit somewhere
+    if size > min(count, reader.remaining, MAX_SYMBOLS):  # each takes a bit somewhere
         raise HuffmanError("a code of more words than there are symbols")
     last = reader.read_number() + size - 1
     if last >= 1 << 63:

@@ -19,14 +19,14 @@ def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
     """Shared (a codebook and Huffman-coded numbers) or raw, whichever takes fewer bits."""
     if not values.size:
         return
-    form = Form.of(values, floating)
-    values = form.apply(values)
-    best = _shared(values, form)
+    distinct, numbers = _numbered(values)
+    form = Form.of(distinct if numbers is not None else values, floating)
+    best = _shared(form, distinct, numbers) if numbers is not None else None
     # of a large tensor with few values, the raw form is never the smaller one
     if best is None or values.size < PART or best.length > form.width * values.size:
         raw = BitWriter()
         raw.write(0, 1)
-        _write_planes(raw, values, form.width)
+        _write_planes(raw, form.apply(values), form.width)
         if best is None or raw.length <= best.length:
             best = raw
     form.write(writer)
@@ -157,8 +157,8 @@ def _fits_half(values: np.ndarray) -> bool:
 # --- shared -------------------------------------------------------------------------------------
 
 
-def _shared(values: np.ndarray, form: Form) -> BitWriter | None:
-    """Codebook and numbers, or None if there are too many distinct values."""
+def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The distinct values, and which of them each one is; None if they are too many to share."""
     distinct = np.empty(min(MAX_CODEBOOK, values.size // 2 + 1), np.uint64)
     bits, found = len(distinct).bit_length() + 1, 0
     slots, numbers = np.zeros(1 << bits, np.int32), np.empty(values.size, np.uint16)
@@ -166,15 +166,19 @@ def _shared(values: np.ndarray, form: Form) -> BitWriter | None:
         part = values[i : i + PART].astype(np.uint64), distinct, found, slots, 64 - bits
         found = codec.kernels.number(*part, numbers[i : i + PART])
         if found < 0:
-            return None
-    ordered = form.ordered(distinct[:found])
-    by_value = np.argsort(ordered)
-    numbers, counts = narrow(numbers, found), np.zeros(found, np.int64)
+            return distinct, None
+    return distinct[:found].astype(values.dtype), narrow(numbers, found)
+
+
+def _shared(form: Form, distinct: np.ndarray, numbers: np.ndarray) -> BitWriter:
+    """Codebook and numbers."""
+    ordered = form.ordered(form.apply(distinct))
+    by_value, counts = np.argsort(ordered), np.zeros(len(distinct), np.int64)
     codec.kernels.count(numbers, counts)
-    code = Code.from_counts(np.arange(found), counts[by_value])
+    code = Code.from_counts(np.arange(len(distinct)), counts[by_value])
     writer = BitWriter()
     writer.write(1, 1)
-    writer.write_number(found - 1)
+    writer.write_number(len(distinct) - 1)
     write_set(writer, ordered[by_value], (1 << form.width) - 1)
     write_table(writer, code)
     code.write(writer, numbers, names=by_value)

@@ -205,21 +205,15 @@ def share(
     model = restore.restored(source, setting.device)
     architectures.check_fits(model, source.arch or "the model", dataset)
     set_dropout(model, 0.0)
-    bits = options.bits
-    if bits == "auto":
-        bits = choose_bits(
-            *(model, dataset.validation, options.error_budget, options.init, options.seed)
-        )
-        by_layer = {shortest_name(name): b for name, b in bits.items()}
-        chosen = ",".join(f"{name}={b}" for name, b in by_layer.items())
-        text = f"chosen on the held-out images: --bits {chosen}"
-        setting.log.result(text, event="bits", bits=by_layer)
     setting.test(model, "before weight sharing", dataset)
     epochs = options.finetune_epochs
     plan = schedule(options, epochs, dataset)
     sharing = WeightSharing(
         model,
-        bits,
+        options.bits,
+        noise=options.noise,
+        calibration=calibration_inputs(dataset, options) if options.bits == "auto" else None,
+        exact_vectors=options.exact_vectors,
         bias_bits=options.bias_bits,
         init=options.init,
         seed=options.seed,

@@ -1,6 +1,6 @@
 """The compiled loops: imported late, cached where that can be, and working where it cannot."""
 
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def python(code: str, **environment: str) -> str:
+def python(code: str, cwd: Path = ROOT) -> str:
     result = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | environment,
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=True,
@@ -35,10 +34,11 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
 
     real = numba.njit
 
-    def njit(function: object, cache: bool = False, **options: object) -> object:
-        if cache:  # what numba says then
+    def njit(cache: bool = False, **options: object) -> object:
+        def refuse(function: object) -> None:  # what numba says then
             raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
-        return real(function, **options)
+
+        return refuse if cache else real(**options)
 
     monkeypatch.setattr(numba, "njit", njit)
     counts = np.zeros(3, np.int64)
@@ -91,3 +91,17 @@ def test_numbers_of_the_example() -> None:
     assert (numbers.tolist(), distinct.tolist()) == ([0, 0, 1, 0], [7, 5])
     more = np.array([7, 9], np.uint64)
     assert kernels.number(more, distinct, 2, np.zeros(4, np.int32), 62, numbers) == -1
+
+
+def test_coding_without_a_writable_cache(tmp_path: Path) -> None:
+    # as in a container of another user: neither beside the code nor at home
+    shutil.copytree(ROOT / "net", tmp_path / "net", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import numba.core.caching as c\n"
+        "for locator in c.CacheImpl._locator_classes: locator.from_function = lambda *_: None\n"
+        "import numpy as np; from net.codec import kernels\n"
+        "counts = np.zeros(3, np.int64)\n"
+        "kernels.count(np.array([0, 2, 2], np.uint8), counts); print(counts.tolist())\n"
+    )
+    assert python(code, cwd=tmp_path) == "[1, 0, 2]"
+    assert not list(tmp_path.rglob("*.nbi"))
