@@ -3,7 +3,7 @@
 
     python huffman_decode.py
 
-Writes saves/model_after_decoding.ptmodel.
+Writes saves/model_after_decoding.ptmodel; with --output FILE.safetensors, tensor by tensor.
 """
 
 import sys
@@ -18,18 +18,17 @@ def parser() -> arguments.Parser:
         "--output",
         default="saves/model_after_decoding.ptmodel",
         metavar="FILE",
-        help="default: %(default)s",
+        help="a .ptmodel or a .safetensors file (default: %(default)s)",
     )
     arguments.add_common(parser)
     return parser
 
 
 def body(args) -> None:
-    from net import checkpoint
-    from net.pipeline import stages
+    from net.pipeline import runs, stages
 
-    decoded = stages.decode(args.directory)
-    size = checkpoint.save(args.output, decoded)
+    decoded = stages.open_encoded(args.directory)
+    size = runs.write_model(args.output, decoded)
     print(f"{len(decoded.state_dict)} tensors decoded into {args.output} ({size:,} bytes)")
 
 

@@ -57,7 +57,8 @@ class Checkpoint:
 
 def save(path: str | Path, checkpoint: Checkpoint) -> int:
     """Write `checkpoint` to `path` atomically; return the size of the file in bytes."""
-    save_dict(path, {"format": FORMAT, **shallow_dict(checkpoint)})
+    content = shallow_dict(checkpoint) | {"state_dict": dict(checkpoint.state_dict)}
+    save_dict(path, {"format": FORMAT, **content})
     return Path(path).stat().st_size
 
 

@@ -19,7 +19,11 @@ def rounded_vectors(
     roughly as `noise` allows (post_training.round_vector), but for those that `leave` names."""
     for name in vector_names(state):
         if name not in leave:
-            yield name, round_vector(state[name], noise, scale_of(name, state))
+            yield name, rounded_vector(name, state, noise)
+
+
+def rounded_vector(name: str, state: Mapping[str, torch.Tensor], noise: float) -> torch.Tensor:
+    return round_vector(state[name], noise, scale_of(name, state))
 
 
 def vector_names(state: Mapping[str, torch.Tensor]) -> list[str]:

@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from net import Pruner, WeightSharing, sharing
+from net import Pruner, WeightSharing, encoding, sharing
 from net.errors import UserError
-from net.report.tables import sharing_table
 from net.sharing import SharedTensor
 from tests.optimizers import OPTIMIZERS
 
@@ -23,23 +22,6 @@ def test_shared_values_and_pruned_entries(weight):
     shared.write(weight)
     assert torch.equal(weight == 0, pruned)
     assert len(weight[~pruned].unique()) == 8
-    assert shared.clustering[:3] == ((~pruned).sum(), (~pruned).sum(), 8)
-
-
-def test_values_before_are_not_counted_among_millions(weight, monkeypatch):
-    monkeypatch.setattr(sharing, "COUNTED", 50)
-    clustering = SharedTensor.clustered(weight, bits=3).clustering
-    assert clustering.values_before is None
-    assert "  -  " in sharing_table({"fc1.weight": clustering})
-
-
-def test_the_stored_error_is_that_of_the_written_tensor(weight):
-    before = weight.clone()
-    shared = SharedTensor.clustered(weight, bits=4)
-    shared.write(weight)
-    survivors = before != 0
-    expected = (weight - before)[survivors].double().square().mean().item()
-    assert shared.clustering.mean_squared_error == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("memory", ["contiguous", "transposed", "channels_last"])
@@ -87,7 +69,6 @@ def test_fully_pruned_constant_and_few_values():
     shared = SharedTensor.clustered(empty, bits=5)
     shared.write(empty)
     assert empty.count_nonzero() == 0
-    assert shared.clustering == (0, 0, 0, 0.0)
     shared.take_gradient(torch.ones(3, 3))
     assert shared.centroids.grad.shape == (0,)
 
@@ -373,3 +354,64 @@ def test_a_weight_that_is_not_finite(tagger):
         tagger.head.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"cannot share head\.weight: k-means needs finite values"):
         WeightSharing(tagger, bits=2)
+
+
+# Models that are trained already
+
+
+def test_the_values_that_a_tensor_has_already(weight):
+    few = (weight / 4).round() * 4
+    shared = SharedTensor.of_values(weight, few)
+    written = torch.zeros_like(weight)
+    shared.write(written)
+    assert torch.equal(written, few)
+    assert shared.positions.numel() == few.count_nonzero() < weight.count_nonzero()
+
+
+def test_auto_bits_share_and_prune_and_round(tagger, tmp_path):
+    before = {name: tensor.clone() for name, tensor in tagger.state_dict().items()}
+    shared = WeightSharing(tagger, bits="auto", noise=0.5)
+    assert list(shared.tensors) == shared_names(tagger)
+    for name, tensor in tagger.state_dict().items():
+        change = (tensor - before[name]).norm() / before[name].norm().clamp(min=1e-9)
+        assert 0 < change < 0.4 or not before[name].any() or name == "norm.weight", name
+        if name in shared.tensors:
+            assert shared.clusterings[name].noise == pytest.approx(change.item(), rel=1e-4)
+    assert (tagger.lstm.weight_hh_l0 == 0).any()
+    size = encoding.save(tagger.state_dict(), tmp_path / "auto")
+    assert size < encoding.save(before, tmp_path / "exact") / 4
+    assert len(tagger.norm.bias.unique()) <= len(before["norm.bias"].unique())
+
+
+def test_more_noise_takes_fewer_bytes(tmp_path):
+    sizes = []
+    for noise in (0.1, 0.4, 1.5):
+        torch.manual_seed(0)
+        model = Tagger()
+        WeightSharing(model, bits="auto", noise=noise)
+        sizes.append(encoding.save(model.state_dict(), tmp_path / str(noise)))
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_auto_bits_can_be_fine_tuned_and_vectors_left(tagger):
+    exact = tagger.head.bias.clone()
+    shared = WeightSharing(tagger, bits="auto", exact_vectors=True)
+    assert torch.equal(tagger.head.bias, exact)
+    zeros = {name: tagger.get_parameter(name) == 0 for name in shared.tensors}
+    before = {name: tagger.get_parameter(name).clone() for name in shared.tensors}
+    optimizer = torch.optim.Adam(shared.parameters(), 1e-2)
+    shared.attach(optimizer)
+    loss_of(tagger).backward()
+    optimizer.step()
+    shared.detach()
+    for name, was in before.items():
+        weight = tagger.get_parameter(name)
+        assert not torch.equal(weight, was)
+        assert torch.equal(weight == 0, zeros[name])
+        assert len(weight.unique()) <= len(was.unique())
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, float("nan")])
+def test_noise_that_is_none(tagger, noise):
+    with pytest.raises(ValueError, match="noise must be a positive number"):
+        WeightSharing(tagger, bits="auto", noise=noise)

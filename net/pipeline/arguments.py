@@ -312,8 +312,29 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
         group,
         "--bits",
         bits_or_auto,
-        "2**bits shared values per layer at most; auto: the fewest bytes within --error-budget",
+        "2**bits shared values per layer at most, by k-means; auto, for a model that is trained "
+        "already: the fewest bytes at --noise, calibrated on training inputs where there are some",
         metavar="N",
+    )
+    group.add_argument(
+        "--noise",
+        type=real(0.001, 100),
+        metavar="R",
+        help="of --bits auto: the width of its steps in standard deviations of the weights, larger "
+        "for fewer bytes (default: 0.4, which published networks do not feel)",
+    )
+    group.add_argument(
+        "--calibration-images",
+        type=integer(0),
+        metavar="N",
+        help="of --bits auto: training inputs, without labels, on which the errors of each layer "
+        "are compensated (default: 1000; 0 for none)",
+    )
+    group.add_argument(
+        "--exact-vectors",
+        action="store_true",
+        help="with --bits auto, leave biases, normalisation and statistics as they are; otherwise "
+        "they are rounded",
     )
     group.add_argument(
         "--error-budget",

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from .. import checkpoint
+from tqdm import tqdm
+
+from .. import checkpoint, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
+from ..clustering import Clustering
 from ..files import check_writable
-from ..sharing import Clustering
 from ..training import architectures, datasets, distributed, restore, weights
 from ..training.resume import RunProgress
 from ..training.splits import Dataset
@@ -129,11 +131,22 @@ class Run:
 def share_bare(
     source: Checkpoint, options: SharingOptions, path: str | Path
 ) -> tuple[Checkpoint, dict[str, Clustering]]:
-    """Share the weights of a state dict whose architecture is not known, and write the result."""
+    """Share the weights of a state dict whose architecture is not known, and write the result:
+    tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
     check_writable(Path(path).parent)
     shared, clusterings = stages.share_bare(source, options)
-    write(path, shared)
+    write_model(path, shared)
     return shared, clusterings
+
+
+def write_model(path: str | Path, model: Checkpoint) -> int:
+    """Write a .ptmodel file, or a .safetensors file tensor by tensor; return its bytes."""
+    if Path(path).suffix != shards.SUFFIX:
+        return checkpoint.save(path, model)
+    state = model.state_dict
+    infos = {name: shards.info_of(state, name) for name in state}
+    bar = tqdm(state, "writing tensors", leave=False, disable=None)
+    return shards.write(path, infos, (state[name] for name in bar))
 
 
 def load_data(arch: str, options: DataOptions, setting: Setting) -> Dataset:

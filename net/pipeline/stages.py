@@ -18,11 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import checkpoint, encoding
+from ..bare import SharedState
 from ..checkpoint import Checkpoint
+from ..clustering import Clustering
 from ..errors import UserError
-from ..parameters import compressible, resolve, shortest_name
+from ..parameters import compressible, resolve
 from ..prune import Pruner, shrink
-from ..sharing import Clustering, SharedTensor, WeightSharing, bits_of_tensors, shared_tensor
+from ..sharing import WeightSharing
 from ..training import architectures, restore, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
@@ -30,11 +32,11 @@ from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
-from .allocation import choose_bits
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
 RAMP = 0.7
+CALIBRATION_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -244,25 +246,41 @@ def share(
     return shared, sharing.clusterings
 
 
+def calibration_inputs(dataset: Dataset, options: SharingOptions) -> list[torch.Tensor]:
+    """Training inputs without their labels, in batches; none where they are not wanted."""
+    wanted, batches = options.calibration_images, []
+    for inputs, _ in dataset.train.batches(CALIBRATION_BATCH):
+        if wanted <= 0:
+            break
+        batches.append(inputs[:wanted])
+        wanted -= len(inputs)
+    return batches
+
+
 def share_bare(
     source: Checkpoint, options: SharingOptions
 ) -> tuple[Checkpoint, dict[str, Clustering]]:
-    """The same for a state dict that cannot be run: clustering alone, one tensor at a time."""
+    """The same for a state dict that cannot be run, tensor by tensor, without any training.
+
+    The state dict of the checkpoint is a net.bare.SharedState, which reads, shares and forgets a
+    tensor when it is asked for it, and knows the clusterings of those that it was asked for.
+    """
     if options.finetune_epochs:
         raise UserError(
             "a bare state dict can be clustered, not fine-tuned: its architecture is not known; "
             "use --epochs 0, or name it by --arch"
         )
-    if options.bits == "auto":
-        raise UserError("--bits auto needs the architecture and a data set; name the bits")
-    kinds = restore.kinds_of(source)
-    state, clusterings = checkpoint.copied(source.state_dict), {}
-    for name, bits in bits_of_tensors(state, kinds, options.bits, options.bias_bits).items():
-        shared: SharedTensor = shared_tensor(name, state[name], bits, options.init, options.seed)
-        shared.write(state[name])
-        clusterings[name] = shared.clustering
+    state = SharedState(
+        source.state_dict,
+        options.bits,
+        noise=options.noise,
+        exact_vectors=options.exact_vectors,
+        bias_bits=options.bias_bits,
+        init=options.init,
+        seed=options.seed,
+    )
     found = Checkpoint(state, source.arch, "weight_shared", source.dataset, options.recorded())
-    return found, clusterings
+    return found, state.clusterings
 
 
 # Coding
@@ -272,6 +290,13 @@ def encode(source: Checkpoint, directory: str | Path) -> encoding.Encoded:
     """Write `source` to the folder `directory`, losslessly; return what it takes."""
     meta = {key: getattr(source, key) for key in ("arch", "dataset") if getattr(source, key)}
     return encoding.write(source.state_dict, directory, meta)
+
+
+def open_encoded(directory: str | Path) -> Checkpoint:
+    """The same as `decode`, but each tensor is decoded when it is asked for."""
+    folder = encoding.open(directory)
+    meta = folder.meta
+    return Checkpoint(folder, meta.get("arch"), "decoded", meta.get("dataset"))
 
 
 def decode(directory: str | Path) -> Checkpoint:

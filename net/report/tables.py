@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..clustering import Clustering
 from ..encoding import Encoded, TensorInfo
 from ..files import atomic_write
 from . import paper
@@ -85,14 +86,23 @@ def pruning_table(state: dict) -> str:
     return table(["tensor", "shape", "non-zeros", "parameters", "density"], rows, [total])
 
 
-def sharing_table(clusterings: dict) -> str:
-    """Per shared tensor (net.sharing.Clustering): survivors, distinct values, the error."""
+def sharing_table(clusterings: Mapping[str, Clustering]) -> str:
+    """Per shared tensor: survivors, distinct values, the noise, and about its bytes."""
     rows = [
-        [name, c.nonzero, c.values_before, c.values_after, f"{c.mean_squared_error:.2e}"]
+        [name, c.nonzero, c.values_before, c.values_after, f"{100 * c.noise:.2f}"]
+        + [round(c.coded_bytes)]
         for name, c in clusterings.items()
     ]
-    head = ["tensor", "non-zeros", "values before", "values after", "mean squared error"]
-    return table(head, rows)
+    each = list(clusterings.values())
+    total = [
+        sum(c.nonzero for c in each),
+        None,
+        None,
+        None,
+        round(sum(c.coded_bytes for c in each)),
+    ]
+    head = ["tensor", "non-zeros", "values before", "after", "noise %", "about bytes"]
+    return table(head, rows, [["total", *total]])
 
 
 def encoding_table(tensors: list[TensorInfo], directory_bytes: int) -> str:

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from net import encoding, shards
+from net.bare import SharedState
+from net.errors import UserError
+from net.shards import Shards
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(0)
+    return {
+        "embed.weight": torch.randn(30, 8),
+        "fc.weight": torch.randn(40, 30).bfloat16(),
+        "fc.bias": torch.randn(40),
+        "steps": torch.tensor(3),
+    }
+
+
+def test_auto_shares_every_matrix_and_rounds_the_vectors(state):
+    shared = SharedState(state)
+    assert list(shared) == list(state)
+    found = dict(shared)
+    for name, tensor in found.items():
+        assert (tensor.dtype, tensor.shape) == (state[name].dtype, state[name].shape)
+    assert len(found["fc.weight"].unique()) < 60 < len(state["fc.weight"].unique())
+    assert shared.clusterings.keys() == {"embed.weight", "fc.weight"}
+    assert not torch.equal(found["fc.bias"], state["fc.bias"])
+    assert torch.equal(found["steps"], state["steps"])
+    exact = SharedState(state, exact_vectors=True)
+    assert torch.equal(exact["fc.bias"], state["fc.bias"])
+
+
+def test_k_means(state):
+    shared = SharedState(state, {"*": 3, "@embedding": 2}, bias_bits=1)
+    counts = {name: len(tensor.unique()) for name, tensor in shared.items()}
+    assert counts == {"embed.weight": 4, "fc.weight": 8, "fc.bias": 2, "steps": 1}
+
+
+def test_a_file_is_shared_encoded_and_written_tensor_by_tensor(state, tmp_path):
+    save_file(state, tmp_path / "m.safetensors")
+    shared = SharedState(Shards(tmp_path / "m.safetensors"))
+    expected = dict(SharedState(state))
+    encoding.save(shared, tmp_path / "e")
+    decoded = encoding.open(tmp_path / "e")
+    for name, tensor in expected.items():
+        assert torch.equal(decoded[name], tensor)
+    infos = {name: shards.info_of(decoded, name) for name in decoded}
+    shards.write(tmp_path / "out.safetensors", infos, (decoded[name] for name in decoded))
+    assert all(torch.equal(t, expected[n]) for n, t in Shards(tmp_path / "out.safetensors").items())
+
+
+def test_tied_tensors_stay_one(state, tmp_path):
+    state["head.weight"] = state["embed.weight"]
+    shared = SharedState(state)
+    assert shared["head.weight"] is shared["embed.weight"]
+    encoding.save(shared, tmp_path)
+    assert len(list(tmp_path.glob("[0-9]*"))) == 4
+
+
+def test_what_is_not_finite_is_named(state):
+    state["fc.weight"][0, 0] = float("inf")
+    with pytest.raises(UserError, match=r"cannot share fc\.weight: not all values are finite"):
+        SharedState(state)
+    with pytest.raises(UserError, match=r"cannot share fc\.weight: k-means needs finite"):
+        SharedState(state, 3)["fc.weight"]

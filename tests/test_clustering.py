@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from net import clustering
+from net.clustering import Clustering, entropy
+from net.report.tables import sharing_table
+
+
+def test_what_it_says():
+    before = torch.tensor([[3.0, 4.0], [0.0, 0.1]])
+    after = torch.tensor([[3.5, 3.5], [0.0, 0.0]])
+    found = Clustering.of(before, after)
+    assert found[:3] == (2, 3, 1)
+    assert found.noise == pytest.approx((0.51 / 25.01) ** 0.5)
+    assert found.coded_bytes == 4 / 8 + 2  # two of each: a bit a value
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types(dtype):
+    weight = torch.randn(50, dtype=dtype)
+    assert Clustering.of(weight, weight)[2:4] == (len(weight.unique()), 0.0)
+
+
+def test_parts_add_up(monkeypatch):
+    torch.manual_seed(0)
+    before = torch.randn(1000)
+    after = before.round()
+    whole = Clustering.of(before, after)
+    monkeypatch.setattr(clustering, "CHUNK", 7)
+    parts = Clustering.of(before, after)
+    assert parts[:3] == whole[:3]
+    assert parts[3:] == pytest.approx(whole[3:])
+
+
+def test_nothing_and_zeros():
+    assert Clustering.of(torch.zeros(0), torch.zeros(0)) == (0, 0, 0, 0.0, 0.0)
+    assert Clustering.of(torch.zeros(3), torch.zeros(3)) == (0, 0, 0, 0.0, 0.0)
+
+
+def test_values_before_are_not_counted_among_millions(monkeypatch):
+    monkeypatch.setattr(clustering, "COUNTED", 50)
+    found = Clustering.of(torch.arange(60.0), torch.arange(60.0))
+    assert found.values_before is None
+    assert "  -  " in sharing_table({"fc1.weight": found})
+
+
+def test_entropy():
+    assert entropy([4, 4]) == 8
+    assert entropy([5]) == 0

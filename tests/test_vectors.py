@@ -1,0 +1,47 @@
+import torch
+
+from net.vectors import rounded_vectors, vector_names
+
+STATE = {
+    "conv.weight": torch.randn(4, 3, 3, 3),
+    "norm.weight": torch.tensor([1.2345, 0.5432, 0.9, 1.0]),
+    "norm.bias": torch.tensor([1e-7, 0.3, -0.2, 0.0]),
+    "norm.running_mean": torch.tensor([5.0, 1e-6, -0.1, 0.0]),
+    "norm.running_var": torch.tensor([1.0, 4.0, 0.01, 1e-8]),
+    "norm.num_batches_tracked": torch.tensor(7),
+    "scale": torch.tensor(0.123456),
+    "ids": torch.arange(4),
+    "fc.bias": torch.tensor([0.0, 1e-9, 3.21]),
+    "odd.bias": torch.tensor([float("inf"), float("nan"), 1.0]),
+}
+
+
+def test_only_vectors_of_numbers_are_rounded():
+    names = vector_names(STATE)
+    assert names == [n for n in STATE if n.startswith("norm.") and n[5] != "n"] + [
+        "fc.bias",
+        "odd.bias",
+    ]
+    assert [n for n, _ in rounded_vectors(STATE, leave={"norm.weight"})] == names[1:]
+
+
+def test_rounding_is_relative_to_what_an_error_is_small_beside():
+    found = dict(rounded_vectors(STATE, 0.4))
+    for name in ("norm.weight", "norm.running_var", "fc.bias"):
+        error = (found[name] - STATE[name]).abs()
+        assert (error <= STATE[name].abs() / 32).all(), name
+    error = (found["norm.running_mean"] - STATE["norm.running_mean"]).abs()
+    scale = torch.maximum(STATE["norm.running_var"].sqrt(), STATE["norm.running_mean"].abs())
+    assert (error <= scale / 32).all()
+    assert found["norm.running_mean"][1] == 0  # nothing beside a deviation of 2
+    assert found["norm.bias"][0] == 0
+    assert torch.equal(found["odd.bias"].isnan(), STATE["odd.bias"].isnan())
+    assert found["odd.bias"][0] == float("inf")
+
+
+def test_less_noise_rounds_less():
+    errors = [
+        sum(float((tensor - STATE[name]).abs().sum()) for name, tensor in found if "norm" in name)
+        for found in (rounded_vectors(STATE, noise) for noise in (0.05, 0.4))
+    ]
+    assert errors[0] < errors[1] / 4
