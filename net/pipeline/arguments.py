@@ -321,7 +321,8 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
         type=real(0.001, 100),
         metavar="R",
         help="of --bits auto: the width of its steps in standard deviations of the weights, larger "
-        "for fewer bytes (default: 0.4, which published networks do not feel)",
+        "for fewer bytes (default: 0.4, which published networks do not feel; with data the most "
+        "that --error-budget allows)",
     )
     group.add_argument(
         "--calibration-images",
@@ -339,10 +340,9 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
     group.add_argument(
         "--error-budget",
         type=real(0, 100),
-        default=0.1,
         metavar="R",
-        help="what --bits auto may cost on the held-out images, in percentage points of error, "
-        "before fine-tuning (default: 0.1)",
+        help="what --bits auto may cost on the held-out inputs, in percentage points of the "
+        "probability that the model gives to its own answers (default: 0.5)",
     )
     preset_option(
         group,

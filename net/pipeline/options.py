@@ -81,10 +81,10 @@ class SharingOptions(CommonOptions):
 
     # Table 1 of the paper: 8 bits for convolutions, 5 for fully connected layers.
     bits: int | BitsPerLayer | Literal["auto"] = field(default_factory=lambda: {"*": 5, "@conv": 8})
-    noise: float = 0.4  # of bits "auto": net.post_training.NOISE
+    noise: float | None = None  # of bits "auto"; None: as much as the budget allows
     calibration_images: int = 1000
     exact_vectors: bool = False
-    error_budget: float = 0.1
+    error_budget: float = 0.5
     bias_bits: int | BitsPerLayer = 3
     init: str = "linear"
     finetune_epochs: int = 3
