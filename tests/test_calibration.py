@@ -1,0 +1,237 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from net import calibration
+from net.calibration import calibrate, search
+from net.parameters import compressible
+from net.post_training import share_tensor, spread, steps
+
+
+def steps_of(model, kinds, noise=1.0):
+    state = model.state_dict()
+    return steps({name: spread(state[name]) for name in kinds}, noise)
+
+
+def alike(*shape):
+    """Inputs that have much in common, as those of real layers have."""
+    x = torch.randn(*shape).cumsum(-1)
+    return (x / x.std()).relu() + 0.3
+
+
+def output(model, batch):
+    with torch.no_grad():
+        found = model(batch)
+    return found[0] if isinstance(found, tuple) else found
+
+
+class Attention(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(16, 4, batch_first=True, **options)
+
+    def forward(self, x):
+        return self.inner(x, x.flip(1), x * 0.5, need_weights=False)[0]
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(24, 16), (8, 40, 24)),
+    "wide": (lambda: nn.Linear(300, 16), (8, 80, 300)),
+    "conv": (lambda: nn.Conv2d(6, 8, 3, padding=1), (8, 6, 9, 9)),
+    "grouped": (lambda: nn.Conv2d(8, 12, 3, groups=4, bias=False), (8, 8, 9, 9)),
+    "depthwise": (lambda: nn.Conv2d(8, 8, 5, groups=8, padding="same"), (8, 8, 9, 9)),
+    "strided": (lambda: nn.Conv2d(6, 8, 3, stride=2, dilation=2), (8, 6, 11, 12)),
+    "reflected": (
+        lambda: nn.Conv2d(6, 8, 4, padding="same", padding_mode="reflect"),
+        (8, 6, 9, 9),
+    ),
+    "one-dimensional": (lambda: nn.Conv1d(6, 8, 5, stride=2), (8, 6, 60)),
+    "three-dimensional": (lambda: nn.Conv3d(3, 6, 2, padding=1), (8, 3, 5, 5, 5)),
+    "attention": (Attention, (8, 20, 16)),
+    "attention of other widths": (lambda: Attention(kdim=16, vdim=16), (8, 20, 16)),
+    "lstm": (lambda: nn.LSTM(12, 10, 2, batch_first=True), (8, 20, 12)),
+    "gru": (lambda: nn.GRU(12, 10, batch_first=True, bidirectional=True), (8, 20, 12)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_outputs_suffer_less_than_without_data(name):
+    torch.manual_seed(0)
+    build, shape = LAYERS[name]
+    model = build().eval()
+    batches = [alike(*shape) for _ in range(4)]
+    kinds = compressible(model)
+    sizes = steps_of(model, kinds)
+    shared, reasons = calibrate(model, batches, kinds, sizes)
+    assert reasons == {}
+    assert list(shared) == list(kinds)
+    errors = []
+    for weights in (shared, {k: share_tensor(model.state_dict()[k], sizes[k]) for k in kinds}):
+        other = copy.deepcopy(model)
+        other.load_state_dict(weights, strict=False)
+        errors.append(
+            sum(float((output(other, b) - output(model, b)).square().sum()) for b in batches)
+        )
+    assert errors[0] < 0.9 * errors[1]
+    for weight in kinds:
+        assert len(shared[weight].unique()) < 30
+
+
+def test_the_model_and_the_inputs_stay_as_they_were():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    batch = alike(4, 3, 6, 6)
+    kept = batch.clone()
+    kinds = compressible(model)
+    calibrate(model, [batch], kinds, steps_of(model, kinds))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(batch, kept)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_same_values_every_time_whatever_the_global_seed(monkeypatch):
+    monkeypatch.setattr(calibration, "VECTORS", 200)
+    model = nn.Conv2d(3, 4, 3)
+    kinds = compressible(model)
+    found = []
+    batch = alike(8, 3, 12, 12)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(calibrate(model, [batch], kinds, steps_of(model, kinds))[0]["weight"])
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Linear(30, 20), lambda: nn.Conv2d(4, 20, 3)])
+def test_zeros_stay_zeros_of_every_type(build):
+    model = build().to(torch.bfloat16)
+    with torch.no_grad():
+        model.weight[model.weight.abs() < 0.08] = 0
+    zero = model.weight == 0
+    assert 0 < zero.sum() < zero.numel()
+    batch = alike(9, *((30,) if isinstance(model, nn.Linear) else (4, 8, 8))).bfloat16()
+    kinds = compressible(model)
+    shared, _ = calibrate(model, [batch], kinds, steps_of(model, kinds, 0.3))
+    assert bool((shared["weight"][zero] == 0).all())
+    assert shared["weight"].dtype == torch.bfloat16
+    assert bool((shared["weight"] != 0).any())
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Embedding(12, 8)
+        self.up = nn.ConvTranspose1d(8, 8, 3)
+        self.large = nn.Linear(8, 6)
+        self.unused = nn.Linear(8, 6)
+        self.dead = nn.Linear(8, 6)
+
+    def forward(self, tokens, scale=1.0):
+        x = self.up(self.token(tokens).mT).mT * scale
+        return self.large(x) + self.dead(torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("form", [lambda x: (x, 2.0), lambda x: [x], lambda x: {"tokens": x}])
+def test_what_is_shared_without_data_is_named(form, monkeypatch):
+    monkeypatch.setattr(calibration, "MAX_INPUTS", 8)
+    torch.manual_seed(0)
+    model = Odd()
+    kinds = compressible(model)
+    sizes = steps_of(model, kinds)
+    shared, reasons = calibrate(model, iter([form(torch.arange(12)[None])]), kinds, sizes)
+    assert reasons == {
+        "token.weight": "an embedding",
+        "up.weight": "a transposed convolution",
+        "unused.weight": "no input reached it",
+        "dead.weight": "its inputs are zero or not finite",
+    }
+    for name in reasons:
+        assert torch.equal(shared[name], share_tensor(model.state_dict()[name], sizes[name]))
+    monkeypatch.setattr(calibration, "MAX_INPUTS", 7)
+    _, reasons = calibrate(model, [form(torch.arange(12)[None])], kinds, sizes)
+    assert reasons["large.weight"] == "too many inputs"
+
+
+def test_no_inputs_at_all():
+    model = nn.Linear(4, 3)
+    kinds = compressible(model)
+    assert calibrate(model, [], kinds, {"weight": 0.1})[1] == {"weight": "no input reached it"}
+
+
+def test_tied_weights_are_shared_once_for_all_they_do():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    model[2].weight = model[0].weight
+    kinds = compressible(model)
+    sizes = steps_of(model, kinds)
+    batch = alike(300, 16)
+    shared, reasons = calibrate(model, [batch], kinds, sizes)
+    assert list(shared) == ["0.weight"]
+    assert reasons == {}
+    alone, _ = calibrate(nn.Sequential(model[0]), [batch], kinds, sizes)
+    assert not torch.equal(shared["0.weight"], alone["0.weight"])
+
+
+def test_a_weight_that_its_layer_uses_transposed():
+    class Conv1D(nn.Module):  # as in Hugging Face's GPT-2
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(24, 10))
+            self.bias = nn.Parameter(torch.zeros(10))
+
+        def forward(self, x):
+            return torch.addmm(self.bias, x.view(-1, 24), self.weight)
+
+    torch.manual_seed(0)
+    model, batch = Conv1D(), alike(500, 24)
+    kinds = compressible(model)
+    shared, reasons = calibrate(model, [batch], kinds, {"weight": 1.0})
+    assert reasons == {}
+    without = share_tensor(model.weight, 1.0)
+    error, other = (
+        ((each - model.weight).T @ batch.T).norm() for each in (shared["weight"], without)
+    )
+    assert error < 0.8 * other
+
+
+def test_later_layers_see_the_inputs_that_earlier_shared_ones_give():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+    kinds = compressible(model)
+    sizes = steps_of(model, kinds, 2.0)
+    batch = alike(300, 16)
+    shared, _ = calibrate(model, [batch], kinds, sizes)
+    behind = copy.deepcopy(model)
+    behind[0].weight.data.copy_(shared["0.weight"])
+    with torch.no_grad():
+        after = behind[:2](batch)
+    last, _ = calibrate(model[2], [after], {"weight": "linear"}, {"weight": sizes["2.weight"]})
+    assert torch.equal(shared["2.weight"], last["weight"])
+
+
+@pytest.mark.parametrize("start", [0.01, 1.0, 30.0])
+def test_search_finds_the_largest_noise_within_the_budget(start):
+    tried = []
+
+    def share(noise):
+        tried.append(noise)
+        return {"noise": torch.tensor(noise)}
+
+    noise, shared = search(share, lambda found: 0.03 * float(found["noise"]) ** 2.5, 0.05, start)
+    assert len(tried) <= 6
+    assert 0.03 * noise**2.5 <= 0.05
+    assert noise > 0.8 * (0.05 / 0.03) ** 0.4 or start == 0.01
+    assert float(shared["noise"]) == pytest.approx(noise)
+
+
+def test_search_without_a_noise_small_enough():
+    noise, _ = search(lambda noise: {}, lambda _: math.nan, 0.05, 1.0)
+    assert noise < 1
+    with pytest.raises(ValueError, match="positive"):
+        search(lambda noise: {}, lambda _: 0.0, 0.0, 1.0)
