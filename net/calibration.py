@@ -257,7 +257,7 @@ def _rounded(weights: np.ndarray, h: torch.Tensor, step: float, levels: np.ndarr
     """Labels int64 [groups, rows, columns] of `weights`, the places of their values in `levels`."""
     order, upper = factors(h)
     weights = np.take_along_axis(weights, order[:, None, :], axis=2)
-    groups, rows, columns = weights.shape
+    rows = weights.shape[1]
     sensitivity = np.diagonal(upper, axis1=1, axis2=2) ** -2.0
     bit = BIT * step**2 * float(sensitivity.mean())
     stride = max(1, weights.size // SAMPLE)

@@ -19,7 +19,7 @@ from torch import nn
 from .compensation import diffuse, prices, prior
 from .errors import UserError
 
-NOISE = 0.5
+NOISE = 0.4
 # What a bit may cost, in units of step**2 times the average sensitivity: a quarter of what would
 # be optimal at high rates, where it buys little, since rounding further makes the noise less white.
 BIT = 0.05

@@ -1,5 +1,6 @@
 """The stages with their files: what a script reads and writes, and how a killed run goes on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -81,10 +82,10 @@ class Run:
 
     def adopt(self, path: str | Path) -> Checkpoint:
         """A state dict that somebody else has saved, as a checkpoint of this architecture."""
-        model = architectures.build(self.arch)
-        for note in weights.start_from(path, model, self.arch):
+        found, notes = weights.adopted(path, self.arch)
+        for note in notes:
             self.setting.log.note(note)
-        return Checkpoint(stages.state_of(model), self.arch, dataset=self.dataset.name)
+        return replace(found, dataset=self.dataset.name)
 
     def lessons(self, options: CommonOptions, progress: RunProgress | None = None) -> Lessons:
         """What to learn from after dense training, made once for all stages that learn the same."""

@@ -8,7 +8,6 @@ through the log that it is given. Every stage seeds torch's generator itself, so
 same bytes in a process of its own as within the whole pipeline.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,19 +29,15 @@ from ..sharing import WeightSharing
 from ..training import architectures, restore, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
-from ..training.loop import Loss, Schedule, adam, evaluate, fit, outputs, set_dropout
+from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
+from .budget import share_within_budget
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
 RAMP = 0.7
-CALIBRATION_BATCH = 250
-HELD_OUT = 2000  # inputs that noise is judged on
-# Tried with data, from the most on: twice what is the default without. Held-out training inputs
-# that a published network has learnt by heart would allow for more.
-NOISES = [2 * NOISE / 2 ** (i / 2) for i in range(5)]
 
 
 @dataclass(frozen=True)
@@ -218,7 +213,9 @@ def share(
     plan = schedule(options, epochs, dataset)
     reassign = int(options.reassign * epochs * plan.steps_per_epoch(len(dataset.train)))
     if options.bits == "auto":
-        model, sharing = share_within_budget(model, dataset, options, setting, reassign)
+        model, sharing = share_within_budget(
+            *(model, dataset, options, reassign), setting.log, setting.test_batch_size
+        )
     else:
         sharing = WeightSharing(
             model,
@@ -251,58 +248,6 @@ def share(
         *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics)
     )
     return shared, sharing.clusterings
-
-
-def share_within_budget(
-    model: nn.Module, dataset: Dataset, options: SharingOptions, setting: Setting, reassign: int
-) -> tuple[nn.Module, WeightSharing]:
-    """(a copy of `model` with shared values, its sharing), at `options.noise`, or at the most noise
-    that keeps within the error budget; if none does, at the least that was tried."""
-    held_out = dataset.validation[:HELD_OUT]
-    reference, _ = outputs(model, held_out, setting.test_batch_size)
-    inputs = calibration_inputs(dataset, options)
-    for noise in [options.noise] if options.noise else NOISES:
-        found = copy.deepcopy(model)
-        sharing = WeightSharing(
-            found,
-            "auto",
-            noise=noise,
-            calibration=inputs or None,
-            exact_vectors=options.exact_vectors,
-            reassign=reassign,
-        )
-        logits, _ = outputs(found, held_out, setting.test_batch_size)
-        lost = lost_confidence(logits, reference)
-        text = f"noise {noise:.2f}: {lost:.2f} points of confidence lost on held-out inputs"
-        setting.log.result(text, event="noise", noise=noise, lost_confidence=lost)
-        if lost <= options.error_budget:
-            break
-    for name, reason in sharing.without_data.items():
-        setting.log.note(f"{name} was shared without data: {reason}")
-    return found, sharing
-
-
-def lost_confidence(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """By how much less the reference's own answers are given, in percentage points.
-
-    Both are logits [N, classes]. The mean fall of the probability of the class that the reference
-    gives: it needs no labels, and takes every input into account, where an error only counts those
-    that change sides.
-    """
-    answers = reference.argmax(1, keepdim=True)
-    before, after = (each.double().softmax(1).gather(1, answers) for each in (reference, logits))
-    return 100 * (before - after).mean().item()
-
-
-def calibration_inputs(dataset: Dataset, options: SharingOptions) -> list[torch.Tensor]:
-    """Training inputs without their labels, in batches; none where they are not wanted."""
-    wanted, batches = options.calibration_images, []
-    for inputs, _ in dataset.train.batches(CALIBRATION_BATCH):
-        if wanted <= 0:
-            break
-        batches.append(inputs[:wanted])
-        wanted -= len(inputs)
-    return batches
 
 
 def share_bare(

@@ -1,7 +1,7 @@
 """The figures of all stages side by side: what `compare_stages.py` prints, writes and draws."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..codec.tensors import identity
 from ..encoding import TensorInfo
 from ..errors import UserError
 from ..parameters import bias_of, shortest_name
-from ..training import restore
+from ..training import restore, weights
 from ..training.loop import divergence, outputs
 from ..training.splits import Dataset
 from . import distributions, plots, tables
@@ -57,6 +57,10 @@ def read(
     if initial:
         files["initial"] = Path(initial)
     found = {stage: checkpoint.load(file) for stage, file in files.items() if file.exists()}
+    arch = next((model.arch for model in found.values() if model.arch), None)
+    if arch and initial and not found["initial"].arch:  # a state dict that somebody else saved
+        dataset = next((model.dataset for model in found.values() if model.dataset), None)
+        found["initial"] = replace(weights.adopted(initial, arch)[0], dataset=dataset)
     missing = [missing_line(stage, files[stage], found) for stage in files if stage not in found]
     tensors, state, size = None, None, None
     if known:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import checkpoint
+from ..checkpoint import Checkpoint
 from ..errors import UserError
 from ..parameters import compressible, layer_of
 from . import architectures, distributed
@@ -68,6 +69,14 @@ def downloaded(weights: "WeightsEnum") -> dict[str, torch.Tensor]:
             raise UserError(f"{path} is damaged ({reason_of(error)}); delete it") from None
         raise UserError(f"{weights!r} cannot be downloaded ({reason_of(error)}); {hint}") from None
     return {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
+
+
+def adopted(path: str | Path, arch: str) -> tuple[Checkpoint, list[str]]:
+    """(a state dict that somebody else has saved, as a checkpoint of the architecture `arch`; what
+    a user should know of it)."""
+    model = architectures.build(arch)
+    notes = start_from(path, model, arch)
+    return Checkpoint(checkpoint.copied(model.state_dict()), arch), notes
 
 
 def load_into(
