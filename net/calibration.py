@@ -8,6 +8,7 @@ shared so far gives it, so that errors of earlier layers are seen by later ones.
 
 import copy
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,8 @@ def _separate_products(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # about the precision of GPUs that are not there
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
@@ -257,7 +260,7 @@ def _rounded(weights: np.ndarray, h: torch.Tensor, step: float, levels: np.ndarr
     """Labels int64 [groups, rows, columns] of `weights`, the places of their values in `levels`."""
     order, upper = factors(h)
     weights = np.take_along_axis(weights, order[:, None, :], axis=2)
-    groups, rows, columns = weights.shape
+    rows = weights.shape[1]
     sensitivity = np.diagonal(upper, axis1=1, axis2=2) ** -2.0
     bit = BIT * step**2 * float(sensitivity.mean())
     stride = max(1, weights.size // SAMPLE)

@@ -90,7 +90,7 @@ class Watch(TorchDispatchMode):
             pointer = parameter.untyped_storage().data_ptr()
             self.by_memory.setdefault(pointer, []).append((name, parameter))
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # noqa: ANN204
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         packet = function.overloadpacket
         if packet is aten.mm or packet is aten.bmm:
             self._product(args[0], args[1])
