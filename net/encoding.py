@@ -21,7 +21,7 @@ from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
 from .codec.manifest import MANIFEST, Entry
-from .codec.tensors import DTYPES, identity, patterns, read_tensor, write_tensor
+from .codec.tensors import DTYPES, identity, read_tensor, reads_as, write_tensor
 from .errors import UserError
 from .files import atomic_write, unwritable
 
@@ -57,9 +57,10 @@ def save(
     same memory (tied weights) are one tensor, and have one file.
 
     An earlier encoding stays valid until its manifest is replaced in one step, after all files
-    of the new one are on the disk and, with ``verify``, were read back and found equal, bit for
-    bit; its files are removed then. Other files are left alone. Raises EncodingError, after
-    removing whatever it wrote, if the state cannot be encoded or the folder cannot be written.
+    of the new one are on the disk; its files are removed then. With ``verify``, what is written
+    has been decoded and found equal, bit for bit. Other files are left alone. Raises
+    EncodingError, after removing whatever it wrote, if the state cannot be encoded or the folder
+    cannot be written.
     """
     return _write(state, directory, meta, verify, describe=False).bytes
 
@@ -70,7 +71,7 @@ def write(
     meta: dict | None = None,
     verify: bool = True,
 ) -> Encoded:
-    """As ``save``, and say what every tensor costs, which reading it back has shown."""
+    """As ``save``, and say what every tensor costs, which decoding it has shown."""
     return _write(state, directory, meta, verify, describe=True)
 
 
@@ -161,23 +162,27 @@ def _write(
 
     def encode(job: tuple[Entry, torch.Tensor]) -> tuple[int, TensorInfo | None]:
         entry, tensor = job
-        data = write_tensor(tensor).finish()[:-PAD].data
+        padded = write_tensor(tensor).finish()
+        data = padded[:-PAD].data
         entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
         entries[entry.number] = entry
-        path, size = directory / entry.file_name, len(data)
+        info = None
+        if verify or describe:
+            reader = BitReader(padded, describe)
+            try:
+                same = reads_as(reader, tensor)
+                reader.finish()
+            except HuffmanError as error:
+                raise EncodingError(f"cannot encode {entry.name!r}: {error}") from error
+            if verify and not same:
+                raise EncodingError(f"cannot encode {entry.name!r}: it decodes to another tensor")
+            if describe:
+                info = tensor_info(entry, tied[entry.number], tensor, reader)
+        path = directory / entry.file_name
         if not (path.is_file() and path.read_bytes() == data):
             written.append(path)
             _write_file(path, data)
-        del data  # the largest tensors need the memory
-        if not (verify or describe):
-            return size, None
-        try:
-            found, reader = _read_entry(directory, entry, describe)
-        except EncodingError as error:
-            raise EncodingError(f"cannot encode {entry.name!r}: {error}") from error
-        if verify and not _same_bits(found, tensor):
-            raise EncodingError(f"cannot encode {entry.name!r}: {path} does not decode to it")
-        return size, tensor_info(entry, tied[entry.number], found, reader) if describe else None
+        return len(data), info
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -210,11 +215,6 @@ def _check_tensor(name: object, tensor: object) -> None:
         raise EncodingError(f"cannot encode {name!r}: no form for {tensor.dtype}")
     if not manifest.fits(tuple(tensor.shape), tensor.dtype):
         raise EncodingError(f"cannot encode {name!r}: more than {manifest.MAX_TENSOR_BYTES} bytes")
-
-
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    arrays = [patterns(each) for each in (a, b)]
-    return torch.equal(*(torch.from_numpy(each.view(f"i{each.itemsize}")) for each in arrays))
 
 
 def _write_file(path: Path, data: bytes | memoryview) -> None:
@@ -272,11 +272,8 @@ def _read_entry(
             file.readinto(data.data[:size])
         if zlib.crc32(data.data[:size]) != entry.checksum:
             raise HuffmanError("the checksum does not match: damaged, or of another encoding")
-        reader = BitReader(data)
-        if describe:
-            reader.codes = []
+        reader = BitReader(data, describe)
         tensor = read_tensor(reader, entry.shape, entry.dtype)
-        reader.begin("header")
         reader.finish()
         return tensor, reader
     except (OSError, HuffmanError, MemoryError) as error:

@@ -85,16 +85,16 @@ class BitWriter:
 class BitReader:
     """Reads what BitWriter wrote; raises HuffmanError instead of reading past the end.
 
-    ``data``: uint8[n + PAD], as ``finish`` gives it.
+    ``data``: uint8[n + PAD], as ``finish`` gives it. ``describe``: keep the codes, for reports.
     """
 
-    def __init__(self, data: np.ndarray) -> None:
+    def __init__(self, data: np.ndarray, describe: bool = False) -> None:
         self.data = data
         self.end = 8 * (len(data) - PAD)
         self.position = 0
         # for reports: bits by section; (section, code, counts of its symbols) of every code
         self.sections: dict[str, int] = {}
-        self.codes: list[tuple[str, Code, np.ndarray]] | None = None
+        self.codes: list[tuple[str, Code, np.ndarray]] | None = [] if describe else None
         self._section, self._begun = "header", 0
 
     @property
@@ -155,6 +155,7 @@ class BitReader:
 
     def finish(self) -> None:
         """Refuse anything but zero padding up to the next byte."""
+        self.begin("header")
         if self.remaining >= 8:
             raise HuffmanError(f"{self.remaining // 8} unexpected bytes at the end")
         if self.read(self.remaining):

@@ -71,16 +71,38 @@ def write_tensor(tensor: torch.Tensor) -> BitWriter:
 
 def read_tensor(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """The tensor that ``write_tensor`` was given; HuffmanError for any other bits."""
+    size, kind = math.prod(shape) * (2 if dtype.is_complex else 1), f"u{component_size(dtype)}"
+    positions, parts = _read(reader, shape, dtype)
+    values = np.empty(size, kind) if positions is None else np.zeros(size, kind)
+    for part, read in parts:
+        values[part if positions is None else positions[part]] = read
+    return torch.from_numpy(values.view(np.uint8)).view(dtype).reshape(shape)
+
+
+def reads_as(reader: BitReader, tensor: torch.Tensor) -> bool:
+    """Whether ``read_tensor`` gives this tensor, bit for bit; part by part, without a copy."""
+    values, nonzero = patterns(tensor), 0
+    positions, parts = _read(reader, tuple(tensor.shape), tensor.dtype)
+    for part, read in parts:
+        if not np.array_equal(values[part if positions is None else positions[part]], read):
+            return False
+        nonzero += np.count_nonzero(read)
+    if positions is None:
+        return True
+    seen = np.zeros(values.size, bool)
+    seen[positions] = True  # each once, and nothing elsewhere
+    return np.count_nonzero(seen) == len(positions) and np.count_nonzero(values) == nonzero
+
+
+def _read(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype) -> tuple:
+    """Where the stored patterns belong, None for everywhere, and the parts of ``read_values``."""
     whole = shape + ((2,) if dtype.is_complex else ())
-    size = math.prod(whole)
-    kind = np.dtype(f"u{component_size(dtype)}")
-    floating = dtype.is_floating_point or dtype.is_complex
+    positions, count = None, math.prod(whole)
     if reader.read(1):
         reader.begin("positions")
         positions = read_positions(reader, whole)
         reader.begin("header")
-        values = np.zeros(size, kind)
-        values[positions] = read_values(reader, len(positions), kind, floating)
-    else:
-        values = read_values(reader, size, kind, floating)
-    return torch.from_numpy(values.view(np.uint8)).view(dtype).reshape(shape)
+        count = len(positions)
+    floating = dtype.is_floating_point or dtype.is_complex
+    kind = np.dtype(f"u{component_size(dtype)}")
+    return positions, read_values(reader, count, kind, floating)

@@ -1,6 +1,7 @@
 """Bit patterns: a codebook and Huffman-coded numbers (paper, sections 3 and 4), or raw."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -33,11 +34,17 @@ def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
     writer.extend(best)
 
 
-def read_values(reader: BitReader, count: int, kind: np.dtype, floating: bool) -> np.ndarray:
-    """``count`` patterns of type ``kind`` written by ``write_values``."""
+def read_values(
+    reader: BitReader, count: int, kind: np.dtype, floating: bool
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """``count`` patterns of type ``kind`` written by ``write_values``, PART by PART.
+
+    Gives which they are, and the patterns, to be used before the next part is asked for.
+    """
     if not count:
-        return np.zeros(0, kind)
+        return iter(())
     form = Form.read(reader, 8 * kind.itemsize, floating)
+    parts = [slice(i, min(i + PART, count)) for i in range(0, count, PART)]
     if reader.read(1):
         reader.begin("codebook")
         codebook = form.undo(_read_codebook(reader, form), kind)
@@ -47,18 +54,12 @@ def read_values(reader: BitReader, count: int, kind: np.dtype, floating: bool) -
         reader.begin("values")
         numbers = code.read(reader, count, narrow(code.symbols, len(codebook)))
         reader.note(code, numbers)
-        return gather(codebook, numbers)
+        return ((part, codebook.take(numbers[part], mode="clip")) for part in parts)
     reader.begin("values")
-    return form.undo(_read_planes(reader, count, form), kind)
-
-
-def gather(table: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """``table[index]``, part by part: NumPy widens the index to 8 bytes an element."""
-    found = np.empty(index.size, table.dtype)
-    for i in range(0, index.size, PART):
-        part = slice(i, i + PART)
-        table.take(index[part], out=found[part], mode="clip")
-    return found
+    planes = _read_planes(reader, count, form.width)
+    size = 1 << (len(planes) - 1).bit_length()  # bytes: 1, 2, 4 or 8
+    values = np.zeros(min(count, PART), f"<u{size}")
+    return ((part, form.undo(_merged(planes, part, values), kind)) for part in parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,24 +227,31 @@ def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
             writer.append(bits * len(octets), codec.kernels.pack_words, plane, words)
 
 
-def _read_planes(reader: BitReader, count: int, form: Form) -> np.ndarray:
+def _read_planes(reader: BitReader, count: int, width: int) -> list[tuple[np.ndarray, int, int]]:
+    """Where each plane is: as uint8[count], or from which bit on, in how many bits a value."""
     if count > RUN * reader.remaining:
         raise HuffmanError("the data ends early")
-    size = 1 << ((form.width - 1) // 8).bit_length()  # bytes: 1, 2, 4 or 8
-    values = np.zeros(count, f"<u{size}")
-    planes, sources = _planes(values, form.width), []
-    for i in range(len(planes)):
-        bits = min(8, form.width - 8 * i)
+    planes = []
+    for low in range(0, width, 8):
+        bits = min(8, width - low)
         if reader.read(1):
             code = read_table(reader, count)
             if code.symbols[-1] >> bits:
                 raise HuffmanError("a byte beyond its width")
-            sources.append((code.read(reader, count, code.symbols.astype(np.uint8)), 0, 8))
+            planes.append((code.read(reader, count, code.symbols.astype(np.uint8)), 0, 0))
         else:
-            sources.append((reader.data, reader.skip(bits * count), bits))
-    for i in range(0, count, PART):  # all planes of a part, while it is in the cache
-        for octets, (data, at, bits) in zip(planes, sources, strict=True):
-            codec.kernels.unpack_bytes(data, at + i * bits, bits, octets[i : i + PART])
+            planes.append((reader.data, reader.skip(bits * count), bits))
+    return planes
+
+
+def _merged(planes: list, part: slice, values: np.ndarray) -> np.ndarray:
+    """The ``part`` of the values that the planes make: in ``values``, while that is cached."""
+    values = values[: part.stop - part.start]
+    raw = np.empty(len(values), np.uint8)  # the kernel is many times faster without strides
+    for octets, (data, at, bits) in zip(_planes(values, 8 * len(planes)), planes, strict=True):
+        if bits:
+            codec.kernels.unpack_bytes(data, at + part.start * bits, bits, raw)
+        octets[:] = raw if bits else data[part]
     return values
 
 
