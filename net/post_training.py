@@ -174,8 +174,16 @@ def share(
     if inputs is not None:
         from .calibration import calibrate
 
-        return calibrate(model, inputs, kinds, found)
+        # Compensated errors tell more of a layer than its size: one step for all measures better.
+        return calibrate(model, inputs, kinds, dict.fromkeys(kinds, mean_step(found, parameters)))
     return {name: share_tensor(parameters[name], found[name]) for name in kinds}, {}
+
+
+def mean_step(found: Mapping[str, float], tensors: Mapping[str, torch.Tensor]) -> float:
+    """The geometric mean of steps, each as often as its tensor has elements."""
+    sizes = {name: tensors[name].numel() for name in found}
+    logs = sum(sizes[name] * math.log(step) for name, step in found.items())
+    return math.exp(logs / max(sum(sizes.values()), 1))
 
 
 def spread_of(name: str, tensor: torch.Tensor) -> Spread:

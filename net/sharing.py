@@ -199,7 +199,10 @@ class WeightSharing(StepHooks):
         self.without_data: dict[str, str] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._gathered: set[str] = set()
-        self._rounding = noise if bits == "auto" and not exact_vectors else None
+        self._rounding = None
+        if bits == "auto" and not exact_vectors:
+            # Where errors of the weights are compensated, those of the vectors would show.
+            self._rounding = noise if calibration is None else noise / 4
         if bits == "auto":
             values, self.without_data = post_training.share(model, kinds, noise, calibration)
             for name in kinds:

@@ -415,3 +415,30 @@ def test_auto_bits_can_be_fine_tuned_and_vectors_left(tagger):
 def test_noise_that_is_none(tagger, noise):
     with pytest.raises(ValueError, match="noise must be a positive number"):
         WeightSharing(tagger, bits="auto", noise=noise)
+
+
+class Branching(nn.Module):
+    """Three layers, the last of which nothing reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 5))
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_calibration_compensates_for_errors_and_names_what_it_cannot():
+    torch.manual_seed(0)
+    inputs = torch.randn(200, 12) @ torch.randn(12, 12)  # correlated
+    changes = []
+    for calibration in (None, inputs.split(50)):
+        torch.manual_seed(1)
+        model = Branching()
+        expected = model(inputs).detach()
+        sharing = WeightSharing(model, "auto", noise=0.5, calibration=calibration)
+        changes.append((model(inputs) - expected).square().mean().item())
+    assert changes[1] < 0.7 * changes[0]
+    assert sharing.without_data == {"unused.weight": "no input reached it"}
+    assert sharing.tensors.keys() == {"layers.0.weight", "layers.2.weight", "unused.weight"}
