@@ -84,8 +84,9 @@ class Code:
         symbols = narrow(symbols, size)
         each = lane_size(symbols.size)
         bounds = [*range(0, LANES * each, each), symbols.size] if each else [0, symbols.size]
+        lengths = (table & 63).astype(np.int64)
         lanes = [
-            int(codec.kernels.measure(symbols[first:last], table))
+            int(np.dot(counted(symbols[first:last], size), lengths))
             for first, last in itertools.pairwise(bounds)
         ]
         for bits in lanes[:-1]:
@@ -131,13 +132,19 @@ def narrow(symbols: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(symbols, kind)
 
 
+def counted(symbols: np.ndarray, size: int) -> np.ndarray:
+    """How often each of 0, 1, ..., size - 1 occurs: int64[size]."""
+    counts = np.zeros(size, np.int64)
+    codec.kernels.count(symbols, counts)
+    return counts
+
+
 def histogram(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct symbols (ascending int64) and how often each occurs."""
     size = int(symbols.max()) + 1
     if size <= max(1 << 16, symbols.size):
-        counts = np.zeros(size, np.int64)
         wide = symbols.itemsize == 8  # as it is: a kernel less to compile
-        codec.kernels.count(symbols.view(np.uint64) if wide else narrow(symbols, size), counts)
+        counts = counted(symbols.view(np.uint64) if wide else narrow(symbols, size), size)
         present = np.flatnonzero(counts)
         return present, counts[present]
     present, counts = np.unique(symbols, return_counts=True)

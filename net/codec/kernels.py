@@ -69,17 +69,10 @@ def number(values, distinct, found, slots, shift, numbers):
 
 
 @kernel
-def measure(symbols, table):
-    """The bits of the code words of ``symbols``; table[s] is word << 6 | length."""
-    bits = 0
-    for symbol in symbols:
-        bits += np.int64(table[symbol] & 63)
-    return bits
-
-
-@kernel
 def pack_words(symbols, table, out, at):
     """Write the code words of ``symbols``, of up to 31 bits, from bit ``at`` on; return the end.
+
+    table[s] is word << 6 | length.
 
     Example: words 0, 10, 11 for 0, 1, 2: [0, 2, 1] -> 0b01110
     """
@@ -115,19 +108,6 @@ def pack_fields(values, widths, out, at):
                 byte += np.uint64(4)
     store(out, byte, bits << (32 - held))
     return np.int64(byte) * 8 + held
-
-
-@kernel
-def pack_bytes(source, out, at):
-    """Write bytes as they are from bit ``at`` on."""
-    byte, held = np.uint64(at) >> 3, at & 7
-    before = np.uint64(out[byte]) >> (8 - held)
-    for i in range(len(source)):
-        bits = before << 8 | source[i]
-        out[byte + np.uint64(i)] = bits >> held
-        before = np.uint64(source[i])
-    out[byte + np.uint64(len(source))] = before << (8 - held)
-    return at + 8 * len(source)
 
 
 @helper

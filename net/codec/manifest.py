@@ -50,6 +50,7 @@ class Entry:
     shape: tuple[int, ...]
     checksum: int = 0  # CRC-32 of the file
     same: "Entry | None" = None  # the first name of a tied tensor, whose file this is, too
+    tied: list[str] = dataclasses.field(default_factory=list)  # the other names, of the first
 
     @property
     def file_name(self) -> str:
@@ -134,7 +135,9 @@ def _entry(before: list[Entry], fields: object, sums: Iterator[int]) -> Entry:
         case [str(name), first] if type(first) is int and 0 <= first < number:
             if before[first].same:
                 raise ManifestError(f"tensor {number}: the same as one that has no file itself")
-            return dataclasses.replace(before[first], number=number, name=name, same=before[first])
+            same = before[first]
+            same.tied.append(name)
+            return Entry(number, name, same.dtype, same.shape, same.checksum, same)
         case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
             if all(type(extent) is int and extent >= 0 for extent in shape) and fits(
                 tuple(shape), DTYPES[dtype]

@@ -124,12 +124,8 @@ class Lines:
         return ranks, sizes
 
     @functools.cached_property
-    def bits(self) -> int:
+    def coded(self) -> BitWriter:
         writer = BitWriter()
-        self.write(writer)
-        return writer.length
-
-    def write(self, writer: BitWriter) -> None:
         dead = np.flatnonzero(self.classes == 0)
         writer.write_number(dead.size)
         write_set(writer, dead, len(self.classes) - 1)
@@ -140,6 +136,7 @@ class Lines:
                 code = Code.of(live)
                 write_table(writer, code)
                 code.write(writer, live)
+        return writer
 
     @classmethod
     def read(cls, reader: BitReader, size: int) -> "Lines":
@@ -199,13 +196,14 @@ class Grid:
         )
         self.blocks = np.split(gaps, np.cumsum(sizes)[:-1])
         self.order = order if matrix.order is None else matrix.order[order]
-        self.bits = rows.bits + columns.bits + sum(integer_bits(b) + 15 for b in self.blocks)
+        self.bits = sum(integer_bits(gaps) + 15 for gaps in self.blocks)
+        self.bits += rows.coded.length + columns.coded.length
 
     def coded(self) -> BitWriter:
         writer = BitWriter()
         writer.write(self.view, 2)
-        self.rows.write(writer)
-        self.columns.write(writer)
+        writer.extend(self.rows.coded)
+        writer.extend(self.columns.coded)
         for i, gaps in enumerate(self.blocks):
             if i < len(self.blocks) - 1:  # the last count follows from the total
                 writer.write_number(gaps.size)

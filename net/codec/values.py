@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import codec
 from .bits import BitReader, BitWriter, HuffmanError
-from .codes import RUN, Code, narrow
+from .codes import RUN, Code, counted, narrow
 from .sets import read_set, write_set
 from .tables import read_table, write_table
 
@@ -174,9 +174,9 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 def _shared(form: Form, distinct: np.ndarray, numbers: np.ndarray) -> BitWriter:
     """Codebook and numbers."""
     ordered = form.ordered(form.apply(distinct))
-    by_value, counts = np.argsort(ordered), np.zeros(len(distinct), np.int64)
-    codec.kernels.count(numbers, counts)
-    code = Code.from_counts(np.arange(len(distinct)), counts[by_value])
+    by_value = np.argsort(ordered)
+    counts = counted(numbers, len(distinct))[by_value]
+    code = Code.from_counts(np.arange(len(distinct)), counts)
     writer = BitWriter()
     writer.write(1, 1)
     writer.write_number(len(distinct) - 1)
@@ -219,12 +219,9 @@ def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
         if coded:
             writer.extend(table)
             code.write(writer, octets)
-        elif bits == 8:
-            writer.append(8 * len(octets), codec.kernels.pack_bytes, octets)
         else:
             words = np.arange(1 << bits, dtype=np.uint64) << np.uint64(6) | np.uint64(bits)
-            plane = np.ascontiguousarray(octets)
-            writer.append(bits * len(octets), codec.kernels.pack_words, plane, words)
+            writer.append(bits * len(octets), codec.kernels.pack_words, octets, words)
 
 
 def _read_planes(reader: BitReader, count: int, width: int) -> list[tuple[np.ndarray, int, int]]:
