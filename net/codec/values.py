@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import codec
 from .bits import BitReader, BitWriter, HuffmanError
-from .codes import RUN, Code, counted, narrow
+from .codes import RUN, Code, narrow
 from .sets import read_set, write_set
 from .tables import read_table, write_table
 
@@ -175,7 +175,7 @@ def _shared(form: Form, distinct: np.ndarray, numbers: np.ndarray) -> BitWriter:
     """Codebook and numbers."""
     ordered = form.ordered(form.apply(distinct))
     by_value = np.argsort(ordered)
-    counts = counted(numbers, len(distinct))[by_value]
+    counts = codec.kernels.count(numbers, len(distinct))[by_value]
     code = Code.from_counts(np.arange(len(distinct)), counts)
     writer = BitWriter()
     writer.write(1, 1)
@@ -201,18 +201,13 @@ def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
 
     A large plane that codes hardly pay for is left as it is: it would take most of the time.
     """
-    planes = _planes(values, width)
-    counts = np.zeros((len(planes), 1 << 8), np.int64)
-    for i in range(0, len(values), PART):
-        for octets, each in zip(planes, counts, strict=True):
-            codec.kernels.count(octets[i : i + PART], each)
-    for i, (octets, each) in enumerate(zip(planes, counts, strict=True)):
-        bits = min(8, width - 8 * i)
-        symbols = np.flatnonzero(each)
-        code = Code.from_counts(symbols, each[symbols])
+    for i, octets in enumerate(_planes(values, width)):
+        bits, counts = min(8, width - 8 * i), codec.kernels.count(octets, 1 << 8)
+        symbols = np.flatnonzero(counts)
+        code = Code.from_counts(symbols, counts[symbols])
         table = BitWriter()
         write_table(table, code)
-        payload = int(np.sum(each[symbols] * code.lengths)) or len(octets) // RUN
+        payload = int(np.dot(counts[symbols], code.lengths)) or len(octets) // RUN
         least = len(octets) * bits // MIN_GAIN if len(octets) >= PART else 0
         coded = table.length + payload < bits * len(octets) - least
         writer.write(coded, 1)
