@@ -54,6 +54,7 @@ def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> Tensor
     for section, code, counts in reader.codes or ():
         streams[section].append(Stream(code.symbols, counts, code.lengths))
     sparse, shared = "positions" in reader.sections, "codebook" in reader.sections
+    form = "sparse" if sparse else "dense"
     value_stream = streams["values"][0] if shared else None
     stored = max(len(positions) if sparse else tensor.numel(), 1)
     weight_bits = 8 * entry.dtype.itemsize
@@ -68,7 +69,7 @@ def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> Tensor
         dtype=str(entry.dtype).removeprefix("torch."),
         parameters=tensor.numel(),
         nonzero=len(positions),
-        kind=("sparse " if sparse else "dense " * shared) + ("shared" if shared else "raw"),
+        kind=f"{form} shared" if shared else "sparse raw" if sparse else "raw",
         weight_bits_before=weight_bits,
         weight_bits=sections["values"] * 8 / stored,
         index_bits_before=fixed_index_bits(positions, weight_bits) if sparse else 0,
