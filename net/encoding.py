@@ -62,17 +62,7 @@ def save(
     EncodingError, after removing whatever it wrote, if the state cannot be encoded or the folder
     cannot be written.
     """
-    return _write(state, directory, meta, verify, describe=False).bytes
-
-
-def write(
-    state: Mapping[str, torch.Tensor],
-    directory: str | Path,
-    meta: dict | None = None,
-    verify: bool = True,
-) -> Encoded:
-    """As ``save``, and say what every tensor costs, which decoding it has shown."""
-    return _write(state, directory, meta, verify, describe=True)
+    return write(state, directory, meta, verify, describe=False).bytes
 
 
 def load(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -81,12 +71,7 @@ def load(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     Raises EncodingError, naming the file and the fault, for anything else than a whole folder
     that ``save`` has written.
     """
-    return _read(directory, describe=False)[:2]
-
-
-def read(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict, list[TensorInfo]]:
-    """As ``load``, and what every tensor costs; the folder is read once."""
-    return _read(directory, describe=True)
+    return read(directory, describe=False)[:2]
 
 
 class Folder(Mapping[str, torch.Tensor]):
@@ -131,17 +116,17 @@ def directory_bytes(directory: str | Path) -> int:
 # --- writing ------------------------------------------------------------------------------------
 
 
-def _write(
+def write(
     state: Mapping[str, torch.Tensor],
     directory: str | Path,
-    meta: dict | None,
-    verify: bool,
-    describe: bool,
+    meta: dict | None = None,
+    verify: bool = True,
+    describe: bool = True,
 ) -> Encoded:
+    """As ``save``, and say what every tensor costs, which decoding it has shown."""
     directory = Path(directory)
     entries: list[Entry] = []
     written: list[Path] = []
-    tied: dict[int, list[str]] = {}
 
     def tensors() -> Iterator[tuple[Entry, torch.Tensor]]:
         seen: dict[tuple, tuple[int, weakref.ref]] = {}
@@ -154,14 +139,12 @@ def _write(
             entry = Entry(len(entries), name, tensor.dtype, tuple(tensor.shape), same=same)
             entries.append(entry)
             if same:
-                tied[same.number].append(name)
-                continue
-            seen[identity(tensor)] = entry.number, weakref.ref(tensor)
-            tied[entry.number] = []
-            yield entry, tensor
+                same.tied.append(name)
+            else:
+                seen[identity(tensor)] = entry.number, weakref.ref(tensor)
+                yield entry, tensor
 
-    def encode(job: tuple[Entry, torch.Tensor]) -> tuple[int, TensorInfo | None]:
-        entry, tensor = job
+    def encode(entry: Entry, tensor: torch.Tensor) -> tuple[int, TensorInfo | None]:
         padded = write_tensor(tensor).finish()
         data = padded[:-PAD].data
         entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
@@ -177,7 +160,7 @@ def _write(
             if verify and not same:
                 raise EncodingError(f"cannot encode {entry.name!r}: it decodes to another tensor")
             if describe:
-                info = tensor_info(entry, tied[entry.number], tensor, reader)
+                info = tensor_info(entry, tensor, reader)
         path = directory / entry.file_name
         if not (path.is_file() and path.read_bytes() == data):
             written.append(path)
@@ -186,7 +169,7 @@ def _write(
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        results = list(_in_order(encode, tensors(), lambda job: job[0].bytes))
+        results = list(_in_order(encode, tensors()))
         packed = manifest.pack(entries, meta)
         _write_file(directory / MANIFEST, packed)
     except BaseException as error:
@@ -227,24 +210,22 @@ def _write_file(path: Path, data: bytes | memoryview) -> None:
 AGAIN = "; encode the model again"
 
 
-def _read(directory: str | Path, describe: bool) -> tuple[dict, dict, list[TensorInfo]]:
+def read(
+    directory: str | Path, describe: bool = True
+) -> tuple[dict[str, torch.Tensor], dict, list[TensorInfo]]:
+    """As ``load``, and what every tensor costs; the folder is read once."""
     directory = Path(directory)
     entries, meta = _read_manifest(directory)
-    tied: dict[int, list[str]] = {entry.number: [] for entry in entries}
-    for entry in entries:
-        if entry.same:
-            tied[entry.same.number].append(entry.name)
 
     def decode(entry: Entry) -> tuple[torch.Tensor, TensorInfo | None]:
         tensor, reader = _read_entry(directory, entry, describe)
-        names = tied[entry.number]
-        return tensor, tensor_info(entry, names, tensor, reader) if describe else None
+        return tensor, tensor_info(entry, tensor, reader) if describe else None
 
-    files = [entry for entry in entries if not entry.same]
-    found = _in_order(decode, files, lambda entry: entry.bytes)
-    by_number = {entry.number: each for entry, each in zip(files, found, strict=True)}
-    state = {entry.name: by_number[(entry.same or entry).number][0] for entry in entries}
-    return state, meta, [info for _, info in by_number.values() if info]
+    files = [(entry,) for entry in entries if not entry.same]
+    results = _in_order(decode, files)
+    found = {entry.file_name: result for (entry,), result in zip(files, results, strict=True)}
+    state = {entry.name: found[entry.file_name][0] for entry in entries}
+    return state, meta, [info for _, info in found.values() if info]
 
 
 def _read_manifest(directory: Path) -> tuple[list[Entry], dict]:
@@ -289,22 +270,23 @@ def _reason(error: Exception) -> str:
 # --- threads ------------------------------------------------------------------------------------
 
 
-def _in_order(work: Callable, jobs: Iterable, size: Callable) -> Iterator:
-    """``work`` of every job, in PyTorch's number of threads; the results in the order of the jobs.
+def _in_order(work: Callable, jobs: Iterable[tuple]) -> Iterator:
+    """``work(*job)`` of every job, in PyTorch's number of threads; the results in their order.
 
-    A job is asked for when there is a thread for it, and, if ``size`` in bytes says that too much
-    would be IN_FLIGHT with it, waits for those before it.
+    A job, which begins with an Entry, is asked for when there is a thread for it, and, if more
+    than IN_FLIGHT bytes of tensors would be worked on with it, waits for those before it.
     """
     threads = torch.get_num_threads()
     waiting: deque = deque()  # (future, bytes)
     pool = ThreadPoolExecutor(threads)
     try:
         for job in jobs:
+            size = job[0].bytes
             while waiting and (
-                len(waiting) >= threads or sum(held for _, held in waiting) + size(job) > IN_FLIGHT
+                len(waiting) >= threads or sum(held for _, held in waiting) + size > IN_FLIGHT
             ):
                 yield waiting.popleft()[0].result()
-            waiting.append((pool.submit(work, job), size(job)))
+            waiting.append((pool.submit(work, *job), size))
         while waiting:
             yield waiting.popleft()[0].result()
     finally:

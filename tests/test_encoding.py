@@ -19,7 +19,7 @@ from net.codec import manifest
 from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError
 from net.codec.positions import MAX_LINES, read_positions, write_positions
 from net.codec.sets import read_set, write_set
-from net.codec.tensors import DTYPES, patterns, read_tensor, write_tensor
+from net.codec.tensors import DTYPES, patterns, read_tensor, reads_as, write_tensor
 from net.encoding import EncodingError, directory_bytes, load, save
 from tests import fuzz, slow_decoder
 from tests.test_huffman import bits
@@ -349,6 +349,22 @@ def test_what_does_not_decode_to_its_tensor_is_not_kept(
     assert content(tmp_path) == before
     save(new, tmp_path, verify=False)
     assert content(tmp_path) != before
+
+
+@pytest.mark.parametrize("density", [0.05, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.int64])
+def test_any_other_tensor_is_told_from_what_was_written(density: float, dtype: torch.dtype) -> None:
+    tensor = pruned((70, 60), density).mul(100).round().add(0.0).to(dtype)
+    data = write_tensor(tensor).finish()
+    assert reads_as(BitReader(data), tensor)
+    flat = tensor.reshape(-1)
+    stored, zeros = flat.nonzero()[:, 0], (flat == 0).nonzero()[:, 0]
+    for index in (*stored[:3], stored[-1], *zeros[:3], *zeros[-1:]):
+        for value in (0, 9_999, -flat[index], flat[index] + 1):
+            other = tensor.clone()
+            other.view(-1)[index] = value
+            same = np.array_equal(patterns(other), patterns(tensor))
+            assert reads_as(BitReader(data), other) == same
 
 
 def test_the_writer_says_what_the_reader_would(tmp_path: Path) -> None:

@@ -149,8 +149,7 @@ class BitReader:
     def note(self, code: "Code", symbols: np.ndarray) -> None:
         """Keep a Huffman code and how often each of its symbols came, if ``codes`` is a list."""
         if self.codes is not None:
-            counts = np.zeros(int(code.symbols[-1]) + 1, np.int64)
-            codec.kernels.count(symbols, counts)
+            counts = codec.kernels.count(symbols, int(code.symbols[-1]) + 1)
             self.codes.append((self._section, code, counts[code.symbols]))
 
     def finish(self) -> None:

@@ -84,8 +84,9 @@ class Code:
         symbols = narrow(symbols, size)
         each = lane_size(symbols.size)
         bounds = [*range(0, LANES * each, each), symbols.size] if each else [0, symbols.size]
+        lengths = (table & 63).astype(np.int64)
         lanes = [
-            int(codec.kernels.measure(symbols[first:last], table))
+            int(np.dot(codec.kernels.count(symbols[first:last], size), lengths))
             for first, last in itertools.pairwise(bounds)
         ]
         for bits in lanes[:-1]:
@@ -135,9 +136,10 @@ def histogram(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct symbols (ascending int64) and how often each occurs."""
     size = int(symbols.max()) + 1
     if size <= max(1 << 16, symbols.size):
-        counts = np.zeros(size, np.int64)
         wide = symbols.itemsize == 8  # as it is: a kernel less to compile
-        codec.kernels.count(symbols.view(np.uint64) if wide else narrow(symbols, size), counts)
+        counts = codec.kernels.count(
+            symbols.view(np.uint64) if wide else narrow(symbols, size), size
+        )
         present = np.flatnonzero(counts)
         return present, counts[present]
     present, counts = np.unique(symbols, return_counts=True)
@@ -158,7 +160,5 @@ def code_lengths(counts: np.ndarray, limit: int) -> np.ndarray:
     """
     lengths = np.zeros(len(counts), np.uint8)
     order = np.argsort(counts, kind="stable")
-    found = np.zeros_like(lengths)
-    codec.kernels.package_merge(counts[order], min(limit, len(counts) - 1), found)
-    lengths[order] = found
+    lengths[order] = codec.kernels.package_merge(counts[order], min(limit, len(counts) - 1))
     return lengths

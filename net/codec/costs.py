@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .bits import BitReader
-from .codes import Code, histogram
+from .codes import histogram
 from .manifest import Entry
 from .tensors import patterns
 
@@ -20,10 +20,6 @@ class Stream:
     symbols: np.ndarray  # int64: numbers of shared values, or tokens of gaps
     frequencies: np.ndarray  # int64, how often each symbol occurs
     lengths: np.ndarray  # uint8, bits of its code word
-
-    @classmethod
-    def of(cls, code: Code, counts: np.ndarray) -> "Stream":
-        return cls(code.symbols, counts, code.lengths)
 
 
 @dataclasses.dataclass
@@ -48,18 +44,17 @@ class TensorInfo:
     gap_streams: list[Stream]
 
 
-def tensor_info(
-    entry: Entry, tied: list[str], tensor: torch.Tensor, reader: BitReader
-) -> TensorInfo:
-    """What ``reader``, whose ``codes`` were kept, has read of the tensor."""
+def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> TensorInfo:
+    """What ``reader``, which kept the codes, has read of the tensor."""
     present = patterns(tensor) != 0
     if entry.dtype.is_complex:
         present = present[0::2] | present[1::2]
     positions = np.flatnonzero(present)
     streams: dict[str, list[Stream]] = {section: [] for section in SECTIONS}
     for section, code, counts in reader.codes or ():
-        streams[section].append(Stream.of(code, counts))
+        streams[section].append(Stream(code.symbols, counts, code.lengths))
     sparse, shared = "positions" in reader.sections, "codebook" in reader.sections
+    form = "sparse" if sparse else "dense"
     value_stream = streams["values"][0] if shared else None
     stored = max(len(positions) if sparse else tensor.numel(), 1)
     weight_bits = 8 * entry.dtype.itemsize
@@ -69,14 +64,12 @@ def tensor_info(
     sections["header"] += reader.end / 8 - sum(sections.values())  # padding
     return TensorInfo(
         name=entry.name,
-        tied=tied,
+        tied=entry.tied,
         shape=entry.shape,
         dtype=str(entry.dtype).removeprefix("torch."),
         parameters=tensor.numel(),
         nonzero=len(positions),
-        kind=("sparse shared" if sparse else "dense shared")
-        if shared
-        else ("sparse raw" if sparse else "raw"),
+        kind=f"{form} shared" if shared else "sparse raw" if sparse else "raw",
         weight_bits_before=weight_bits,
         weight_bits=sections["values"] * 8 / stored,
         index_bits_before=fixed_index_bits(positions, weight_bits) if sparse else 0,

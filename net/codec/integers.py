@@ -27,7 +27,7 @@ def write_integers(writer: BitWriter, values: np.ndarray) -> None:
     writer.write(split, 4)
     writer.write(kept, 2)
     write_small_table(writer, code)
-    tokens, widths = _split(values, split, kept)
+    tokens, widths = codec.kernels.split_values(values, split, kept)
     code.write(writer, tokens)
     writer.write_fields(values.view(np.uint64), widths)
 
@@ -54,13 +54,6 @@ def integer_bits(values: np.ndarray) -> float:
     return float(_costs(*histogram(values)).min()) if values.size else 0.0
 
 
-def _split(values: np.ndarray, split: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (uint16) and numbers of raw bits (uint8) of int64 values."""
-    tokens, widths = np.empty(len(values), np.uint16), np.empty(len(values), np.uint8)
-    codec.kernels.split_values(values, split, kept, tokens, widths)
-    return tokens, widths
-
-
 def _token_values(last: int, split: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
     """The least value and the number of raw bits of each token up to ``last``, int64."""
     large = np.arange(last + 1) - (1 << split)
@@ -80,7 +73,7 @@ def _best_split(distinct: np.ndarray, counts: np.ndarray) -> tuple[int, int, Cod
         split, kept = divmod(int(index), costs.shape[1])
         if np.isinf(costs[split, kept]):
             break
-        tokens, widths = _split(distinct, split, kept)
+        tokens, widths = codec.kernels.split_values(distinct, split, kept)
         first = np.flatnonzero(np.diff(tokens, prepend=-1))  # tokens rise with values
         sums = np.add.reduceat(counts, first)
         code = Code.from_counts(tokens[first].astype(np.int64), sums)

@@ -35,10 +35,12 @@ helper = numba.njit(**HELPER_OPTIONS)  # called by kernels only
 
 
 @kernel
-def count(symbols, counts):
-    """Add to counts[s] how often s occurs."""
+def count(symbols, size):
+    """How often each of 0, 1, ..., size - 1 occurs: int64[size]."""
+    counts = np.zeros(size, np.int64)
     for symbol in symbols:
         counts[symbol] += 1
+    return counts
 
 
 @kernel
@@ -69,17 +71,10 @@ def number(values, distinct, found, slots, shift, numbers):
 
 
 @kernel
-def measure(symbols, table):
-    """The bits of the code words of ``symbols``; table[s] is word << 6 | length."""
-    bits = 0
-    for symbol in symbols:
-        bits += np.int64(table[symbol] & 63)
-    return bits
-
-
-@kernel
 def pack_words(symbols, table, out, at):
     """Write the code words of ``symbols``, of up to 31 bits, from bit ``at`` on; return the end.
+
+    table[s] is word << 6 | length.
 
     Example: words 0, 10, 11 for 0, 1, 2: [0, 2, 1] -> 0b01110
     """
@@ -115,19 +110,6 @@ def pack_fields(values, widths, out, at):
                 byte += np.uint64(4)
     store(out, byte, bits << (32 - held))
     return np.int64(byte) * 8 + held
-
-
-@kernel
-def pack_bytes(source, out, at):
-    """Write bytes as they are from bit ``at`` on."""
-    byte, held = np.uint64(at) >> 3, at & 7
-    before = np.uint64(out[byte]) >> (8 - held)
-    for i in range(len(source)):
-        bits = before << 8 | source[i]
-        out[byte + np.uint64(i)] = bits >> held
-        before = np.uint64(source[i])
-    out[byte + np.uint64(len(source))] = before << (8 - held)
-    return at + 8 * len(source)
 
 
 @helper
@@ -215,10 +197,12 @@ def token_of(value, split, kept):
 
 
 @kernel
-def split_values(values, split, kept, tokens, widths):
-    """The token and the number of raw bits of each value."""
+def split_values(values, split, kept):
+    """The token (uint16) and the number of raw bits (uint8) of each value."""
+    tokens, widths = np.empty(len(values), np.uint16), np.empty(len(values), np.uint8)
     for i in range(len(values)):
         tokens[i], widths[i] = token_of(values[i], split, kept)
+    return tokens, widths
 
 
 @kernel
@@ -316,34 +300,38 @@ def code_set(members, largest, data, at, end, values, widths):
 
 
 @kernel
-def transpose(starts, columns, at, rows, order):
-    """The same non-zeros column by column: their rows, and the i of each.
+def transpose(starts, columns, column_sums):
+    """The same non-zeros column by column: where each begins, the rows, and the i of each.
 
-    Row r has the columns[starts[r] : starts[r + 1]]; ``at``: where every column begins.
+    Row r has the columns[starts[r] : starts[r + 1]].
 
-    Example: (0, 1), (0, 3), (1, 0) -> rows [1, 0, 0], order [2, 0, 1]
+    Example: (0, 1), (0, 3), (1, 0) -> starts [0, 1, 2, 2, 3], rows [1, 0, 0], order [2, 0, 1]
     """
+    begins = np.zeros(len(column_sums) + 1, np.int64)
+    begins[1:] = np.cumsum(column_sums)
+    at, rows, order = begins.copy(), np.empty_like(columns), np.empty(len(columns), np.uint32)
     for row in range(len(starts) - 1):
         for i in range(starts[row], starts[row + 1]):
             column = columns[i]
             rows[at[column]] = row
             order[at[column]] = i
             at[column] += 1
+    return begins, rows, order
 
 
 @kernel
-def block_gaps(
-    starts, columns, row_class, row_rank, column_class, column_rank, widths, sizes, gaps, order
-):
+def block_gaps(starts, columns, row_class, row_rank, column_class, column_rank, widths):
     """Sort the non-zeros into blocks, and note the gap before each in its block.
 
     Row r is number row_rank[r] of class row_class[r], from 1 on; columns likewise, widths[k] in
-    class k. A block is a row class and a column class; ``sizes`` of them, zeros at first. Block
-    after block, ``gaps`` and ``order`` are filled, the latter with the i of each non-zero.
+    class k. A block is a row class and a column class. Returns the sizes of the blocks, and block
+    after block the gaps and the i of each non-zero.
 
-    Example: one block of width 4, (0, 1), (0, 3), (1, 0) -> gaps [1, 1, 0], order [0, 1, 2]
+    Example: one block of width 4, (0, 1), (0, 3), (1, 0) -> [3], gaps [1, 1, 0], order [0, 1, 2]
     """
     classes = len(widths) - 1
+    sizes = np.zeros(row_class.max() * classes, np.int64)
+    gaps, order = np.empty(len(columns), np.int64), np.empty(len(columns), np.uint32)
     for row in range(len(starts) - 1):
         first = (row_class[row] - 1) * classes - 1
         for i in range(starts[row], starts[row + 1]):
@@ -361,6 +349,7 @@ def block_gaps(
             order[at[first + kind]] = i
             last[first + kind] = place
             at[first + kind] += 1
+    return sizes, gaps, order
 
 
 @kernel
@@ -387,7 +376,7 @@ def places(gaps, rows, columns, row_step, column_step, out):
 
 
 @kernel
-def package_merge(leaves, limit, lengths):
+def package_merge(leaves, limit):
     """The lengths of an optimal code without any above ``limit``, of ascending counts.
 
     (Larmore and Hirschberg 1990.) In every round pair up the list, from the smallest entry on,
@@ -397,7 +386,7 @@ def package_merge(leaves, limit, lengths):
 
     Example: [1, 1, 2, 5], limit 3 -> [3, 3, 2, 1]
     """
-    n = len(leaves)
+    n, lengths = len(leaves), np.zeros(len(leaves), np.uint8)
     packages = np.empty(n, np.int64)
     merged = np.empty(2 * n, np.int64)
     leaves_before = np.zeros((limit, 2 * n), np.int32)  # among the first entries of each list
@@ -423,3 +412,4 @@ def package_merge(leaves, limit, lengths):
         for i in range(chosen):
             lengths[i] += 1
         take = 2 * (take - chosen)
+    return lengths

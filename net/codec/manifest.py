@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ class Entry:
     shape: tuple[int, ...]
     checksum: int = 0  # CRC-32 of the file
     same: "Entry | None" = None  # the first name of a tied tensor, whose file this is, too
+    tied: list[str] = dataclasses.field(default_factory=list)  # the other names, of the first
 
     @property
     def file_name(self) -> str:
@@ -62,7 +64,7 @@ class Entry:
     @property
     def bytes(self) -> int:
         """Of the tensor, dense."""
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def line(self) -> list:
         if self.same:
@@ -72,10 +74,8 @@ class Entry:
 
 def fits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     """At most 64 dimensions; the product of those that are not 0 within MAX_TENSOR_BYTES."""
-    size = dtype.itemsize
-    for extent in shape:
-        size *= max(extent, 1)
-    return len(shape) <= 64 and size <= MAX_TENSOR_BYTES
+    elements = math.prod(max(extent, 1) for extent in shape)
+    return len(shape) <= 64 and elements * dtype.itemsize <= MAX_TENSOR_BYTES
 
 
 def pack(entries: list[Entry], meta: dict | None) -> bytes:
@@ -84,9 +84,8 @@ def pack(entries: list[Entry], meta: dict | None) -> bytes:
     Raises ManifestError for what JSON cannot hold, or 8 MiB.
     """
     try:
-        document = {"tensors": [entry.line() for entry in entries]} | (
-            {"meta": meta} if meta else {}
-        )
+        document: dict = {"tensors": [entry.line() for entry in entries]}
+        document |= {"meta": meta} if meta else {}
         text = json.dumps(document, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(f"cannot store the meta data as JSON: {error}") from error
@@ -134,7 +133,9 @@ def _entry(before: list[Entry], fields: object, sums: Iterator[int]) -> Entry:
         case [str(name), first] if type(first) is int and 0 <= first < number:
             if before[first].same:
                 raise ManifestError(f"tensor {number}: the same as one that has no file itself")
-            return dataclasses.replace(before[first], number=number, name=name, same=before[first])
+            same = before[first]
+            same.tied.append(name)
+            return Entry(number, name, same.dtype, same.shape, same.checksum, same)
         case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
             if all(type(extent) is int and extent >= 0 for extent in shape) and fits(
                 tuple(shape), DTYPES[dtype]

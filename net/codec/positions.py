@@ -124,12 +124,8 @@ class Lines:
         return ranks, sizes
 
     @functools.cached_property
-    def bits(self) -> int:
+    def coded(self) -> BitWriter:
         writer = BitWriter()
-        self.write(writer)
-        return writer.length
-
-    def write(self, writer: BitWriter) -> None:
         dead = np.flatnonzero(self.classes == 0)
         writer.write_number(dead.size)
         write_set(writer, dead, len(self.classes) - 1)
@@ -140,6 +136,7 @@ class Lines:
                 code = Code.of(live)
                 write_table(writer, code)
                 code.write(writer, live)
+        return writer
 
     @classmethod
     def read(cls, reader: BitReader, size: int) -> "Lines":
@@ -173,15 +170,12 @@ class Matrix:
         height, width = matrix_views(shape)[view & 2]
         begun = np.arange(height + 1) * width
         self.starts = np.searchsorted(positions, begun)
-        row_sums = np.diff(self.starts)
-        self.columns = (positions - np.repeat(begun[:-1], row_sums)).astype(np.int32)
-        self.row_sums = row_sums
+        self.row_sums = np.diff(self.starts)
+        self.columns = (positions - np.repeat(begun[:-1], self.row_sums)).astype(np.int32)
         self.column_sums = np.bincount(self.columns, minlength=width)
         if view & 1:
-            starts = np.concatenate([[0], np.cumsum(self.column_sums)])
-            rows, self.order = np.empty_like(self.columns), np.empty(len(positions), np.uint32)
-            codec.kernels.transpose(self.starts, self.columns, starts[:-1].copy(), rows, self.order)
-            self.starts, self.columns = starts, rows
+            matrix = self.starts, self.columns, self.column_sums
+            self.starts, self.columns, self.order = codec.kernels.transpose(*matrix)
             self.row_sums, self.column_sums = self.column_sums, self.row_sums
 
 
@@ -190,22 +184,18 @@ class Grid:
 
     def __init__(self, matrix: Matrix, rows: Lines, columns: Lines) -> None:
         self.view, self.rows, self.columns = matrix.view, rows, columns
-        sizes = np.zeros(rows.count * columns.count, np.int64)
-        size = len(matrix.columns)
-        gaps, order = np.empty(size, np.int64), np.empty(size, np.uint32)
-        codec.kernels.block_gaps(
-            *(matrix.starts, matrix.columns, rows.classes, rows.ranks()[0], columns.classes),
-            *(*columns.ranks(), sizes, gaps, order),
-        )
+        lines = rows.classes, rows.ranks()[0], columns.classes, *columns.ranks()
+        sizes, gaps, order = codec.kernels.block_gaps(matrix.starts, matrix.columns, *lines)
         self.blocks = np.split(gaps, np.cumsum(sizes)[:-1])
         self.order = order if matrix.order is None else matrix.order[order]
-        self.bits = rows.bits + columns.bits + sum(integer_bits(b) + 15 for b in self.blocks)
+        self.bits = sum(integer_bits(gaps) + 15 for gaps in self.blocks)
+        self.bits += rows.coded.length + columns.coded.length
 
     def coded(self) -> BitWriter:
         writer = BitWriter()
         writer.write(self.view, 2)
-        self.rows.write(writer)
-        self.columns.write(writer)
+        writer.extend(self.rows.coded)
+        writer.extend(self.columns.coded)
         for i, gaps in enumerate(self.blocks):
             if i < len(self.blocks) - 1:  # the last count follows from the total
                 writer.write_number(gaps.size)

@@ -174,9 +174,9 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 def _shared(form: Form, distinct: np.ndarray, numbers: np.ndarray) -> BitWriter:
     """Codebook and numbers."""
     ordered = form.ordered(form.apply(distinct))
-    by_value, counts = np.argsort(ordered), np.zeros(len(distinct), np.int64)
-    codec.kernels.count(numbers, counts)
-    code = Code.from_counts(np.arange(len(distinct)), counts[by_value])
+    by_value = np.argsort(ordered)
+    counts = codec.kernels.count(numbers, len(distinct))[by_value]
+    code = Code.from_counts(np.arange(len(distinct)), counts)
     writer = BitWriter()
     writer.write(1, 1)
     writer.write_number(len(distinct) - 1)
@@ -201,30 +201,22 @@ def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
 
     A large plane that codes hardly pay for is left as it is: it would take most of the time.
     """
-    planes = _planes(values, width)
-    counts = np.zeros((len(planes), 1 << 8), np.int64)
-    for i in range(0, len(values), PART):
-        for octets, each in zip(planes, counts, strict=True):
-            codec.kernels.count(octets[i : i + PART], each)
-    for i, (octets, each) in enumerate(zip(planes, counts, strict=True)):
-        bits = min(8, width - 8 * i)
-        symbols = np.flatnonzero(each)
-        code = Code.from_counts(symbols, each[symbols])
+    for i, octets in enumerate(_planes(values, width)):
+        bits, counts = min(8, width - 8 * i), codec.kernels.count(octets, 1 << 8)
+        symbols = np.flatnonzero(counts)
+        code = Code.from_counts(symbols, counts[symbols])
         table = BitWriter()
         write_table(table, code)
-        payload = int(np.sum(each[symbols] * code.lengths)) or len(octets) // RUN
+        payload = int(np.dot(counts[symbols], code.lengths)) or len(octets) // RUN
         least = len(octets) * bits // MIN_GAIN if len(octets) >= PART else 0
         coded = table.length + payload < bits * len(octets) - least
         writer.write(coded, 1)
         if coded:
             writer.extend(table)
             code.write(writer, octets)
-        elif bits == 8:
-            writer.append(8 * len(octets), codec.kernels.pack_bytes, octets)
         else:
             words = np.arange(1 << bits, dtype=np.uint64) << np.uint64(6) | np.uint64(bits)
-            plane = np.ascontiguousarray(octets)
-            writer.append(bits * len(octets), codec.kernels.pack_words, plane, words)
+            writer.append(bits * len(octets), codec.kernels.pack_words, octets, words)
 
 
 def _read_planes(reader: BitReader, count: int, width: int) -> list[tuple[np.ndarray, int, int]]:

@@ -41,8 +41,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
         return refuse if cache else real(**options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    counts = np.zeros(3, np.int64)
-    kernels.kernel(kernels.count.py_func)(np.array([0, 2, 2], np.uint8), counts)
+    counts = kernels.kernel(kernels.count.py_func)(np.array([0, 2, 2], np.uint8), 3)
     assert counts.tolist() == [1, 0, 2]
 
 
@@ -52,7 +51,6 @@ def test_a_code_of_the_example() -> None:
     table = np.array([0b0 << 6 | 1, 0b10 << 6 | 2, 0b11 << 6 | 2], np.uint64)
     out = np.zeros(20, np.uint8)
     symbols = np.array([0, 2, 1], np.uint8)
-    assert kernels.measure(symbols, table) == 5
     assert kernels.pack_words(symbols, table, out, 0) == 5
     assert f"{out[0]:08b}" == "01110000"
 
@@ -60,8 +58,7 @@ def test_a_code_of_the_example() -> None:
 def test_lengths_of_the_example() -> None:
     from net.codec import kernels
 
-    lengths = np.zeros(4, np.uint8)
-    kernels.package_merge(np.array([1, 1, 2, 5]), 3, lengths)
+    lengths = kernels.package_merge(np.array([1, 1, 2, 5]), 3)
     assert lengths.tolist() == [3, 3, 2, 1]
 
 
@@ -69,13 +66,13 @@ def test_gaps_of_the_example() -> None:
     from net.codec import kernels
 
     starts, columns = np.array([0, 2, 3]), np.array([1, 3, 0], np.int32)
-    gaps, order, sizes = np.zeros(3, np.int64), np.zeros(3, np.uint32), np.zeros(1, np.int64)
     one, line, widths = np.ones(4, np.int64), np.arange(4), np.array([0, 4])
-    kernels.block_gaps(starts, columns, one, line, one, line, widths, sizes, gaps, order)
+    lines = one[:2], line[:2], one, line, widths
+    sizes, gaps, order = kernels.block_gaps(starts, columns, *lines)
     assert (gaps.tolist(), order.tolist(), sizes.tolist()) == ([1, 1, 0], [0, 1, 2], [3])
-    rows = np.zeros(3, np.int32)
-    kernels.transpose(starts, columns, np.array([0, 1, 2, 2]), rows, order)
-    assert (rows.tolist(), order.tolist()) == ([1, 0, 0], [2, 0, 1])
+    begins, rows, order = kernels.transpose(starts, columns, np.array([1, 1, 0, 1]))
+    assert (begins.tolist(), rows.tolist()) == ([0, 1, 2, 2, 3], [1, 0, 0])
+    assert order.tolist() == [2, 0, 1]
     out = np.zeros(3, np.int64)
     assert kernels.places(gaps, np.array([0, 2]), np.arange(4), 4, 1, out)
     assert out.tolist() == [1, 3, 8]
@@ -100,8 +97,7 @@ def test_coding_without_a_writable_cache(tmp_path: Path) -> None:
         "import numba.core.caching as c\n"
         "for locator in c.CacheImpl._locator_classes: locator.from_function = lambda *_: None\n"
         "import numpy as np; from net.codec import kernels\n"
-        "counts = np.zeros(3, np.int64)\n"
-        "kernels.count(np.array([0, 2, 2], np.uint8), counts); print(counts.tolist())\n"
+        "print(kernels.count(np.array([0, 2, 2], np.uint8), 3).tolist())\n"
     )
     assert python(code, cwd=tmp_path) == "[1, 0, 2]"
     assert not list(tmp_path.rglob("*.nbi"))

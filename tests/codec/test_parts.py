@@ -56,10 +56,8 @@ def test_bytes(data: bytes, before: int, width: int) -> None:
     values = np.frombuffer(data, np.uint8) & ((1 << width) - 1)
     writer = BitWriter()
     writer.write((1 << before) - 1, before)
-    if width == 8:
-        writer.append(8 * len(values), kernels.pack_bytes, values)
-    else:
-        writer.write_fields(values.astype(np.uint64), np.full(len(values), width, np.uint8))
+    words = np.arange(1 << width, dtype=np.uint64) << np.uint64(6) | np.uint64(width)
+    writer.append(width * len(values), kernels.pack_words, values, words)
     writer.write(5, 3)
     reader = BitReader(writer.finish())
     assert reader.read(before) == (1 << before) - 1
