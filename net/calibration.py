@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from .compensation import compensate, prices
-from .post_training import BIT, MAX_LEVEL, grid, share_tensor
+from .post_training import BIT, MAX_LEVEL, NOISE, grid, mean_step, share_tensor, spread_of
+from .post_training import steps as steps_of
 from .products import Inputs, Use, Watch
 
 VECTORS = 20_000  # inputs of a layer that are looked at; no fewer than PER_INPUT per column of H
@@ -40,6 +41,22 @@ TOO_MANY = "too many inputs"
 
 class _Enough(Exception):
     """The rest of the network's run would tell nothing."""
+
+
+def share(
+    model: nn.Module,
+    kinds: Mapping[str, str],
+    noise: float = NOISE,
+    inputs: Iterable | None = None,
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """({name: tensor with shared values}, {name: why it was shared without data}) of the parameters
+    {name: kind} of `model`, which stays as it is; with sample `inputs` by `calibrate`."""
+    parameters = dict(model.named_parameters())
+    found = steps_of({name: spread_of(name, parameters[name]) for name in kinds}, noise)
+    if inputs is not None:
+        # Compensated errors tell more of a layer than its size: one step for all measures better.
+        return calibrate(model, inputs, kinds, dict.fromkeys(kinds, mean_step(found, parameters)))
+    return {name: share_tensor(parameters[name], found[name]) for name in kinds}, {}
 
 
 def calibrate(

@@ -8,13 +8,12 @@ where a bit less saves most. net/calibration.py goes further with sample inputs.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from .compensation import diffuse, prices, prior
 from .errors import UserError
@@ -159,24 +158,6 @@ def round_vector(
     unit = torch.ldexp(torch.ones_like(exact), exponent)
     rounded = torch.where(size > 0, (exact / unit).round() * unit, exact)
     return torch.where(exact.isfinite(), rounded, exact).to(tensor.dtype)
-
-
-def share(
-    model: nn.Module,
-    kinds: Mapping[str, str],
-    noise: float = NOISE,
-    inputs: Iterable | None = None,
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """({name: tensor with shared values}, {name: why it was shared without data}) of the parameters
-    {name: kind} of `model`, which stays as it is; with sample `inputs` by net.calibration."""
-    parameters = dict(model.named_parameters())
-    found = steps({name: spread_of(name, parameters[name]) for name in kinds}, noise)
-    if inputs is not None:
-        from .calibration import calibrate
-
-        # Compensated errors tell more of a layer than its size: one step for all measures better.
-        return calibrate(model, inputs, kinds, dict.fromkeys(kinds, mean_step(found, parameters)))
-    return {name: share_tensor(parameters[name], found[name]) for name in kinds}, {}
 
 
 def mean_step(found: Mapping[str, float], tensors: Mapping[str, torch.Tensor]) -> float:

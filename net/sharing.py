@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import post_training
+from .calibration import share as shared_values
 from .clustering import Clustering
 from .errors import UserError
 from .hooks import StepHooks
@@ -204,7 +204,7 @@ class WeightSharing(StepHooks):
             # Where errors of the weights are compensated, those of the vectors would show.
             self._rounding = noise if calibration is None else noise / 4
         if bits == "auto":
-            values, self.without_data = post_training.share(model, kinds, noise, calibration)
+            values, self.without_data = shared_values(model, kinds, noise, calibration)
             for name in kinds:
                 self._add(name, SharedTensor.of_values, values.pop(name), reassign)
             self._round_vectors()

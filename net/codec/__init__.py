@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+LANES = 8  # parts of a long stream, which are decoded at the same time (codes.py, kernels.py)
+
 
 def __getattr__(name: str) -> Any:
     """``codec.kernels``, imported when it is first used: numba takes half a second to load."""

@@ -1,15 +1,12 @@
 """Bit strings, most significant bit first: the layer below every stream of the format."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from .. import codec
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from .codes import Code
 
 PAD = 16  # bytes behind the end that the kernels may look at
 
@@ -146,7 +143,7 @@ class BitReader:
         self.sections[self._section] = charged
         self._section, self._begun = section, self.position
 
-    def note(self, code: "Code", symbols: np.ndarray) -> None:
+    def note(self, code: Any, symbols: np.ndarray) -> None:
         """Keep a Huffman code and how often each of its symbols came, if ``codes`` is a list."""
         if self.codes is not None:
             counts = codec.kernels.count(symbols, int(code.symbols[-1]) + 1)

@@ -9,9 +9,9 @@ import itertools
 import numpy as np
 
 from .. import codec
+from . import LANES
 from .bits import BitReader, BitWriter, HuffmanError
 
-LANES = 8  # parts of a long stream
 LANES_FROM = 1 << 17  # symbols; below, there are no parts
 RUN = 1024  # a one-symbol alphabet costs one bit for this many symbols
 MAX_SYMBOLS = 1 << 26

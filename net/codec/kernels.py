@@ -13,7 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from .codes import LANES
+from . import LANES
 
 # Without the wrappers that nobody calls there is less to compile.
 OPTIONS: Any = {"nogil": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
