@@ -91,7 +91,7 @@ class BitReader:
         self.position = 0
         # for reports: bits by section; (section, code, counts of its symbols) of every code
         self.sections: dict[str, int] = {}
-        self.codes: list[tuple[str, Code, np.ndarray]] | None = [] if describe else None
+        self.codes: list[tuple[str, Any, np.ndarray]] | None = [] if describe else None
         self._section, self._begun = "header", 0
 
     @property
