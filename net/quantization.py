@@ -78,7 +78,7 @@ def _clusters(
     # Mapped to [-1, 1]: squares and sums neither overflow nor lose a small range to a large offset.
     low, high = float(x[0]), float(x[-1])
     middle, unit = low / 2 + high / 2, high / 2 - low / 2 or 1.0
-    line = _Line.of((x - middle) / unit, counts)
+    line = _SortedValues.of((x - middle) / unit, counts)
     cuts = _k_means(line, _start(line, min(k, x.size), init, seed))
     if rate > 0:
         # In [-1, 1] a bit at 2 already outweighs any second cluster; 1e6 only keeps it finite.
@@ -158,7 +158,7 @@ class _Bins(NamedTuple):
         return labels
 
 
-class _Line(NamedTuple):
+class _SortedValues(NamedTuple):
     """Sorted values and their prefix sums. A cluster is x[cuts[j] : cuts[j + 1]]."""
 
     x: np.ndarray  # float64[m]
@@ -166,7 +166,7 @@ class _Line(NamedTuple):
     counts: np.ndarray  # float64[m + 1]: how many values these are
 
     @classmethod
-    def of(cls, x: np.ndarray, counts: np.ndarray) -> "_Line":
+    def of(cls, x: np.ndarray, counts: np.ndarray) -> "_SortedValues":
         return cls(
             x,
             np.concatenate(([0.0], np.cumsum(x * counts))),
@@ -189,7 +189,7 @@ class _Line(NamedTuple):
         return np.concatenate(([0], inner, [self.x.size]))
 
 
-def _start(line: _Line, k: int, init: str, seed: int) -> np.ndarray:
+def _start(line: _SortedValues, k: int, init: str, seed: int) -> np.ndarray:
     if init == "linear":
         centroids = np.linspace(-1.0, 1.0, k)
     elif init == "density":
@@ -201,7 +201,7 @@ def _start(line: _Line, k: int, init: str, seed: int) -> np.ndarray:
     return _assign(line, centroids)
 
 
-def _assign(line: _Line, centroids: np.ndarray) -> np.ndarray:
+def _assign(line: _SortedValues, centroids: np.ndarray) -> np.ndarray:
     """Cuts halfway between the centroids, pushed apart so that no cluster is empty."""
     cuts = line.cut_at((centroids[1:] + centroids[:-1]) / 2)
     place = np.arange(cuts.size)
@@ -209,7 +209,7 @@ def _assign(line: _Line, centroids: np.ndarray) -> np.ndarray:
     return np.minimum(cuts, line.x.size - place[::-1])
 
 
-def _lloyd(line: _Line, cuts: np.ndarray) -> np.ndarray:
+def _lloyd(line: _SortedValues, cuts: np.ndarray) -> np.ndarray:
     return _fixed_point(lambda cuts: _assign(line, line.means(cuts)), cuts)
 
 
@@ -225,7 +225,7 @@ def _fixed_point(step: Callable[[np.ndarray], np.ndarray], cuts: np.ndarray) -> 
     return cuts
 
 
-def _k_means(line: _Line, cuts: np.ndarray) -> np.ndarray:
+def _k_means(line: _SortedValues, cuts: np.ndarray) -> np.ndarray:
     """Refine and iterate in turn until the inertia no longer falls."""
     if cuts.size - 1 > MAX_REFINED_CLUSTERS:
         return _lloyd(line, cuts)
@@ -235,7 +235,7 @@ def _k_means(line: _Line, cuts: np.ndarray) -> np.ndarray:
             return cuts
 
 
-def _refine(line: _Line, cuts: np.ndarray) -> np.ndarray:
+def _refine(line: _SortedValues, cuts: np.ndarray) -> np.ndarray:
     """The best k clusters made of whole pieces, when every cluster of `cuts` is cut into pieces.
 
     Dynamic programme over the pieces (Wang and Song 2011, there over single values): the best
@@ -269,7 +269,7 @@ def _shifted(a: np.ndarray, rows: int, pad: float) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(padded, a.size)[rows - 1 :: -1]
 
 
-def _entropy_constrained(line: _Line, cuts: np.ndarray, rate: float) -> np.ndarray:
+def _entropy_constrained(line: _SortedValues, cuts: np.ndarray, rate: float) -> np.ndarray:
     """Lloyd's iteration with a price on every cluster; rate in units of line.x**2 per bit."""
 
     def step(cuts: np.ndarray) -> np.ndarray:
@@ -279,7 +279,7 @@ def _entropy_constrained(line: _Line, cuts: np.ndarray, rate: float) -> np.ndarr
     return _fixed_point(step, cuts)
 
 
-def _assign_priced(line: _Line, centroids: np.ndarray, price: np.ndarray) -> np.ndarray:
+def _assign_priced(line: _SortedValues, centroids: np.ndarray, price: np.ndarray) -> np.ndarray:
     """Cuts of the clusters that minimise (x - centroid)**2 + price; one never chosen is dropped."""
     while True:
         # Where a cluster and the next cost the same; means apart by rounding alone count as equal.

@@ -219,7 +219,7 @@ def test_close_to_the_exact_optimum_across_the_gap(k, bound, init):
 
 def test_refinement_never_loses_and_helps_across_the_gap():
     distinct, counts = np.unique(pruned_weights(4000), return_counts=True)
-    line = quantization._Line.of(distinct / np.abs(distinct).max(), counts)
+    line = quantization._SortedValues.of(distinct / np.abs(distinct).max(), counts)
     stuck = quantization._lloyd(line, quantization._start(line, 256, "linear", seed=0))
     refined = quantization._refine(line, stuck)
     assert refined.size == stuck.size
@@ -236,7 +236,7 @@ def test_more_clusters_than_are_refined():
 
 def test_seed_matters_to_the_random_start_alone():
     distinct, counts = np.unique(pruned_weights(1000), return_counts=True)
-    line = quantization._Line.of(distinct, counts)
+    line = quantization._SortedValues.of(distinct, counts)
     for init in INITS:
         starts = [quantization._start(line, 32, init, seed) for seed in (1, 1, 2)]
         assert np.array_equal(starts[0], starts[1])

@@ -51,7 +51,7 @@ def read_positions(reader: BitReader, shape: tuple[int, ...]) -> np.ndarray:
     if view not in matrix_views(shape):
         raise HuffmanError("a matrix view that this shape does not have")
     height, width = matrix_views(shape)[view]
-    rows, columns = Lines.read(reader, height), Lines.read(reader, width)
+    rows, columns = LineClasses.read(reader, height), LineClasses.read(reader, width)
     steps = (1, height) if view & 1 else (width, 1)  # in the tensor, from line to line
     blocks = [(row, column) for row in rows.members() for column in columns.members()]
     if not blocks:
@@ -91,7 +91,7 @@ def matrix_views(shape: tuple[int, ...]) -> dict[int, tuple[int, int]]:
     return views
 
 
-class Lines:
+class LineClasses:
     """Rows or columns: ``classes`` int64[n], 0 for dead ones, 1, 2, ... by rising density."""
 
     def __init__(self, classes: np.ndarray, wanted: int = 0) -> None:
@@ -100,7 +100,7 @@ class Lines:
         self.wanted = wanted  # may be more than there are: lines of equal populations
 
     @classmethod
-    def of(cls, populations: np.ndarray, count: int) -> "Lines":
+    def of(cls, populations: np.ndarray, count: int) -> "LineClasses":
         """At most ``count`` classes of live lines, of equal sums of sqrt(population)."""
         classes = np.zeros(len(populations), np.int64)
         live = populations > 0
@@ -139,7 +139,7 @@ class Lines:
         return writer
 
     @classmethod
-    def read(cls, reader: BitReader, size: int) -> "Lines":
+    def read(cls, reader: BitReader, size: int) -> "LineClasses":
         dead = reader.read_number()
         if dead > size:
             raise HuffmanError("more dead lines than lines")
@@ -182,7 +182,7 @@ class Matrix:
 class Grid:
     """A matrix in blocks: the gaps in each (int64), and ``order``, as that of the matrix."""
 
-    def __init__(self, matrix: Matrix, rows: Lines, columns: Lines) -> None:
+    def __init__(self, matrix: Matrix, rows: LineClasses, columns: LineClasses) -> None:
         self.view, self.rows, self.columns = matrix.view, rows, columns
         lines = rows.classes, rows.ranks()[0], columns.classes, *columns.ranks()
         sizes, gaps, order = codec.kernels.block_gaps(matrix.starts, matrix.columns, *lines)
@@ -214,8 +214,8 @@ def _best_grids(positions: np.ndarray, shape: tuple[int, ...]) -> list[Grid]:
 
     def attempt(view: int, choices: list[tuple[int, int]]) -> None:
         matrix = Matrix(positions, shape, view)
-        rows = {choice[0]: Lines.of(matrix.row_sums, choice[0]) for choice in choices}
-        columns = {choice[1]: Lines.of(matrix.column_sums, choice[1]) for choice in choices}
+        rows = {choice[0]: LineClasses.of(matrix.row_sums, choice[0]) for choice in choices}
+        columns = {choice[1]: LineClasses.of(matrix.column_sums, choice[1]) for choice in choices}
         for r, c in choices:
             tried.add((view, r, c))
             best.append(Grid(matrix, rows[r], columns[c]))

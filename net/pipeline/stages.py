@@ -48,7 +48,7 @@ class Setting:
     log: Log = field(default_factory=lambda: Log(silent=True))
     test_batch_size: int = 1000
 
-    def test(self, model: nn.Module, stage: str, dataset: Dataset) -> float:
+    def test_error(self, model: nn.Module, stage: str, dataset: Dataset) -> float:
         """The top-1 error of `model` on the test set in percent, logged as that of `stage`."""
         _, error = evaluate(model, dataset.test, self.test_batch_size)
         text = f"{stage}: test error {error:.2f} % ({dataset.name})"
@@ -101,7 +101,7 @@ def train(
         log=setting.log,
         progress=progress.of(phase, model=model, optimizer=optimizer) if progress else None,
     )
-    metrics = {"test_error_percent": setting.test(model, phase, dataset)}
+    metrics = {"test_error_percent": setting.test_error(model, phase, dataset)}
     recorded = options.recorded()
     return Checkpoint(state_of(model), arch, "initial", dataset.name, recorded, metrics)
 
@@ -181,7 +181,7 @@ def prune(
         drop_idle(model, pruner.masks, split, loss)
         gather_live_units(model, pruner.masks, next(dataset.train.batches(500))[0])
     train_with(pruner, "retrain", options.retrain_epochs)
-    metrics = {"test_error_percent": setting.test(model, "retrained", dataset)}
+    metrics = {"test_error_percent": setting.test_error(model, "retrained", dataset)}
     return Checkpoint(
         *(state_of(model), initial.arch, "retrained", dataset.name, options.recorded(), metrics)
     )
@@ -208,7 +208,7 @@ def share(
     model = restore.restored(source, setting.device)
     architectures.check_fits(model, source.arch or "the model", dataset)
     set_dropout(model, 0.0)
-    setting.test(model, "before weight sharing", dataset)
+    setting.test_error(model, "before weight sharing", dataset)
     epochs = options.finetune_epochs
     plan = schedule(options, epochs, dataset)
     reassign = int(options.reassign * epochs * plan.steps_per_epoch(len(dataset.train)))
@@ -225,7 +225,7 @@ def share(
             seed=options.seed,
             reassign=reassign,
         )
-    error = setting.test(model, "after clustering", dataset)
+    error = setting.test_error(model, "after clustering", dataset)
     if epochs:
         split, loss = learn_from() if learn_from else lessons(dataset, options, None, setting)
         torch.manual_seed(options.seed + 2)
@@ -242,7 +242,7 @@ def share(
             log=setting.log,
         )
         sharing.detach()
-        error = setting.test(model, "after fine-tuning", dataset)
+        error = setting.test_error(model, "after fine-tuning", dataset)
     metrics = {"test_error_percent": error}
     shared = Checkpoint(
         *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics)
