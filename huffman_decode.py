@@ -25,9 +25,11 @@ def parser() -> arguments.Parser:
 
 
 def body(args) -> None:
+    from net import shards
     from net.pipeline import runs, stages
 
-    decoded = stages.open_encoded(args.directory)
+    by_tensor = args.output.endswith(shards.SUFFIX)
+    decoded = stages.open_encoded(args.directory) if by_tensor else stages.decode(args.directory)
     size = runs.write_model(args.output, decoded)
     print(f"{len(decoded.state_dict)} tensors decoded into {args.output} ({size:,} bytes)")
 

@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+import torch
 
 import huffman_decode
 from net import checkpoint
@@ -54,3 +55,16 @@ def test_a_damaged_folder_is_refused(pipeline, tmp_path, capsys, damage):
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert not output.exists()
+
+
+def test_to_safetensors(pipeline, tmp_path, capsys):
+    output = tmp_path / "m.safetensors"
+    assert huffman_decode.main([*directory(pipeline.encodings), "--output", str(output)]) == 0
+    expected = checkpoint.load(pipeline.saves / checkpoint.DECODED).state_dict
+    found = checkpoint.load(output).state_dict
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def directory(folder):
+    return ["--directory", str(folder)]
