@@ -348,7 +348,7 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
         group,
         "--bias-bits",
         per_layer(integer(0, 16)),
-        "the same for the layer's biases; 0 leaves them as they are",
+        "as --bits for the layers' biases, if that is not auto; 0 leaves them as they are",
         metavar="N",
     )
     group.add_argument(
