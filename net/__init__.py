@@ -14,8 +14,8 @@ from typing import Any
 
 _CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
 _MODULES = (
-    *("checkpoint", "encoding", "errors", "huffman", "parameters", "post_training", "prune"),
-    *("quantization", "shards", "sharing", "sparse"),
+    *("bare", "checkpoint", "encoding", "errors", "huffman", "parameters", "post_training"),
+    *("prune", "quantization", "shards", "sharing", "sparse"),
 )
 
 __all__ = [*_CLASSES, *_MODULES]
