@@ -202,7 +202,7 @@ class WeightSharing(StepHooks):
         self._rounding = None
         if bits == "auto" and not exact_vectors:
             # Where errors of the weights are compensated, those of the vectors would show.
-            self._rounding = noise if calibration is None else noise / 4
+            self._rounding = noise if calibration is None else noise / 2
         if bits == "auto":
             values, self.without_data = shared_values(model, kinds, noise, calibration)
             for name in kinds:

@@ -200,7 +200,8 @@ def test_a_weight_that_its_layer_uses_transposed():
     assert error < 0.8 * other
 
 
-def test_later_layers_see_the_inputs_that_earlier_shared_ones_give():
+def test_later_layers_see_the_inputs_that_earlier_shared_ones_give(monkeypatch):
+    monkeypatch.setattr(calibration, "CATCH_UP", 0.0)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
     kinds = compressible(model)
@@ -213,6 +214,21 @@ def test_later_layers_see_the_inputs_that_earlier_shared_ones_give():
         after = behind[:2](batch)
     last, _ = calibrate(model[2], [after], {"weight": "linear"}, {"weight": sizes["2.weight"]})
     assert torch.equal(shared["2.weight"], last["weight"])
+
+
+def test_later_layers_make_up_for_errors_of_earlier_ones(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8))
+    kinds = compressible(model)
+    sizes = steps_of(model, kinds, 2.0) | {"2.weight": 1e-3}  # all error is the first layer's
+    batch, held_out = alike(2, 2000, 16)
+    errors = []
+    for part in (0.0, 1.0):
+        monkeypatch.setattr(calibration, "CATCH_UP", part)
+        found = copy.deepcopy(model)
+        found.load_state_dict(calibrate(model, [batch], kinds, sizes)[0], strict=False)
+        errors.append((output(found, held_out) - output(model, held_out)).norm())
+    assert errors[1] < 0.9 * errors[0]
 
 
 @pytest.mark.parametrize("start", [0.01, 1.0, 30.0])
