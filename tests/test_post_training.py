@@ -1,0 +1,216 @@
+import numpy as np
+import pytest
+import torch
+
+from net import compensation
+from net.compensation import compensate, prices, prior
+from net.errors import UserError
+from net.post_training import (
+    MAX_LEVEL,
+    Spread,
+    grid,
+    round_vector,
+    share_tensor,
+    spread,
+    spread_of,
+    steps,
+)
+
+SHAPES = [(40,), (12, 30), (30, 1), (8, 6, 5), (8, 6, 3, 3), (8, 1, 3, 3), (4, 3, 2, 2, 2)]
+TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+def dense_prior(blocks, kernel):
+    """H of `prior`, whole."""
+    s = np.ones((1, 1))
+    for extent in kernel:
+        place = np.arange(extent)
+        s = np.kron(s, compensation.NEIGHBOURS ** np.abs(place[:, None] - place))
+    return np.kron(np.eye(blocks), s) + compensation.COMMON
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_value_is_a_multiple_of_the_step(shape, dtype):
+    torch.manual_seed(0)
+    tensor = torch.randn(shape).to(dtype)
+    shared = share_tensor(tensor, 0.25)
+    assert shared.shape == tensor.shape
+    assert shared.dtype == dtype
+    assert torch.equal(shared / 0.25, (shared / 0.25).round())
+    assert (shared - tensor).abs().max() < 1.5
+    assert not torch.equal(shared, tensor)
+
+
+def test_the_tensor_is_left_as_it_is():
+    tensor = torch.randn(6, 5)
+    before = tensor.clone()
+    share_tensor(tensor, 1.0)
+    assert torch.equal(tensor, before)
+
+
+def test_zeros_stay_zeros():
+    torch.manual_seed(0)
+    tensor = torch.randn(20, 30, 3) * (torch.rand(20, 30, 3) < 0.2)
+    assert not share_tensor(tensor, 0.3)[tensor == 0].any()
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2)])
+def test_nothing_to_share(shape):
+    assert share_tensor(torch.zeros(shape), 1.0).shape == shape
+
+
+def test_all_zero():
+    assert not share_tensor(torch.zeros(4, 3), 1.0).any()
+
+
+def test_strided_and_permuted():
+    tensor = torch.randn(8, 3, 5).permute(2, 0, 1)
+    assert torch.equal(share_tensor(tensor, 0.5), share_tensor(tensor.contiguous(), 0.5))
+
+
+def test_parts_give_what_the_whole_gives(monkeypatch):
+    torch.manual_seed(0)
+    tensor = torch.randn(64, 20)
+    whole = share_tensor(tensor, 0.4)
+    monkeypatch.setattr("net.post_training.SAMPLE", 20 * 32)
+    monkeypatch.setattr("net.post_training.CHUNK", 20 * 7)
+    parts = share_tensor(tensor, 0.4)
+    # the prices are those of half of the rows
+    assert (parts == whole).double().mean() > 0.9
+    assert torch.equal(parts, share_tensor(tensor, 0.4))
+
+
+def test_an_outlier_far_away_keeps_the_codebook_small():
+    tensor = torch.ones(4, 4)
+    tensor[0, 0] = 1e9
+    shared = share_tensor(tensor, 1e-6)
+    assert shared[0, 0] == pytest.approx(1e9, rel=2 / MAX_LEVEL)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_steps(step):
+    with pytest.raises(ValueError, match="the step must be a positive number"):
+        share_tensor(torch.ones(2, 2), step)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(bad):
+    tensor = torch.tensor([[1.0, bad]])
+    with pytest.raises(ValueError, match="not all values are finite"):
+        share_tensor(tensor, 1.0)
+    with pytest.raises(UserError, match=r"cannot share fc\.weight: not all values are finite"):
+        spread_of("fc.weight", tensor)
+
+
+# --- errors that cancel -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "gain"), [((64, 100), 0.95), ((32, 20, 3, 3), 0.8)])
+def test_errors_cancel_in_what_inputs_have_in_common(shape, gain):
+    torch.manual_seed(0)
+    tensor = torch.randn(shape)
+    h = torch.from_numpy(dense_prior(shape[1], shape[2:]))
+
+    def loss(shared):
+        error = (shared - tensor).flatten(1).double()
+        return ((error @ h) * error).sum()
+
+    nearest = (tensor / 0.5).round() * 0.5
+    assert loss(share_tensor(tensor, 0.5)) < gain * loss(nearest)
+
+
+@pytest.mark.parametrize(("blocks", "kernel"), [(7, ()), (5, (3,)), (4, (3, 3)), (1, (2, 2))])
+def test_blocks_round_as_the_whole_prior_would(blocks, kernel):
+    rng = np.random.default_rng(0)
+    k = int(np.prod(kernel))
+    weights = rng.standard_normal((6, blocks, k))
+    levels = np.arange(-20, 21) * 0.3
+    price = prices(np.ones(41), 0.001)
+    labels = np.empty(weights.shape, np.int16)
+    compensation.diffuse(weights, *prior(blocks, kernel), 0.3, levels, price, labels)
+    upper = np.linalg.cholesky(np.linalg.inv(dense_prior(blocks, kernel))).T
+    expected = np.zeros((6, blocks * k), np.int16)
+    changed = weights.reshape(6, -1).copy()
+    compensate(changed, np.ascontiguousarray(upper), 0.3, levels, price, expected)
+    assert np.array_equal(labels.reshape(6, -1), expected)
+
+
+def test_the_loss_is_that_of_the_errors():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((12, 60)).cumsum(axis=0)
+    h = x @ x.T
+    upper = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(h)).T)
+    weights = rng.standard_normal((5, 12))
+    levels = np.arange(-40, 41) * 0.25
+    labels = np.zeros((5, 12), np.int64)
+    loss = compensate(weights.copy(), upper, 0.25, levels, np.zeros(81), labels)
+    error = (weights - levels[labels]) @ x
+    assert loss == pytest.approx((error**2).sum())
+    nearest = (weights - np.rint(weights / 0.25) * 0.25) @ x
+    assert loss < 0.8 * (nearest**2).sum()
+
+
+def test_a_dear_value_is_not_taken():
+    weights = np.full((1, 1, 1), 0.6)
+    levels = np.array([-1.0, 0.0, 1.0])
+    for dear, expected in ((0.0, 2), (10.0, 1)):
+        labels = np.empty((1, 1, 1), np.int16)
+        price = np.array([dear, 0.0, dear])
+        compensation.diffuse(weights, *prior(1, ()), 1.0, levels, price, labels)
+        assert labels.item() == expected
+
+
+def test_prices_are_lengths_of_code_words():
+    assert prices(np.array([4, 2, 1, 1]), 3.0) == pytest.approx([3.0, 6.0, 9.0, 9.0])
+    assert np.isfinite(prices(np.array([0, 5, 0]), 1.0)).all()
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+def test_spread_counts_what_is_not_zero():
+    assert spread(torch.tensor([[3.0, 0.0], [-4.0, 0.0]])) == Spread(2, pytest.approx(12.5**0.5))
+    assert spread(torch.zeros(3)) == Spread(0, 0.0)
+
+
+def test_steps_follow_deviation_and_size():
+    found = steps({"a": Spread(100, 1.0), "b": Spread(400, 1.0), "c": Spread(100, 3.0)}, 0.1)
+    assert found["b"] == pytest.approx(2 * found["a"])
+    assert found["c"] == pytest.approx(3 * found["a"])
+    assert steps({"a": Spread(100, 2.0)}, 0.1)["a"] == pytest.approx(0.2)
+    assert steps({"a": Spread(0, 0.0)}, 0.1)["a"] > 0
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_noise(noise):
+    with pytest.raises(ValueError, match="noise must be a positive number"):
+        steps({"a": Spread(1, 1.0)}, noise)
+
+
+def test_the_grid_is_symmetric_and_stored_exactly():
+    levels = grid(0.1, 1.0, torch.float32)
+    assert levels[levels.size // 2] == 0.0
+    assert np.array_equal(levels, -levels[::-1])
+    assert np.array_equal(levels, levels.astype(np.float16))
+    assert np.array_equal(grid(1e-9, 1e-8, torch.float32)[11:], np.float32(1e-9 * np.arange(12)))
+
+
+# --- vectors ------------------------------------------------------------------------------------
+
+
+def test_vectors_are_rounded_relative_to_themselves():
+    torch.manual_seed(0)
+    vector = torch.randn(1000) * torch.logspace(-6, 6, 1000)
+    coarse, fine = (round_vector(vector, noise) for noise in (0.4, 0.1))
+    error = float(((coarse - vector) / vector).abs().max())
+    assert 1 / 256 < error <= 1 / 128
+    assert float(((fine - vector) / vector).abs().max()) == pytest.approx(error / 4, rel=0.2)
+
+
+def test_values_that_cannot_be_rounded_stay():
+    vector = torch.tensor([0.0, float("inf"), float("-inf"), 1.0])
+    assert torch.equal(round_vector(vector), vector)
+    assert round_vector(torch.tensor([float("nan")])).isnan().all()
+    counts = torch.tensor([12345678901])
+    assert torch.equal(round_vector(counts), counts)
