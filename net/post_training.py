@@ -19,8 +19,8 @@ from .compensation import diffuse, prices, prior
 from .errors import UserError
 
 NOISE = 0.4
-# What a bit may cost, in units of step**2 times the average sensitivity: a quarter of what would
-# be optimal at high rates, where it buys little, since rounding further makes the noise less white.
+# What a bit may cost, in units of step**2 times the average sensitivity: less than half of what is
+# optimal at high rates (ln 2 / 6), where it buys little: rounding further makes noise less white.
 BIT = 0.05
 MAX_LEVEL = 1 << 13  # multiples of the step on either side of zero
 SAMPLE = 1 << 20  # weights on which the code words are estimated
