@@ -13,7 +13,7 @@ import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -109,45 +109,6 @@ def calibrate(
                 reasons[name] = _share(parameters[name], own, steps[name])
     shared = {name: parameters[name].detach() for name in kinds}
     return shared, {name: reason for name, reason in reasons.items() if reason}
-
-
-def search(
-    share: Callable[[float], Mapping[str, torch.Tensor]],
-    measure: Callable[[Mapping[str, torch.Tensor]], float],
-    budget: float,
-    noise: float,
-    trials: int = 6,
-) -> tuple[float, Mapping[str, torch.Tensor]]:
-    """(noise, share(noise)) for the largest noise tried with measure(share(noise)) <= `budget`.
-
-    From `noise` on by the square root of what is left of the budget (a divergence grows with the
-    square of small errors), and by bisection of the logarithm once it lies between two trials. If
-    no trial keeps the budget, the smallest one. `measure` on inputs held out, not on a test set.
-    """
-    if not budget > 0 or not noise > 0:
-        raise ValueError(f"budget and noise must be positive, not {budget!r} and {noise!r}")
-    within, beyond = 0.0, math.inf
-    best = smallest = None
-    for _ in range(trials):
-        shared = share(noise)
-        found = measure(shared)
-        if found <= budget:
-            within, best = noise, (noise, shared)
-        else:  # NaN too
-            if noise < beyond:
-                smallest = noise, shared
-            beyond = min(beyond, noise)
-        if within and beyond < math.inf:
-            if beyond / within < 1.05:
-                break
-            noise = math.sqrt(within * beyond)
-        else:
-            ratio = math.sqrt(budget / found) if found > 0 else 4.0
-            noise *= min(max(ratio, 1.1), 4.0) if found <= budget else max(min(ratio, 0.9), 0.25)
-    result = best or smallest
-    if result is None:
-        raise ValueError(f"trials must be at least 1, not {trials!r}")
-    return result
 
 
 @contextmanager

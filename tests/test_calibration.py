@@ -1,12 +1,11 @@
 import copy
-import math
 
 import pytest
 import torch
 from torch import nn
 
 from net import calibration
-from net.calibration import calibrate, search
+from net.calibration import calibrate
 from net.parameters import compressible
 from net.post_training import share_tensor, spread, steps
 
@@ -229,25 +228,3 @@ def test_later_layers_make_up_for_errors_of_earlier_ones(monkeypatch):
         found.load_state_dict(calibrate(model, [batch], kinds, sizes)[0], strict=False)
         errors.append((output(found, held_out) - output(model, held_out)).norm())
     assert errors[1] < 0.9 * errors[0]
-
-
-@pytest.mark.parametrize("start", [0.01, 1.0, 30.0])
-def test_search_finds_the_largest_noise_within_the_budget(start):
-    tried = []
-
-    def share(noise):
-        tried.append(noise)
-        return {"noise": torch.tensor(noise)}
-
-    noise, shared = search(share, lambda found: 0.03 * float(found["noise"]) ** 2.5, 0.05, start)
-    assert len(tried) <= 6
-    assert 0.03 * noise**2.5 <= 0.05
-    assert noise > 0.8 * (0.05 / 0.03) ** 0.4 or start == 0.01
-    assert float(shared["noise"]) == pytest.approx(noise)
-
-
-def test_search_without_a_noise_small_enough():
-    noise, _ = search(lambda noise: {}, lambda _: math.nan, 0.05, 1.0)
-    assert noise < 1
-    with pytest.raises(ValueError, match="positive"):
-        search(lambda noise: {}, lambda _: 0.0, 0.0, 1.0)
