@@ -15,7 +15,6 @@ import lzma
 import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from timing import medians
 
 from net import encoding, huffman
 
@@ -67,19 +67,6 @@ def optional(name: str) -> object | None:
     except ImportError:
         print(f"  {name} is not installed: left out")
         return None
-
-
-def medians(*works: Callable[[], object], repeat: int = 5) -> list[float]:
-    """Median seconds of each, taking turns."""
-    seconds = [[] for _ in works]
-    for work in works:  # warm up
-        work()
-    for _ in range(repeat):
-        for work, taken in zip(works, seconds, strict=True):
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
 
 
 # --- streams ------------------------------------------------------------------------------------

@@ -11,10 +11,7 @@ threads as PyTorch: the state is several tensors. ZipNN (pip install zipnn, 0.5.
 import argparse
 import os
 import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from timing import medians
 
 from net.codec.bits import BitReader
 from net.codec.tensors import read_tensor, write_tensor
@@ -97,17 +95,6 @@ def compare(
         print(f"  {what} {rates}: {found[what]:.2f} x (bar: {BARS[what]})")
     print("ok    " if met else "MISSED", "size, encode and decode within the bars")
     return met
-
-
-def medians(*works: Callable[[], object], repeat: int = 5) -> list[float]:
-    """Median seconds of each, taking turns."""
-    seconds = [[] for _ in works]
-    for _ in range(repeat):
-        for work, taken in zip(works, seconds, strict=True):
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
 
 
 if __name__ == "__main__":

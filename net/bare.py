@@ -6,7 +6,7 @@ import torch
 
 from .clustering import Clustering
 from .codec.tensors import identity
-from .errors import UserError
+from .errors import naming
 from .parameters import compressible
 from .post_training import NOISE, share_tensor, spread_of, steps
 from .shards import Info, info_of
@@ -67,16 +67,13 @@ class SharedState(Mapping[str, torch.Tensor]):
             if name in self._vectors:
                 return rounded_vector(name, self.source, self.noise)
             return before
-        try:
+        with naming(f"cannot share {name}"):  # not finite
             if name in self._steps:
                 after = share_tensor(before, self._steps[name])
             else:
                 after = torch.zeros_like(before)
-                SharedTensor.clustered(before, self._bits[name], self._init, self._seed).write(
-                    after
-                )
-        except ValueError as error:  # not finite, not real
-            raise UserError(f"cannot share {name}: {error}") from None
+                how = self._bits[name], self._init, self._seed
+                SharedTensor.clustered(before, *how).write(after)
         self.clusterings[name] = Clustering.of(before, after)
         return after
 
@@ -90,7 +87,7 @@ class SharedState(Mapping[str, torch.Tensor]):
 def tied_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """{name: the first name of the same tensor} of those that have several.
 
-    None where the mapping reads tensors from a file: their addresses say nothing.
+    Empty where the mapping reads tensors from a file: their addresses say nothing.
     """
     if hasattr(state, "info"):
         return {}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .compensation import diffuse, prices, prior
-from .errors import UserError
+from .errors import naming
 
 NOISE = 0.4
 # What a bit may cost, in units of step**2 times the average sensitivity: less than half of what is
@@ -161,7 +161,5 @@ def round_vector(
 
 def spread_of(name: str, tensor: torch.Tensor) -> Spread:
     """As `spread`, whose error names the tensor."""
-    try:
+    with naming(f"cannot share {name}"):
         return spread(tensor)
-    except ValueError as error:
-        raise UserError(f"cannot share {name}: {error}") from None

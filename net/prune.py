@@ -136,7 +136,7 @@ class Pruner(StepHooks):
         kinds = prunable(model, include, exclude)
         parameters = dict(model.named_parameters())
         self._weights = {name: parameters[name] for name in kinds}
-        self.kinds, self.steps = kinds, steps
+        self.steps = steps
         self._squares: dict[str, torch.Tensor] = {}
         self.density: float | Mapping[str, float] | None = density
         if isinstance(density, Mapping):
@@ -177,7 +177,9 @@ class Pruner(StepHooks):
             if weight.grad is None:
                 continue
             square = weight.grad.float().square()
-            mean = self._squares.setdefault(name, torch.full_like(square, UNSEEN))
+            if name not in self._squares:
+                self._squares[name] = torch.full_like(square, UNSEEN)
+            mean = self._squares[name]
             # A step with an overflow, which a gradient scaler skips, must not count for ever.
             mean.copy_(torch.where(square.isfinite(), mean.lerp(square, 1 - MEMORY), mean))
 

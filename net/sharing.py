@@ -10,7 +10,7 @@ from torch import nn
 
 from .calibration import share as shared_values
 from .clustering import Clustering
-from .errors import UserError
+from .errors import naming
 from .hooks import StepHooks
 from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
 from .post_training import NOISE
@@ -216,10 +216,8 @@ class WeightSharing(StepHooks):
     def _add(self, name: str, make: Callable, how: Any, reassign: int) -> None:
         """Share the parameter `name`, by make(parameter, how), and put the values in its place."""
         parameter = self._parameters[name]
-        try:
+        with naming(f"cannot share {name}"):  # not finite
             shared = make(parameter, how, reassignable=reassign > 0 and parameter.requires_grad)
-        except ValueError as error:  # not finite, not real
-            raise UserError(f"cannot share {name}: {error}") from None
         before = parameter.clone()
         # Not what `weight * mask`, as others prune, leaves: -0.0 would have to be stored.
         parameter.zero_()

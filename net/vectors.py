@@ -10,6 +10,7 @@ import torch
 
 from .parameters import layer_of
 from .post_training import NOISE, round_vector
+from .shards import info_of
 
 
 def rounded_vectors(
@@ -27,8 +28,7 @@ def rounded_vector(name: str, state: Mapping[str, torch.Tensor], noise: float) -
 
 
 def vector_names(state: Mapping[str, torch.Tensor]) -> list[str]:
-    info = getattr(state, "info", state.__getitem__)
-    found = {name: info(name) for name in state}
+    found = {name: info_of(state, name) for name in state}
     return [
         name
         for name, each in found.items()

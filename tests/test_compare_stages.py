@@ -144,3 +144,9 @@ def test_a_missing_encoding_is_named(pipeline, tmp_path, capsys):
 def test_nothing_to_compare(tmp_path, capsys):
     assert compare_stages.main(["--path", str(tmp_path), "--directory", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: no stage is in ")
+
+
+def test_an_initial_model_that_is_not_there(pipeline, tmp_path, capsys):
+    arguments = ["--path", str(pipeline.saves), "--directory", str(pipeline.encodings)]
+    assert compare_stages.main([*arguments, "--initial", str(tmp_path / "none.pth")]) == 1
+    assert capsys.readouterr().err.startswith("error: no model at ")

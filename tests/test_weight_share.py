@@ -106,3 +106,15 @@ def test_negative_zeros_of_a_model_pruned_elsewhere_count_as_pruned(tmp_path):
     assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "0") == 0
     weight = checkpoint.load(tmp_path / "out").state_dict["a.weight"]
     assert weight.view(torch.int32).count_nonzero() == 2
+
+
+def test_to_safetensors_with_an_architecture_too(pipeline, tmp_path):
+    source = pipeline.saves / checkpoint.RETRAINED
+    options = ["--device", "cpu", "--epochs", "0", "--bits", "4"]
+    assert share(source, tmp_path / "m.safetensors", *options) == 0
+    assert share(source, tmp_path / "m.ptmodel", *options) == 0
+    found, expected = (checkpoint.load(tmp_path / f"m.{end}") for end in ("safetensors", "ptmodel"))
+    assert found.arch is None
+    assert found.state_dict.keys() == expected.state_dict.keys()
+    for name, tensor in expected.state_dict.items():
+        assert torch.equal(found.state_dict[name], tensor)

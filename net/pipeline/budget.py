@@ -67,10 +67,7 @@ def lost_confidence(logits: torch.Tensor, reference: torch.Tensor) -> float:
 
 def calibration_inputs(dataset: Dataset, options: SharingOptions) -> list[torch.Tensor]:
     """Training inputs without their labels, in batches; none where they are not wanted."""
-    wanted, batches = options.calibration_images, []
-    for inputs, _ in dataset.train.batches(CALIBRATION_BATCH):
-        if wanted <= 0:
-            break
-        batches.append(inputs[:wanted])
-        wanted -= len(inputs)
-    return batches
+    if not options.calibration_images:
+        return []
+    wanted = dataset.train[: options.calibration_images]
+    return [inputs for inputs, _ in wanted.batches(CALIBRATION_BATCH)]

@@ -9,7 +9,7 @@ from .. import checkpoint, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..clustering import Clustering
 from ..files import check_writable
-from ..training import architectures, datasets, distributed, restore, weights
+from ..training import architectures, datasets, distributed, weights
 from ..training.resume import RunProgress
 from ..training.splits import Dataset
 from . import stages
@@ -119,11 +119,11 @@ class Run:
 
     def check(self, options: PruningOptions) -> None:
         """Find before hours of training what would stop the run after them. Raises UserError."""
-        stages.check_patterns(options, restore.kinds_of(Checkpoint({}, self.arch)))
+        stages.check_patterns(options, architectures.skeleton(self.arch))
         if is_file_name(options.teacher):
             checkpoint.load(options.teacher)
         elif options.teacher != "none":
-            restore.kinds_of(Checkpoint({}, options.teacher))
+            architectures.skeleton(options.teacher)
 
     def _identity(self, arch: str, options: CommonOptions) -> dict:
         return {"arch": arch, "dataset": self.dataset.name, **options.recorded()}
@@ -136,7 +136,7 @@ def share_bare(
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
     check_writable(Path(path).parent)
     shared, clusterings = stages.share_bare(source, options)
-    write_model(path, shared)
+    write(path, shared)
     return shared, clusterings
 
 
@@ -179,4 +179,4 @@ def was_made_by(path: Path, made_by: dict) -> bool:
 
 
 def write(path: str | Path, model: Checkpoint) -> None:
-    distributed.by_writer(lambda: checkpoint.save(path, model))
+    distributed.by_writer(lambda: write_model(path, model))

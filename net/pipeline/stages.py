@@ -24,7 +24,7 @@ from ..clustering import Clustering
 from ..errors import UserError
 from ..parameters import compressible, resolve
 from ..post_training import NOISE
-from ..prune import Pruner, shrink
+from ..prune import Pruner, prunable, shrink
 from ..sharing import WeightSharing
 from ..training import architectures, restore, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
@@ -86,7 +86,7 @@ def train(
     architectures.check_fits(model, arch, dataset)
     set_dropout(model, options.dropout)
     optimizer = adam(model.parameters(), options.lr)
-    compressed = [weight for _, weight in compressed_parameters(model)]
+    compressed = [model.get_parameter(name) for name in compressible(model)]
     optimizer.register_step_post_hook(
         lambda *_: shrink(compressed, options.l1 * optimizer.param_groups[0]["lr"])
     )
@@ -108,11 +108,6 @@ def train(
 
 def schedule(options: CommonOptions, epochs: int, dataset: Dataset) -> Schedule:
     return Schedule(epochs, options.batch_size_for(len(dataset.train)), options.amp)
-
-
-def compressed_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    kinds = compressible(model)
-    return [(name, p) for name, p in model.named_parameters() if name in kinds]
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -192,19 +187,16 @@ def prune(
 
 def share(
     source: Checkpoint,
-    dataset: Dataset | None,
+    dataset: Dataset,
     options: SharingOptions,
     setting: Setting,
     learn_from: Callable[[], Lessons] | None = None,
 ) -> tuple[Checkpoint, dict[str, Clustering]]:
     """Share the survivors of every compressible weight, then fine-tune the centroids.
 
-    `dataset` may be None for a model that is only clustered, neither evaluated nor fine-tuned.
     `learn_from` is called if there is something to fine-tune. Returns what each tensor has become,
     by its name, beside the checkpoint.
     """
-    if dataset is None:
-        return share_bare(source, options)
     model = restore.restored(source, setting.device)
     architectures.check_fits(model, source.arch or "the model", dataset)
     set_dropout(model, 0.0)
@@ -298,9 +290,9 @@ def decode(directory: str | Path) -> Checkpoint:
     return Checkpoint(state, meta.get("arch"), "decoded", meta.get("dataset"))
 
 
-def check_patterns(options: PruningOptions, kinds: dict[str, str]) -> None:
+def check_patterns(options: PruningOptions, model: nn.Module) -> None:
     """Find before hours of training what would stop the run after them. Raises UserError."""
-    pruned = {name: kind for name, kind in kinds.items() if kind != "embedding"}
-    resolve(options.sensitivity, pruned)
+    kinds = prunable(model)
+    resolve(options.sensitivity, kinds)
     if isinstance(options.density, dict):
-        resolve(options.density, pruned)
+        resolve(options.density, kinds)

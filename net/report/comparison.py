@@ -56,7 +56,11 @@ def read(
     files = {stage: folder / name for stage, name in STAGE_FILES.items()}
     if initial:
         files["initial"] = Path(initial)
-    found = {stage: checkpoint.load(file) for stage, file in files.items() if file.exists()}
+    found = {
+        stage: checkpoint.load(file)
+        for stage, file in files.items()
+        if file.exists() or (initial and stage == "initial")  # one that was named must be there
+    }
     arch = next((model.arch for model in found.values() if model.arch), None)
     if arch and initial and not found["initial"].arch:  # a state dict that somebody else saved
         dataset = next((model.dataset for model in found.values() if model.dataset), None)
@@ -122,7 +126,7 @@ def compare(
         "compression_ratio": original / encoded if encoded else None,
         "stages": rows,
         "layers": layers,
-        "other": other_row(tensors, state, names, encoded) if tensors and encoded else None,
+        "other": other_row(tensors, state, names, layers, encoded) if tensors and encoded else None,
         "total": total_row(layers, original, encoded) if tensors and encoded else None,
         "distributions": distributions.distributions(found, names),
         "first_layer_mask": distributions.first_layer_mask(stages.last),
@@ -261,12 +265,16 @@ def fixed_width_bytes(
 
 
 def other_row(
-    tensors: list[TensorInfo], state: Mapping[str, torch.Tensor], names: list[str], encoded: int
+    tensors: list[TensorInfo],
+    state: Mapping[str, torch.Tensor],
+    names: list[str],
+    layers: list[dict],
+    encoded: int,
 ) -> dict:
-    """All that is not a layer's weight: biases, normalisation, the manifest."""
+    """All that is not one of the weights `names`, whose rows are `layers`: biases, normalisation,
+    the manifest."""
     weights = set(names)
     others = [tensor for tensor in tensors if weights.isdisjoint((tensor.name, *tensor.tied))]
-    layers = layer_rows(tensors, state, names)
     manifest = encoded - sum(tensor.encoded_bytes for tensor in tensors)
     return {
         "parameters": sum(tensor.parameters for tensor in others),

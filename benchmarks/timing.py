@@ -1,0 +1,18 @@
+"""What several benchmarks measure by."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def medians(*works: Callable[[], object], repeat: int = 5) -> list[float]:
+    """Median seconds of each, taking turns."""
+    seconds = [[] for _ in works]
+    for work in works:  # warm up
+        work()
+    for _ in range(repeat):
+        for work, taken in zip(works, seconds, strict=True):
+            start = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in seconds]
