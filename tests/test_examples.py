@@ -50,20 +50,6 @@ def test_own_loop(run):
     assert after < before + 2.5 < 10
 
 
-def test_the_loop_of_the_readme(tmp_path, monkeypatch, capsys):
-    """As pasted: the block of Python that makes a Pruner."""
-    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.S)
-    (code,) = (block for block in blocks if "net.Pruner" in block)
-    torch.manual_seed(0)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
-    ratio, error = re.fullmatch(
-        r"([\d.]+)x, test error ([\d.]+)%\n", capsys.readouterr().out
-    ).groups()
-    assert float(ratio) > 25
-    assert float(error) < 8
-
-
 def test_detection(run):
     ratio, before, after = figures(run("detection"))
     assert ratio > 10
