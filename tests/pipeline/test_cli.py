@@ -7,6 +7,7 @@ import pytest
 
 from net.errors import UserError
 from net.pipeline import arguments, cli, options
+from net.training import datasets
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -151,3 +152,9 @@ def test_help_shows_every_default(script, capsys):
     module = __import__(script[:-3])
     assert module.main(["--help"]) == 0
     assert "None" not in capsys.readouterr().out
+
+
+def test_the_command_line_knows_every_data_set():
+    """It cannot ask net.training.datasets, which imports torch."""
+    named = [name for name in datasets.NAMES if ":" not in name]
+    assert named == list(arguments.DATASETS)
