@@ -23,6 +23,7 @@ def parser() -> arguments.Parser:
         help="default: %(default)s",
     )
     arguments.add_sharing(parser, prefix="")
+    arguments.add_budget(parser)
     arguments.add_training(parser)
     arguments.add_model(parser, default=None)
     arguments.add_log(parser)

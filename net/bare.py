@@ -7,7 +7,7 @@ import torch
 from .clustering import Clustering
 from .codec.tensors import identity
 from .errors import naming
-from .parameters import compressible
+from .parameters import bias_of, compressible
 from .post_training import NOISE, share_tensor, spread_of, steps
 from .shards import Info, info_of
 from .sharing import SharedTensor, bits_of_tensors
@@ -46,8 +46,10 @@ class SharedState(Mapping[str, torch.Tensor]):
             self._steps = steps({name: spread_of(name, source[name]) for name in kinds}, noise)
         else:
             self._bits = bits_of_tensors(source, kinds, bits, bias_bits)
-        rounded = bits == "auto" and not exact_vectors
-        self._vectors = set(vector_names(source)) - self._bits.keys() if rounded else set()
+        self._vectors: set[str] = set()
+        if not exact_vectors:
+            decided = set() if bits == "auto" else {bias_of(name) for name in kinds}
+            self._vectors = set(vector_names(source)) - decided
 
     def info(self, name: str) -> Info:
         """The type and shape of a tensor."""

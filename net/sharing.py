@@ -15,7 +15,7 @@ from .hooks import StepHooks
 from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
 from .post_training import NOISE
 from .quantization import kmeans_1d
-from .vectors import rounded_vectors
+from .vectors import rounded_vector, vector_names
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
@@ -162,8 +162,10 @@ class WeightSharing(StepHooks):
     wide steps by default; weights become zero where that pays. `calibration`, an iterable of inputs
     of the model (tensors, or tuples or dicts of arguments), gives far fewer bytes at the same error
     of the outputs (net.calibration); `without_data` then names the tensors that no input reached,
-    and why. Biases, normalisation and statistics are rounded as well, when the sharing begins and
-    when it is detached, unless `exact_vectors`.
+    and why.
+
+    Vectors that are not shared (normalisation, its statistics, with "auto" the biases) are rounded,
+    when the sharing begins and when it is detached, unless `exact_vectors`.
 
     The model is an ordinary one all the time: the shared values are written into its parameters,
     when the sharing begins and after every step. Frozen weights are shared and stay; so do those
@@ -200,17 +202,20 @@ class WeightSharing(StepHooks):
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._gathered: set[str] = set()
         self._rounding = None
-        if bits == "auto" and not exact_vectors:
+        if not exact_vectors:
             # Where errors of the weights are compensated, those of the vectors would show.
             self._rounding = noise if calibration is None else noise / 2
+        self._exact: set[str] = set()
         if bits == "auto":
             values, self.without_data = shared_values(model, kinds, noise, calibration)
             for name in kinds:
                 self._add(name, SharedTensor.of_values, values.pop(name), reassign)
             self._round_vectors()
             return
+        self._exact = {bias_of(name) for name in kinds}  # `bias_bits` decides of these
         for name, b in bits_of_tensors(self._parameters, kinds, bits, bias_bits).items():
             self._add(name, partial(SharedTensor.clustered, init=init, seed=seed), b, reassign)
+        self._round_vectors()
 
     @torch.no_grad()
     def _add(self, name: str, make: Callable, how: Any, reassign: int) -> None:
@@ -229,8 +234,13 @@ class WeightSharing(StepHooks):
     def _round_vectors(self) -> None:
         if self._rounding is not None:
             state = self._model.state_dict()
-            for name, rounded in rounded_vectors(state, self._rounding, leave=self.tensors):
-                state[name].copy_(rounded)
+            for name in self._vectors():
+                state[name].copy_(rounded_vector(name, state, self._rounding))
+
+    def _vectors(self) -> list[str]:
+        """The names of what is not shared and may be rounded."""
+        left = self._exact | self.tensors.keys()
+        return [name for name in vector_names(self._model.state_dict()) if name not in left]
 
     def detach(self) -> None:
         super().detach()
@@ -313,7 +323,10 @@ class WeightSharing(StepHooks):
     def state_dict(self) -> dict:
         """What a resumed run needs, beside the model's and the optimizer's state."""
         tensors = {name: shared.state_dict() for name, shared in self.tensors.items()}
-        return {"tensors": tensors, "steps_done": self.steps_done}
+        model = self._model.state_dict()
+        # Copies, as they are in training: `detach` rounds them, and so does a new sharing.
+        vectors = {name: model[name].clone() for name in self._vectors()}
+        return {"tensors": tensors, "vectors": vectors, "steps_done": self.steps_done}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on where `state_dict` was taken; call it before you make the optimizer.
@@ -324,6 +337,7 @@ class WeightSharing(StepHooks):
             raise ValueError("this state belongs to other parameters than those shared here")
         for name, shared in self.tensors.items():
             shared.load_state_dict(state["tensors"][name])
+        self._model.load_state_dict(state["vectors"], strict=False)
         self.steps_done = state["steps_done"]
         self.write()
 

@@ -4,30 +4,23 @@ They are few and yet not free: in float32, the BatchNorm layers of a ResNet-20 t
 compressed file. Integers and what has no dimension stay exact.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
 from .parameters import layer_of
-from .post_training import NOISE, round_vector
+from .post_training import round_vector
 from .shards import info_of
 
 
-def rounded_vectors(
-    state: Mapping[str, torch.Tensor], noise: float = NOISE, leave: Collection[str] = ()
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every one-dimensional floating-point tensor of a state dict, rounded as
-    roughly as `noise` allows (post_training.round_vector), but for those that `leave` names."""
-    for name in vector_names(state):
-        if name not in leave:
-            yield name, rounded_vector(name, state, noise)
-
-
 def rounded_vector(name: str, state: Mapping[str, torch.Tensor], noise: float) -> torch.Tensor:
+    """The tensor `name` of a state dict, rounded as roughly as `noise` allows
+    (post_training.round_vector)."""
     return round_vector(state[name], noise, scale_of(name, state))
 
 
 def vector_names(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """The one-dimensional floating-point tensors of a state dict."""
     found = {name: info_of(state, name) for name in state}
     return [
         name

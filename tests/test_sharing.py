@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from net import Pruner, WeightSharing, encoding, sharing
 from net.errors import UserError
@@ -409,6 +412,33 @@ def test_auto_bits_can_be_fine_tuned_and_vectors_left(tagger):
         assert not torch.equal(weight, was)
         assert torch.equal(weight == 0, zeros[name])
         assert len(weight.unique()) <= len(was.unique())
+
+
+def normalised():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 4))
+
+
+def test_normalisation_is_rounded_beside_shared_weights_and_can_be_left():
+    model, left = normalised(), normalised()
+    for each in (model, left):
+        each.train()(torch.randn(16, 3, 4, 4))
+    exact = copy.deepcopy(left.state_dict())
+    WeightSharing(left, bits=3, exact_vectors=True)
+    sharing = WeightSharing(model, bits=3)
+    for name in ("1.running_mean", "1.running_var"):
+        now = model.state_dict()[name]
+        assert torch.equal(left.state_dict()[name], exact[name])
+        assert not torch.equal(now, exact[name])
+        assert torch.allclose(now, exact[name], rtol=1 / 64, atol=1 / 64)
+    assert torch.equal(model[0].bias, exact["0.bias"])  # bias_bits is 0
+    optimizer = torch.optim.SGD(sharing.parameters(), 1e-3)
+    sharing.attach(optimizer)
+    F.cross_entropy(model(torch.randn(8, 3, 4, 4)), torch.arange(8) % 4).backward()
+    optimizer.step()
+    trained = model[1].weight.clone()
+    sharing.detach()
+    assert not torch.equal(model[1].weight, trained)  # trained unrounded, and rounded at the end
 
 
 @pytest.mark.parametrize("noise", [0.0, -1.0, float("nan")])

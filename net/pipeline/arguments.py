@@ -86,6 +86,10 @@ def per_layer(number: Callable[[str], Number]) -> Callable[[str], Number | dict[
     return parse
 
 
+def density(text: str) -> float | dict[str, float] | str:
+    return "auto" if text == "auto" else per_layer(real(0, 1))(text)
+
+
 def dataset(text: str) -> str:
     if text in DATASETS or all(text.partition(":")):
         return text
@@ -174,7 +178,8 @@ def add_training(parser: Parser) -> None:
         group,
         "--batch-size",
         integer_or_auto,
-        "images per step; auto: 250, or fewer for 40 steps an epoch at least",
+        "images per step; auto: 250, for other networks than the LeNets 125, or fewer for 40 "
+        "steps an epoch at least",
         metavar="N",
     )
     preset_option(
@@ -189,8 +194,8 @@ def add_training(parser: Parser) -> None:
         group,
         "--teacher",
         str,
-        "learn from a model instead of the labels after dense training: none, an architecture "
-        "(--arch's own: the dense model; another is trained first), or a .ptmodel file",
+        "learn from a model instead of the labels after dense training: none, dense (what is "
+        "compressed, as it was), another architecture, which is trained first, or a .ptmodel file",
         metavar="NAME",
     )
     preset_option(
@@ -203,6 +208,17 @@ def add_training(parser: Parser) -> None:
     )
     group.add_argument(
         "--amp", action="store_true", help="mixed precision: bfloat16 in matrix products"
+    )
+
+
+def add_budget(parser: Parser) -> None:
+    preset_option(
+        parser.add_argument_group("error budget"),
+        "--error-budget",
+        real(0, 100),
+        "what --density auto and --bits auto may cost in points of error, about, judged by how far "
+        "the outputs on held-out inputs move",
+        metavar="R",
     )
 
 
@@ -252,9 +268,9 @@ def add_pruning(parser: Parser) -> None:
     preset_option(
         group,
         "--density",
-        per_layer(real(0, 1)),
+        density,
         "instead of the threshold: the fraction of weights to keep, of all layers together or "
-        "per layer, reached gradually by saliency per bit",
+        "per layer, reached gradually by saliency per bit; auto: as few as --error-budget allows",
         metavar="R",
     )
     preset_option(group, "--prune-epochs", integer(0), "epochs of gradual pruning", metavar="N")
@@ -334,15 +350,8 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
     group.add_argument(
         "--exact-vectors",
         action="store_true",
-        help="with --bits auto, leave biases, normalisation and statistics as they are; otherwise "
-        "they are rounded",
-    )
-    group.add_argument(
-        "--error-budget",
-        type=real(0, 100),
-        metavar="R",
-        help="what --bits auto may cost on the held-out inputs, in percentage points of the "
-        "probability that the model gives to its own answers (default: 0.5)",
+        help="leave normalisation, its statistics and, with --bits auto, biases as they are; "
+        "otherwise they are rounded",
     )
     preset_option(
         group,

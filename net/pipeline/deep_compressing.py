@@ -24,6 +24,7 @@ def parser() -> arguments.Parser:
     arguments.add_training(parser)
     arguments.add_pruning(parser)
     arguments.add_sharing(parser)
+    arguments.add_budget(parser)
     arguments.add_comparison(parser)
     arguments.add_log(parser)
     arguments.add_common(parser)

@@ -30,6 +30,7 @@ class CommonOptions:
 
     seed: int = 42
     batch_size: int | Literal["auto"] = "auto"  # of all processes together
+    largest_batch: int = 250  # that "auto" gives
     distortion: float = 1.0
     teacher: str = "none"
     teacher_copies: int = 8
@@ -42,11 +43,11 @@ class CommonOptions:
         return options
 
     def batch_size_for(self, images: int) -> int:
-        """Images per step on a training set of so many: "auto" is 250, or what gives 40 steps an
-        epoch on a small data set."""
+        """Images per step on a training set of so many: "auto" is `largest_batch`, or what gives 40
+        steps an epoch on a small data set."""
         if self.batch_size != "auto":
             return self.batch_size
-        return max(1, min(250, images // 40))
+        return max(1, min(self.largest_batch, images // 40))
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class PruningOptions(TrainingOptions):
     """Of pruning and retraining."""
 
     sensitivity: float | PerLayer = 1.5
-    density: float | PerLayer | None = None  # instead of the sensitivity: gradual pruning
+    # Instead of the sensitivity: gradual pruning, "auto" as far as the error budget allows.
+    density: float | PerLayer | Literal["auto"] | None = None
+    error_budget: float = 0.5
     prune_epochs: int = 20
     retrain_epochs: int = 25
     retrain_lr: float = 3e-3
@@ -142,6 +145,29 @@ SMALLEST = PAPER.with_options(
 )
 
 PRESETS = {"paper": PAPER, "smallest": SMALLEST}
+LENETS = ("lenet-300-100", "lenet-5")
+
+# Other networks than the LeNets are deeper, convolutional more often than not, and already good:
+# the dense model teaches what becomes of it; no layer's share of weights to keep is known before.
+DEEP = {
+    "paper": PAPER.with_options(largest_batch=125, teacher="dense", teacher_copies=4, bits=5),
+    "smallest": SMALLEST.with_options(
+        largest_batch=125,
+        teacher="dense",
+        teacher_copies=4,
+        density="auto",
+        error_budget=1.0,
+        prune_epochs=8,
+        retrain_epochs=4,
+        retrain_lr=1e-3,
+        finetune_epochs=4,
+        finetune_lr=1e-3,
+    ),
+}
+
+# Of one that is trained already: no L1 pull has gathered its small weights below the threshold, and
+# large steps would lead away from where it is.
+TRAINED = {"sensitivity": 1.2, "retrain_epochs": 8, "retrain_lr": 1e-3}
 
 # What an architecture needs differently, {(preset, architecture): preset}.
 ADJUSTED = {
@@ -149,6 +175,7 @@ ADJUSTED = {
     ("smallest", "lenet-5"): SMALLEST.with_options(
         dropout=0.5,
         distortion=1.5,
+        teacher="dense",
         density=0.0098,
         prune_epochs=11,
         retrain_epochs=3,
@@ -158,17 +185,14 @@ ADJUSTED = {
 }
 
 
-def preset(name: str, arch: str | None) -> Preset:
-    """The preset `name` for the architecture `arch`, or for none that is known.
-
-    Another network than LeNet-300-100 has its own dense model for a teacher, where the preset has
-    one: LeNet-5 may not take its inputs.
-    """
+def preset(name: str, arch: str | None, trained: bool = False) -> Preset:
+    """The preset `name` for the architecture `arch`, or for none that is known; with `trained` for
+    one whose training starts from weights that are given."""
     family = (arch or "").partition("(")[0]  # without its options
-    found = ADJUSTED.get((name, family), PRESETS[name])
-    if family not in ("", "lenet-300-100") and found.pruning.teacher != "none":
-        return found.with_options(teacher=arch)
-    return found
+    if family in ("", *LENETS):
+        return ADJUSTED.get((name, family), PRESETS[name])
+    found = DEEP[name]
+    return found.with_options(**TRAINED) if trained and name == "paper" else found
 
 
 def defaults_text(option: str) -> str:
@@ -182,6 +206,11 @@ def defaults_text(option: str) -> str:
     for (name, arch), adjusted in ADJUSTED.items():
         if adjusted.values()[option] != values[name]:
             text += f"; {name} with {arch}: {shown(adjusted.values()[option])}"
+    for name, deep in DEEP.items():
+        if deep.values()[option] != values[name]:
+            text += f"; {name} with other networks: {shown(deep.values()[option])}"
+    if option in TRAINED:
+        text += f", {shown(TRAINED[option])} with --weights"
     return text
 
 

@@ -17,6 +17,7 @@ from .options import CommonOptions, DataOptions, PruningOptions, SharingOptions,
 from .stages import Lessons, Setting
 
 PROGRESS = "progress.ptmodel"
+DENSE = "dense"  # the teacher that is the dense model itself
 
 
 class Run:
@@ -48,7 +49,7 @@ class Run:
             initial = self.train(options.training(), progress)
         found = stages.prune(
             *(initial, self.dataset, options, self.setting),
-            self.lessons(options, progress),
+            self.lessons(options, initial, progress),
             progress,
         )
         write(retrained, found)
@@ -75,7 +76,7 @@ class Run:
         """Share the weights of `source`, and write the result to `path`."""
         check_writable(Path(path).parent)
         shared, clusterings = stages.share(
-            *(source, self.dataset, options, self.setting), lambda: self.lessons(options)
+            *(source, self.dataset, options, self.setting), lambda: self.lessons(options, source)
         )
         write(path, shared)
         return shared, clusterings
@@ -87,23 +88,30 @@ class Run:
             self.setting.log.note(note)
         return replace(found, dataset=self.dataset.name)
 
-    def lessons(self, options: CommonOptions, progress: RunProgress | None = None) -> Lessons:
-        """What to learn from after dense training, made once for all stages that learn the same."""
+    def lessons(
+        self, options: CommonOptions, source: Checkpoint, progress: RunProgress | None = None
+    ) -> Lessons:
+        """What to learn from after dense training, made once for all stages that learn the same.
+
+        `source` is what the stage begins with, its own teacher if there is no dense model."""
         key = (options.teacher, options.teacher_copies, options.distortion, options.seed)
         if key not in self._lessons:
-            teacher = self._teacher(options, progress)
+            teacher = self._teacher(options, source, progress)
             self._lessons[key] = stages.lessons(self.dataset, options, teacher, self.setting)
         return self._lessons[key]
 
-    def _teacher(self, options: CommonOptions, progress: RunProgress | None) -> Checkpoint | None:
+    def _teacher(
+        self, options: CommonOptions, source: Checkpoint, progress: RunProgress | None
+    ) -> Checkpoint | None:
         """The model that options.teacher names: a file, the dense model itself, or one of another
         architecture, which is trained first unless the folder has it from an earlier run."""
         if options.teacher == "none":
             return None
         if is_file_name(options.teacher):
             return checkpoint.load(options.teacher)
-        if options.teacher == self.arch:
-            return checkpoint.load(self.folder / INITIAL)
+        if options.teacher in (DENSE, self.arch):
+            dense = self.folder / INITIAL
+            return checkpoint.load(dense) if dense.exists() else source
         path = self.folder / TEACHER
         # Sharing has no options to train one by: it takes what pruning has left.
         if isinstance(options, PruningOptions):
@@ -122,7 +130,7 @@ class Run:
         stages.check_patterns(options, architectures.skeleton(self.arch))
         if is_file_name(options.teacher):
             checkpoint.load(options.teacher)
-        elif options.teacher != "none":
+        elif options.teacher not in ("none", DENSE):
             architectures.skeleton(options.teacher)
 
     def _identity(self, arch: str, options: CommonOptions) -> dict:
@@ -161,7 +169,7 @@ def load_data(arch: str, options: DataOptions, setting: Setting) -> Dataset:
 
 def teacher_for(teacher: str, dataset: Dataset) -> str:
     """The teacher's architecture with the classes and channels of the data set."""
-    if teacher == "none" or is_file_name(teacher):
+    if teacher in ("none", DENSE) or is_file_name(teacher):
         return teacher
     return architectures.describe(teacher, data=dataset)
 

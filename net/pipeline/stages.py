@@ -33,11 +33,13 @@ from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
-from .budget import share_within_budget
+from .budget import Brake, share_within_budget
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
 RAMP = 0.7
+# Of density "auto": where the fall begins, and where it would end if the error budget allowed it.
+START, FLOOR = 0.6, 0.02
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,11 @@ def prune(
     model = restore.restored(initial, setting.device)
     set_dropout(model, 0.0)
 
-    def train_with(pruner: Pruner, phase: str, epochs: int) -> None:
+    def train_with(pruner: Pruner, phase: str, epochs: int, brake: Brake | None = None) -> None:
         optimizer = adam(model.parameters(), options.retrain_lr)
         pruner.attach(optimizer)
+        if brake:
+            optimizer.register_step_post_hook(lambda *_: brake.after_step())
         fit(
             model,
             optimizer,
@@ -169,9 +173,14 @@ def prune(
         pruner = Pruner(model, sensitivity=options.sensitivity)
     else:
         per_epoch = schedule(options, 1, dataset).steps_per_epoch(len(split))
-        steps = max(1, int(RAMP * options.prune_epochs * per_epoch))
-        pruner = Pruner(model, density=options.density, steps=steps)
-        train_with(pruner, "prune", options.prune_epochs)
+        steps = max(1, options.prune_epochs * per_epoch)
+        if options.density == "auto":
+            pruner = Pruner(model, density=FLOOR, steps=steps, start=START)
+            brake = Brake(model, pruner, dataset, options, setting.log)
+        else:
+            pruner = Pruner(model, density=options.density, steps=max(1, int(RAMP * steps)))
+            brake = None
+        train_with(pruner, "prune", options.prune_epochs, brake)
         fold_constant_inputs(model, pruner.masks, dataset.train)
         drop_idle(model, pruner.masks, split, loss)
         gather_live_units(model, pruner.masks, next(dataset.train.batches(500))[0])
@@ -212,6 +221,7 @@ def share(
         sharing = WeightSharing(
             model,
             options.bits,
+            exact_vectors=options.exact_vectors,
             bias_bits=options.bias_bits,
             init=options.init,
             seed=options.seed,

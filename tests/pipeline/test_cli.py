@@ -74,6 +74,7 @@ def chosen(*argv):
     arguments.add_training(parser)
     arguments.add_pruning(parser)
     arguments.add_sharing(parser)
+    arguments.add_budget(parser)
     return cli.chosen(parser.parse_args(argv))
 
 
@@ -92,9 +93,8 @@ def test_an_option_of_several_stages_reaches_all():
 def test_what_is_recorded_holds_no_paths_and_keeps_its_order():
     recorded = chosen("--weights", "some/where/net.pth").pruning.recorded()
     assert recorded["weights"] == "net.pth"
-    assert list(recorded)[:7] == [
-        *("seed", "batch_size", "distortion", "teacher", "teacher_copies", "amp", "weights")
-    ]
+    assert list(recorded)[:4] == ["seed", "batch_size", "largest_batch", "distortion"]
+    assert list(recorded)[4:8] == ["teacher", "teacher_copies", "amp", "weights"]
 
 
 def test_a_preset_is_adjusted_to_the_architecture():
@@ -102,9 +102,18 @@ def test_a_preset_is_adjusted_to_the_architecture():
     assert small.pruning.density == 0.0135
     assert lenet5.pruning.density == 0.0098
     assert small.pruning.lr == lenet5.pruning.lr
-    assert small.sharing.teacher == lenet5.pruning.teacher == "lenet-5"
+    assert small.sharing.teacher == "lenet-5"
+    assert lenet5.pruning.teacher == "dense"
     other = options.preset("smallest", "resnet18(num_classes=10)")
-    assert other.sharing.teacher == other.pruning.teacher == "resnet18(num_classes=10)"
+    assert other.sharing.teacher == other.pruning.teacher == "dense"
+    assert (other.pruning.density, other.sharing.error_budget) == ("auto", 1.0)
+
+
+def test_weights_that_are_given_are_retrained_gently():
+    scratch, trained = (options.preset("paper", "resnet18", given) for given in (False, True))
+    assert trained.pruning.retrain_lr < scratch.pruning.retrain_lr
+    assert trained.sharing == scratch.sharing  # weight_share.py does not know
+    assert options.preset("paper", "lenet-5", True) == options.PAPER
 
 
 def test_auto_batch_size_gives_small_data_sets_steps_enough():
