@@ -10,6 +10,7 @@ Among the nearest values and zero that value is taken which is cheapest with its
 """
 
 import functools
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -22,7 +23,7 @@ UNUSED = 0.1  # occurrences that a value without any is priced as
 
 
 @numba.njit(cache=True, nogil=True)
-def _choose(w, weight, step, levels, price):
+def _choose(w: float, weight: float, step: float, levels: np.ndarray, price: np.ndarray) -> int:
     """Label in [0, 2 m] minimising weight * (w - level)**2 + price: nearest two, and zero (m)."""
     m = (levels.size - 1) // 2
     near = min(max(int(np.rint(w / step)), -m), m)
@@ -38,7 +39,15 @@ def _choose(w, weight, step, levels, price):
 
 
 @numba.njit(cache=True, nogil=True)
-def diffuse(weights, factors, pulls, step, levels, price, labels):
+def diffuse(
+    weights: np.ndarray,
+    factors: np.ndarray,
+    pulls: np.ndarray,
+    step: float,
+    levels: np.ndarray,
+    price: np.ndarray,
+    labels: np.ndarray,
+) -> None:
     """Round `weights` [rows, blocks, k] block by block, with H = I ⊗ S + c 1 1^T (`prior`).
 
     Of the blocks that are done, only the sum of the errors matters to the others: a constant
@@ -64,7 +73,14 @@ def diffuse(weights, factors, pulls, step, levels, price, labels):
 
 
 @numba.njit(cache=True, nogil=True)
-def compensate(weights, factor, step, levels, price, labels):
+def compensate(
+    weights: np.ndarray,
+    factor: np.ndarray,
+    step: float,
+    levels: np.ndarray,
+    price: np.ndarray,
+    labels: np.ndarray,
+) -> float:
     """Round `weights` [rows, columns], which it changes, from the first column to the last.
 
     `factor` [columns, columns]: the upper Cholesky factor of the inverse of H.
@@ -90,7 +106,7 @@ def compensate(weights, factor, step, levels, price, labels):
 
 
 @functools.lru_cache(maxsize=8)
-def prior(blocks, kernel):
+def prior(blocks: int, kernel: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """(factors [blocks, k, k], pulls [blocks, k]) of H = I ⊗ S + COMMON 1 1^T for `diffuse`.
 
     A block is the k = prod(kernel) weights of one input channel; S is the correlation
@@ -108,7 +124,7 @@ def prior(blocks, kernel):
     return np.ascontiguousarray(factors), g[:, None] * inverse.sum(axis=2)
 
 
-def prices(counts, bit):
+def prices(counts: np.ndarray, bit: float) -> np.ndarray:
     """What each label costs, float64[k], if its share of `counts` is its code word's length."""
     counts = np.maximum(counts, UNUSED)
     return bit * np.log2(counts.sum() / counts)
