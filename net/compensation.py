@@ -113,7 +113,7 @@ def prior(blocks: int, kernel: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     NEIGHBOURS**distance. With n blocks to come, the sum t of the errors so far and in this block
     costs g t**2, g = c / (1 + c n 1^T S^-1 1), once those have been corrected for it.
     """
-    s = np.ones((1, 1))
+    s: np.ndarray = np.ones((1, 1))
     for extent in kernel:
         place = np.arange(extent)
         s = np.kron(s, NEIGHBOURS ** np.abs(place[:, None] - place))
