@@ -12,8 +12,9 @@ Among the nearest values and zero that value is taken which is cheapest with its
 import functools
 from collections.abc import Sequence
 
-import numba
 import numpy as np
+
+from .codec.kernels import helper, kernel
 
 # What is known of inputs without seeing any, in units of their variance: neighbours under a
 # convolution's kernel are alike, and inputs have a mean in common (they come out of a ReLU, or
@@ -22,7 +23,7 @@ NEIGHBOURS, COMMON = 0.7, 0.5
 UNUSED = 0.1  # occurrences that a value without any is priced as
 
 
-@numba.njit(cache=True, nogil=True)
+@helper
 def _choose(w: float, weight: float, step: float, levels: np.ndarray, price: np.ndarray) -> int:
     """Label in [0, 2 m] minimising weight * (w - level)**2 + price: nearest two, and zero (m)."""
     m = (levels.size - 1) // 2
@@ -38,7 +39,7 @@ def _choose(w: float, weight: float, step: float, levels: np.ndarray, price: np.
     return best
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def diffuse(
     weights: np.ndarray,
     factors: np.ndarray,
@@ -72,7 +73,7 @@ def diffuse(
                 total += weights[r, b, i] - levels[q]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def compensate(
     weights: np.ndarray,
     factor: np.ndarray,
