@@ -6,6 +6,8 @@ python compare_stages.py --json figures.json --plot figures.png
 """
 
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 
 from net.pipeline import arguments, cli
 
@@ -24,7 +26,7 @@ def parser() -> arguments.Parser:
     return parser
 
 
-def body(args) -> None:
+def body(args: Namespace) -> None:
     from net.pipeline import runs
     from net.report import comparison, plots
 
@@ -42,7 +44,7 @@ def body(args) -> None:
     comparison.show(figures, args.json, args.csv, args.plot)
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), body, argv)
 
 

@@ -7,6 +7,8 @@ Writes saves/model_after_decoding.ptmodel; with --output FILE.safetensors, tenso
 """
 
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 
 from net.pipeline import arguments, cli
 
@@ -24,7 +26,7 @@ def parser() -> arguments.Parser:
     return parser
 
 
-def body(args) -> None:
+def body(args: Namespace) -> None:
     from net import shards
     from net.pipeline import runs, stages
 
@@ -34,7 +36,7 @@ def body(args) -> None:
     print(f"{len(decoded.state_dict)} tensors decoded into {args.output} ({size:,} bytes)")
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), body, argv)
 
 

@@ -7,6 +7,8 @@ Writes one file per tensor and a manifest into the folder encodings/ (docs/forma
 """
 
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 
 from net.pipeline import arguments, cli
 
@@ -19,7 +21,7 @@ def parser() -> arguments.Parser:
     return parser
 
 
-def body(args) -> None:
+def body(args: Namespace) -> None:
     from net import checkpoint
     from net.pipeline import stages
     from net.report import tables
@@ -28,7 +30,7 @@ def body(args) -> None:
     print(tables.encoding_text(encoded))
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), body, argv)
 
 

@@ -10,8 +10,15 @@ the former, unless it is there, and shows how much pruning each layer bears.
 """
 
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from net.pipeline import arguments, cli
+
+if TYPE_CHECKING:
+    from net.pipeline.options import PruningOptions
+    from net.pipeline.runs import Run
 
 
 def parser() -> arguments.Parser:
@@ -27,7 +34,7 @@ def parser() -> arguments.Parser:
     return parser
 
 
-def body(args) -> None:
+def body(args: Namespace) -> None:
     from net.report import tables
 
     with cli.setting(args) as setting:
@@ -40,7 +47,7 @@ def body(args) -> None:
     print(tables.pruning_table(retrained.state_dict))
 
 
-def show_scan(run, options, args) -> None:
+def show_scan(run: "Run", options: "PruningOptions", args: Namespace) -> None:
     from net.pipeline import scan
     from net.report import plots, tables
 
@@ -54,7 +61,7 @@ def show_scan(run, options, args) -> None:
         plots.save(plots.scan_page(figures), args.plot)
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), body, argv)
 
 

@@ -8,6 +8,8 @@ Writes saves/model_after_weight_sharing.ptmodel.
 """
 
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 
 from net.pipeline import arguments, cli
 
@@ -31,7 +33,7 @@ def parser() -> arguments.Parser:
     return parser
 
 
-def body(args) -> None:
+def body(args: Namespace) -> None:
     from pathlib import Path
 
     from net import checkpoint
@@ -53,7 +55,7 @@ def body(args) -> None:
     print(tables.sharing_table(clusterings))
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), body, argv)
 
 

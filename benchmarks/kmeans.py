@@ -1,11 +1,13 @@
 """1-D k-means against scikit-learn's KMeans and the exact kmeans1d, alternating in one process.
 
     python benchmarks/kmeans.py [--repeats 5]
+    python benchmarks/kmeans.py --quick
 
 Data: what pruning leaves of a layer, float32 values of a Gaussian or Laplace distribution whose
 smallest 89 % are gone and whose gap retraining has blurred. scikit-learn starts from the same
 linear centroids, its other settings are the defaults. kmeans1d finds the exact optimum; its rows
-are skipped where it is not installed. Ratio: median seconds of the rival over ours.
+are skipped where it is not installed. Ratio: median seconds of the rival over ours. --quick: a
+hundredth of the values, once; no measure.
 """
 
 import argparse
@@ -27,11 +29,13 @@ from net.quantization import INITS, kmeans_1d
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="runs of each (default 5)")
-    repeats = parser.parse_args(argv).repeats
+    parser.add_argument("--quick", action="store_true", help="few values, once: seconds")
+    args = parser.parse_args(argv)
+    repeats, part = (1, 100) if args.quick else (args.repeats, 1)
     print(machine())
     print("values     n         k    ours s  rival s            ratio   inertia: ours / rival's")
     kmeans_1d(pruned_weights("gauss", 1000), 4)  # warm-up
-    values = pruned_weights("gauss", 3_400_000)
+    values = pruned_weights("gauss", 3_400_000 // part)
     compare("gauss", values, 32, "scikit-learn", scikit_learn, repeats)
     try:
         import kmeans1d  # noqa: F401
@@ -39,7 +43,7 @@ def main(argv=None):
         print("kmeans1d is not installed: its rows are skipped")
         return 0
     for kind in ("gauss", "laplace"):
-        values = pruned_weights(kind, 300_000)
+        values = pruned_weights(kind, 300_000 // part)
         for k in (32, 256):
             exact = compare(kind, values, k, "kmeans1d", exact_k_means, repeats)
             parts = [

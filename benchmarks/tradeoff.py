@@ -28,7 +28,7 @@ INITS = ("linear", "density", "random")
 # The paper trains without an L1 penalty; the schedule is shorter than that of the pipeline.
 DEFAULTS = ["--l1", "0", "--teacher", "none"]
 SHORT = ["--epochs", "20", "--retrain-epochs", "10", "--finetune-epochs", "1"]
-QUICK = ["--dataset", "digits", "--epochs", "4", "--retrain-epochs", "2", "--finetune-epochs", "1"]
+QUICK = ["--dataset", "digits", "--epochs", "1", "--retrain-epochs", "1", "--finetune-epochs", "1"]
 
 
 def parser() -> arguments.Parser:

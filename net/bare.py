@@ -1,6 +1,7 @@
 """Weight sharing of a state dict alone, tensor by tensor: no architecture, no data, no training."""
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import torch
 
@@ -26,7 +27,7 @@ class SharedState(Mapping[str, torch.Tensor]):
     def __init__(
         self,
         source: Mapping[str, torch.Tensor],
-        bits: int | Mapping[str, int] | str = "auto",
+        bits: int | Mapping[str, int] | Literal["auto"] = "auto",
         *,
         noise: float = NOISE,
         exact_vectors: bool = False,

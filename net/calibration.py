@@ -94,7 +94,7 @@ def calibrate(
     work = copy.deepcopy(exact)
     parameters = {name: each for name, each in work.named_parameters() if name in kinds}
     with _separate_products(work):
-        uses = _uses(work, parameters, batches)
+        uses = [_uses(work, parameters, batch) for batch in batches]
         order = list(dict.fromkeys(use.name for found in uses for use in found))
         reasons = {name: _reason(name, parameters[name], uses) for name in kinds}
         for name, reason in reasons.items():
@@ -139,17 +139,12 @@ def _run(model: nn.Module, batch: Any) -> None:
         pass
 
 
-def _uses(
-    model: nn.Module, parameters: Mapping[str, torch.Tensor], batches: list[Any]
-) -> list[list[Use]]:
-    """The products of each batch's run with the parameters, in their order."""
-    uses: list[list[Use]] = []
-    for batch in batches:
-        found: list[Use] = []
-        with Watch(parameters, lambda use, _, found=found: found.append(use)):
-            _run(model, batch)
-        uses.append(found)
-    return uses
+def _uses(model: nn.Module, parameters: Mapping[str, torch.Tensor], batch: Any) -> list[Use]:
+    """The products of a run with the parameters, in their order."""
+    found: list[Use] = []
+    with Watch(parameters, lambda use, _: found.append(use)):
+        _run(model, batch)
+    return found
 
 
 def _reason(name: str, parameter: torch.Tensor, uses: list[list[Use]]) -> str:

@@ -10,9 +10,11 @@ Among the nearest values and zero that value is taken which is cheapest with its
 """
 
 import functools
+from collections.abc import Sequence
 
-import numba
 import numpy as np
+
+from .codec.kernels import helper, kernel
 
 # What is known of inputs without seeing any, in units of their variance: neighbours under a
 # convolution's kernel are alike, and inputs have a mean in common (they come out of a ReLU, or
@@ -21,8 +23,8 @@ NEIGHBOURS, COMMON = 0.7, 0.5
 UNUSED = 0.1  # occurrences that a value without any is priced as
 
 
-@numba.njit(cache=True, nogil=True)
-def _choose(w, weight, step, levels, price):
+@helper
+def _choose(w: float, weight: float, step: float, levels: np.ndarray, price: np.ndarray) -> int:
     """Label in [0, 2 m] minimising weight * (w - level)**2 + price: nearest two, and zero (m)."""
     m = (levels.size - 1) // 2
     near = min(max(int(np.rint(w / step)), -m), m)
@@ -37,8 +39,16 @@ def _choose(w, weight, step, levels, price):
     return best
 
 
-@numba.njit(cache=True, nogil=True)
-def diffuse(weights, factors, pulls, step, levels, price, labels):
+@kernel
+def diffuse(
+    weights: np.ndarray,
+    factors: np.ndarray,
+    pulls: np.ndarray,
+    step: float,
+    levels: np.ndarray,
+    price: np.ndarray,
+    labels: np.ndarray,
+) -> None:
     """Round `weights` [rows, blocks, k] block by block, with H = I ⊗ S + c 1 1^T (`prior`).
 
     Of the blocks that are done, only the sum of the errors matters to the others: a constant
@@ -63,8 +73,15 @@ def diffuse(weights, factors, pulls, step, levels, price, labels):
                 total += weights[r, b, i] - levels[q]
 
 
-@numba.njit(cache=True, nogil=True)
-def compensate(weights, factor, step, levels, price, labels):
+@kernel
+def compensate(
+    weights: np.ndarray,
+    factor: np.ndarray,
+    step: float,
+    levels: np.ndarray,
+    price: np.ndarray,
+    labels: np.ndarray,
+) -> float:
     """Round `weights` [rows, columns], which it changes, from the first column to the last.
 
     `factor` [columns, columns]: the upper Cholesky factor of the inverse of H.
@@ -90,14 +107,14 @@ def compensate(weights, factor, step, levels, price, labels):
 
 
 @functools.lru_cache(maxsize=8)
-def prior(blocks, kernel):
+def prior(blocks: int, kernel: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """(factors [blocks, k, k], pulls [blocks, k]) of H = I ⊗ S + COMMON 1 1^T for `diffuse`.
 
     A block is the k = prod(kernel) weights of one input channel; S is the correlation
     NEIGHBOURS**distance. With n blocks to come, the sum t of the errors so far and in this block
     costs g t**2, g = c / (1 + c n 1^T S^-1 1), once those have been corrected for it.
     """
-    s = np.ones((1, 1))
+    s: np.ndarray = np.ones((1, 1))
     for extent in kernel:
         place = np.arange(extent)
         s = np.kron(s, NEIGHBOURS ** np.abs(place[:, None] - place))
@@ -108,7 +125,7 @@ def prior(blocks, kernel):
     return np.ascontiguousarray(factors), g[:, None] * inverse.sum(axis=2)
 
 
-def prices(counts, bit):
+def prices(counts: np.ndarray, bit: float) -> np.ndarray:
     """What each label costs, float64[k], if its share of `counts` is its code word's length."""
     counts = np.maximum(counts, UNUSED)
     return bit * np.log2(counts.sum() / counts)

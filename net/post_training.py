@@ -63,7 +63,7 @@ def steps(spreads: Mapping[str, Spread], noise: float = NOISE) -> dict[str, floa
     mean = sum(each.parameters * math.log(each.parameters) for each in live.values())
     mean /= max(total, 1)
 
-    def step(each):
+    def step(each: Spread) -> float:
         return noise * each.deviation * math.exp((math.log(each.parameters) - mean) / 2)
 
     return {name: step(live[name]) if name in live else 1.0 for name in spreads}
@@ -95,9 +95,8 @@ def share_tensor(tensor: torch.Tensor, step: float) -> torch.Tensor:
     bit = BIT * step**2 * float(np.mean(np.diagonal(factors, axis1=1, axis2=2) ** -2.0))
     result = torch.empty_like(source)
     values = torch.from_numpy(levels).to(tensor.dtype)
-    price = None
 
-    def rounded(part):
+    def rounded(part: torch.Tensor, price: np.ndarray) -> np.ndarray:
         weights = part.double().numpy()
         labels = np.empty(weights.shape, np.int16)
         diffuse(weights, factors, pulls, step, levels, price, labels)
@@ -109,15 +108,15 @@ def share_tensor(tensor: torch.Tensor, step: float) -> torch.Tensor:
     for _ in range(PASSES):
         counts = np.bincount(nearest.ravel(), minlength=levels.size)
         price = prices(counts, bit)
-        nearest = rounded(sample)
+        nearest = rounded(sample, price)
     if len(sample) == rows:
         result = values[torch.from_numpy(nearest).long()]
     else:
         parts = torch.arange(rows).split(max(1, CHUNK // (source.numel() // rows)))
 
-        def work(part):
+        def work(part: torch.Tensor) -> None:
             span = slice(int(part[0]), int(part[-1]) + 1)
-            result[span] = values[torch.from_numpy(rounded(source[span])).int()]
+            result[span] = values[torch.from_numpy(rounded(source[span], price)).int()]
 
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             list(pool.map(work, parts))

@@ -90,7 +90,9 @@ class Watch(TorchDispatchMode):
             pointer = parameter.untyped_storage().data_ptr()
             self.by_memory.setdefault(pointer, []).append((name, parameter))
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         packet = function.overloadpacket
         if packet is aten.mm or packet is aten.bmm:
             self._product(args[0], args[1])
@@ -113,7 +115,7 @@ class Watch(TorchDispatchMode):
     def _find(self, tensor: torch.Tensor) -> tuple[str | None, torch.Tensor, int]:
         """(name, parameter, place of the first element in it) that `tensor` is memory of."""
         for name, parameter in self.by_memory.get(tensor.untyped_storage().data_ptr(), ()):
-            first = tensor.storage_offset() - parameter.storage_offset()
+            first = int(tensor.storage_offset()) - int(parameter.storage_offset())
             if 0 <= first < parameter.numel():
                 return name, parameter, first
         return None, tensor, 0

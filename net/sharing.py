@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from .calibration import share as shared_values
 from .clustering import Clustering
-from .errors import naming
+from .errors import UserError, naming
 from .hooks import StepHooks
 from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
 from .post_training import NOISE
@@ -179,7 +179,7 @@ class WeightSharing(StepHooks):
     def __init__(
         self,
         model: nn.Module,
-        bits: int | Mapping[str, int] | str = 5,
+        bits: int | Mapping[str, int] | Literal["auto"] = 5,
         *,
         noise: float = NOISE,
         calibration: Iterable | None = None,
@@ -345,11 +345,14 @@ class WeightSharing(StepHooks):
 def bits_of_tensors(
     names: Iterable[str],
     kinds: Mapping[str, str],
-    bits: int | Mapping[str, int] | str,
+    bits: int | Mapping[str, int],
     bias_bits: int | Mapping[str, int],
 ) -> dict[str, int]:
     """{name: bits} of the tensors to share: the weights {name: kind}, and those of their biases
-    that are among `names`; 0 bits leave a tensor as it is, and out."""
+    that are among `names`; 0 bits leave a tensor as it is, and out. Raises UserError for a string.
+    """
+    if isinstance(bits, str):
+        raise UserError(f"bits must be a number, {{pattern: number}} or 'auto', not {bits!r}")
     of_weights, of_biases = resolve(bits, kinds), resolve(bias_bits, kinds)
     names = set(names)
     found: dict[str, int] = {}

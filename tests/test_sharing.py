@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from net import Pruner, WeightSharing, encoding, sharing
+from net.bare import SharedState
 from net.errors import UserError
 from net.sharing import SharedTensor
 from tests.optimizers import OPTIMIZERS
@@ -357,6 +358,13 @@ def test_a_weight_that_is_not_finite(tagger):
         tagger.head.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"cannot share head\.weight: k-means needs finite values"):
         WeightSharing(tagger, bits=2)
+
+
+def test_bits_that_are_another_word_than_auto(tagger):
+    with pytest.raises(UserError, match=r"bits must be a number, .* or 'auto', not '5'"):
+        WeightSharing(tagger, bits="5")
+    with pytest.raises(UserError, match="not 'Auto'"):
+        SharedState(tagger.state_dict(), bits="Auto")
 
 
 # Models that are trained already

@@ -8,19 +8,22 @@ Positions are int64, what is shifted is uint64; numba makes a float of a sum of 
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 
 from . import LANES
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 # Without the wrappers that nobody calls there is less to compile.
 OPTIONS: Any = {"nogil": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
 HELPER_OPTIONS: Any = OPTIONS | {"no_cpython_wrapper": True}
 
 
-def kernel(function):
+def kernel(function: Function) -> Function:
     """Compile on the first call; keep the result where numba finds a folder that it can write."""
     try:
         return numba.njit(cache=True, **OPTIONS)(function)
@@ -28,7 +31,9 @@ def kernel(function):
         return numba.njit(**OPTIONS)(function)
 
 
-helper = numba.njit(**HELPER_OPTIONS)  # called by kernels only
+def helper(function: Function) -> Function:
+    """Compile what only kernels call."""
+    return numba.njit(**HELPER_OPTIONS)(function)
 
 
 # --- counting ---------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def reads_as(reader: BitReader, tensor: torch.Tensor) -> bool:
     for part, read in parts:
         if not np.array_equal(values[part if positions is None else positions[part]], read):
             return False
-        nonzero += np.count_nonzero(read) if positions is not None else 0
+        nonzero += int(np.count_nonzero(read)) if positions is not None else 0
     if positions is None:
         return True
     seen = np.zeros(values.size, bool)

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from ..clustering import Clustering
 from ..encoding import Encoded, TensorInfo
 from ..files import atomic_write
@@ -74,7 +76,7 @@ def ratio(whole: float, part: float) -> str:
     return f"{whole / part:.1f}x" if part else "-"
 
 
-def pruning_table(state: dict) -> str:
+def pruning_table(state: Mapping[str, torch.Tensor]) -> str:
     """Per tensor: shape, non-zeros, all, density."""
     rows, nonzeros, parameters = [], 0, 0
     for name, tensor in state.items():

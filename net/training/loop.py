@@ -68,8 +68,8 @@ def divergence(logits: torch.Tensor, reference: torch.Tensor) -> float:
 
     Both are logits [N, classes]. Far less noisy than a difference of errors: every input counts.
     """
-    logs = [F.log_softmax(each.double(), 1) for each in (logits, reference)]
-    return F.kl_div(*logs, log_target=True, reduction="batchmean").item()
+    log_q, log_p = (F.log_softmax(each.double(), 1) for each in (logits, reference))
+    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean").item()
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def test_coding_without_a_writable_cache(tmp_path: Path) -> None:
     code = (
         "import numba.core.caching as c\n"
         "for locator in c.CacheImpl._locator_classes: locator.from_function = lambda *_: None\n"
-        "import numpy as np; from net.codec import kernels\n"
+        "import numpy as np; from net import compensation; from net.codec import kernels\n"
         "print(kernels.count(np.array([0, 2, 2], np.uint8), 3).tolist())\n"
     )
     assert python(code, cwd=tmp_path) == "[1, 0, 2]"
