@@ -30,7 +30,7 @@ import torch
 
 from net import encoding, parameters
 from net.report.tables import table
-from net.sharing import SharedTensor
+from net.shared_tensor import SharedTensor
 from net.training import architectures
 
 # Densities after pruning in percent (tables 4 and 5 of the paper), layer by layer, and what

@@ -11,7 +11,8 @@ from .errors import naming
 from .parameters import bias_of, compressible
 from .post_training import NOISE, share_tensor, spread_of, steps
 from .shards import Info, info_of
-from .sharing import SharedTensor, bits_of_tensors
+from .shared_tensor import SharedTensor
+from .sharing import bits_of_tensors
 from .vectors import rounded_vector, vector_names
 
 

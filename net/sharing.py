@@ -1,10 +1,9 @@
-"""Weight sharing: tensors whose non-zero entries take a few values, and how those are trained."""
+"""Weight sharing in a model: which tensors take a few values, and how an optimizer trains those."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -14,132 +13,11 @@ from .errors import UserError, naming
 from .hooks import StepHooks
 from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
 from .post_training import NOISE
-from .quantization import kmeans_1d
+from .shared_tensor import SharedTensor
 from .vectors import rounded_vector, vector_names
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
-
-
-class SharedTensor:
-    """The non-zero entries of a tensor as `centroids[labels]` (section 3 of the paper).
-
-    `positions` int64 [n] are the flat indexes of the survivors, `labels` int64 [n] their clusters,
-    `centroids` float32 (float64 for a float64 tensor) [k'] the parameter that is fine-tuned.
-    Assignments stay, unless `reassign` is called, and pruned entries stay zero, since only `write`
-    touches the tensor. `latent` [n], for `reassign`, follows the gradient of every single weight;
-    None unless `reassignable`, since it and its optimizer's averages are as large as the weight.
-    """
-
-    def __init__(
-        self,
-        tensor: torch.Tensor,
-        positions: torch.Tensor,
-        centroids: np.ndarray,
-        labels: np.ndarray,
-        reassignable: bool = False,
-    ) -> None:
-        """`tensor` as it is before sharing; it stays so until `write`."""
-        tensor = tensor.detach()
-        self.dtype, exact = tensor.dtype, exact_type(tensor.dtype)
-        self.latent = None
-        if reassignable:
-            self.latent = nn.Parameter(tensor.take(positions).to(exact))
-        self.positions = positions
-        self.labels = torch.from_numpy(labels).to(tensor.device)
-        self.centroids = nn.Parameter(torch.from_numpy(centroids).to(tensor.device, exact))
-
-    @classmethod
-    def clustered(
-        cls,
-        tensor: torch.Tensor,
-        bits: int,
-        init: str = "linear",
-        seed: int = 42,
-        reassignable: bool = False,
-    ) -> "SharedTensor":
-        """2**bits values at most, by k-means (net.quantization) over the non-zero entries."""
-        positions = tensor.detach().flatten().nonzero().flatten()
-        centroids, labels = kmeans_1d(values_at(tensor, positions), 2**bits, init, seed)
-        return cls(tensor, positions, centroids, labels, reassignable)
-
-    @classmethod
-    def of_values(
-        cls, tensor: torch.Tensor, shared: torch.Tensor, reassignable: bool = False
-    ) -> "SharedTensor":
-        """The values of `shared`, of the shape of `tensor`: few already, and zero where an entry is
-        to be pruned."""
-        positions = shared.detach().flatten().nonzero().flatten()
-        centroids, labels = np.unique(values_at(shared, positions), return_inverse=True)
-        return cls(tensor, positions, centroids, labels, reassignable)
-
-    @torch.no_grad()
-    def take_gradient(self, gradient: torch.Tensor) -> None:
-        """Equation 3: dL/dC_k is the sum of dL/dW over the weights assigned to centroid k.
-
-        `gradient` has the shape of the tensor; sets `centroids.grad`, and `latent.grad`.
-        """
-        each = gradient.take(self.positions).to(self.centroids.dtype)
-        self.centroids.grad = torch.zeros_like(self.centroids).index_add_(0, self.labels, each)
-        if self.latent is not None:
-            self.latent.grad = each
-
-    @torch.no_grad()
-    def reassign(self) -> None:
-        """Assign each survivor anew to the centroid nearest to its latent weight.
-
-        Raises ValueError for a tensor that was not made `reassignable`.
-        """
-        if self.latent is None:
-            raise ValueError("there are no latent weights: make the tensor reassignable")
-        self.centroids.copy_(self.centroids.sort().values)
-        middles = (self.centroids[1:] + self.centroids[:-1]) / 2
-        self.labels = torch.bucketize(self.latent, middles)
-
-    @torch.no_grad()
-    def write(self, tensor: torch.Tensor) -> None:
-        """Put the shared values, as they will be stored, into `tensor`."""
-        tensor.put_(self.positions, self.stored_centroids()[self.labels])
-
-    def stored_centroids(self) -> torch.Tensor:
-        """The centroids [k'] in the tensor's type, rounded to float16, which halves the codebook.
-
-        Unrounded where that would turn one into 0 (which means pruned) or infinity, and in a type
-        that is no wider.
-        """
-        exact = self.centroids.detach().to(self.dtype)
-        if self.dtype.itemsize <= 2:
-            return exact
-        rounded = exact.half().to(self.dtype)
-        # Chosen on the device: a GPU would run dry if every step asked it for the answer.
-        return torch.where((rounded.isfinite() & (rounded != 0)).all(), rounded, exact)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        state = {"positions": self.positions, "labels": self.labels, "centroids": self.centroids}
-        return state if self.latent is None else {**state, "latent": self.latent}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        if state.keys() != self.state_dict().keys():
-            raise ValueError("a state with latent weights, or without, where it is the other way")
-        if not torch.equal(state["positions"].to(self.positions.device), self.positions):
-            raise ValueError("a state of a tensor with other zeros")
-        self.labels = state["labels"].to(self.labels.device)
-        # A model that was shared already may have given fewer values than its state has.
-        if state["centroids"].shape != self.centroids.shape:
-            self.centroids = nn.Parameter(state["centroids"].detach().to(self.centroids))
-        self.centroids.copy_(state["centroids"])
-        if self.latent is not None:
-            self.latent.copy_(state["latent"])
-
-
-def exact_type(dtype: torch.dtype) -> torch.dtype:
-    """What is computed in: float32 as it is takes half the memory, and half the time to sort."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def values_at(tensor: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
-    return tensor.detach().take(positions).to("cpu", exact_type(tensor.dtype)).numpy()
 
 
 class WeightSharing(StepHooks):

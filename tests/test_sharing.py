@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from net import Pruner, WeightSharing, encoding, sharing
 from net.bare import SharedState
 from net.errors import UserError
-from net.sharing import SharedTensor
+from net.shared_tensor import SharedTensor
 from tests.optimizers import OPTIMIZERS
 
 

@@ -11,7 +11,7 @@ from net import checkpoint, encoding
 from net.checkpoint import Checkpoint
 from net.pipeline import runs
 from net.report import distributions, plots
-from net.sharing import SharedTensor
+from net.shared_tensor import SharedTensor
 from tests.conftest import FAST
 
 
