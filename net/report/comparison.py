@@ -17,6 +17,7 @@ from ..training import restore, weights
 from ..training.loop import divergence, outputs
 from ..training.splits import Dataset
 from . import distributions, plots, tables
+from .comparison_page import comparison_page
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def show(
     if csv:
         tables.write_csv(csv, figures)
     if plot:
-        plots.save(plots.comparison_page(figures), plot)
+        plots.save(comparison_page(figures), plot)
 
 
 def stage_row(stage: str, model: Checkpoint, file_bytes: int) -> dict:

@@ -10,7 +10,7 @@ import deep_compressing
 from net import checkpoint, encoding
 from net.checkpoint import Checkpoint
 from net.pipeline import runs
-from net.report import distributions, plots
+from net.report import comparison_page, distributions, plots
 from net.shared_tensor import SharedTensor
 from tests.conftest import FAST
 
@@ -26,7 +26,7 @@ def draw(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
 
     def page(figures, path):
-        figure = plots.comparison_page(figures)
+        figure = comparison_page.comparison_page(figures)
         plots.save(figure, path)
         assert path.stat().st_size > 1000
         return len(figure.axes)
@@ -48,7 +48,7 @@ def test_same_figures_give_the_same_bytes(figures, tmp_path, draw):
 
 
 def test_size_bars_end_with_the_folder(figures):
-    labels, sizes = zip(*plots.stage_bars(figures), strict=True)
+    labels, sizes = zip(*comparison_page.stage_bars(figures), strict=True)
     assert sizes[0] == figures["original_bytes"]
     assert sizes[-1] == figures["encoded_bytes"]
     assert list(sizes) == sorted(sizes, reverse=True)
@@ -56,7 +56,7 @@ def test_size_bars_end_with_the_folder(figures):
 
 
 def test_part_bars_add_up_to_the_folder(figures, pipeline):
-    bars = plots.part_bars(figures)
+    bars = comparison_page.part_bars(figures)
     assert [name for name, _ in bars] == ["fc1", "fc2", "fc3", "the rest"]
     total = sum(sum(parts.values()) for _, parts in bars)
     assert total == pytest.approx(encoding.directory_bytes(pipeline.encodings))
@@ -68,9 +68,9 @@ def test_part_bars_of_a_deep_network_sum_the_small_layers(figures):
         layer | {"name": f"l{i}", "parts": {k: i * v for k, v in layer["parts"].items()}}
         for i in range(1, 21)
     ]
-    bars = plots.part_bars(figures)
+    bars = comparison_page.part_bars(figures)
     assert [name for name, _ in bars][-2:] == ["8 smaller layers", "the rest"]
-    assert len(bars) == plots.MAX_BARS + 2
+    assert len(bars) == comparison_page.MAX_BARS + 2
     assert bars[0][0] == "l9"  # in the order of the model
     small = sum(range(1, 9)) * sum(layer["parts"].values())
     assert sum(bars[-2][1].values()) == pytest.approx(small)
@@ -133,12 +133,12 @@ def test_weights_that_are_not_shared_have_no_shared_values():
 
 def test_code_points_are_shares_and_bits(figures):
     stored = {layer["name"]: layer for layer in figures["layers"]}
-    for name, shares, bits in plots.code_points(figures["layers"], "value_code"):
+    for name, shares, bits in comparison_page.code_points(figures["layers"], "value_code"):
         assert sum(shares) == pytest.approx(1)
         average = sum(p * b for p, b in zip(shares, bits, strict=True))
         assert average == pytest.approx(stored[name]["weight_bits"], abs=0.01)
         assert sum(2.0**-b for b in bits) <= 1  # Kraft's inequality
-    assert plots.code_points(figures["layers"], "gap_codes")
+    assert comparison_page.code_points(figures["layers"], "gap_codes")
 
 
 def test_mask_of_pixels(figures, pipeline):
@@ -147,7 +147,7 @@ def test_mask_of_pixels(figures, pipeline):
     assert (mask["layer"], mask["kind"], mask["shape"]) == ("fc1", "pixels", [28, 28])
     assert mask["counts"] == (weight != 0).sum(0).tolist()
     assert mask["most"] == 300
-    assert plots.mask_image(mask)[3, 5] == mask["counts"][3 * 28 + 5]
+    assert comparison_page.mask_image(mask)[3, 5] == mask["counts"][3 * 28 + 5]
 
 
 def test_mask_of_filters():
@@ -155,7 +155,7 @@ def test_mask_of_filters():
     weight[4, :, 1, 0] = 1
     mask = distributions.first_layer_mask(Checkpoint({"conv.weight": weight}))
     assert (mask["kind"], mask["shape"], mask["most"]) == ("filters", [5, 2, 2], 3)
-    image = plots.mask_image(mask)
+    image = comparison_page.mask_image(mask)
     assert image.shape == (5, 8)  # 2 x 3 tiles of 2 x 2, a line between them
     assert image[4, 3] == 3
     assert math.isnan(image[2, 0])
@@ -193,7 +193,7 @@ def test_twenty_layers_one_of_them_entirely_pruned_and_no_architecture(tmp_path,
     assert (tmp_path / "page.png").stat().st_size < 200_000
     figures = json.loads((tmp_path / "page.json").read_text())
     assert len(figures["layers"]) == 20
-    assert len(plots.largest(figures["distributions"], 6)) == 6
+    assert len(comparison_page.largest(figures["distributions"], 6)) == 6
 
 
 @pytest.mark.parametrize("missing", [checkpoint.INITIAL, checkpoint.RETRAINED, "encodings"])
