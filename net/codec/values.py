@@ -21,7 +21,18 @@ def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
     if not values.size:
         return
     distinct, numbers = _numbered(values)
-    form = Form.of(distinct if numbers is not None else values, floating)
+    few = distinct if numbers is not None else values
+    forms = [Form.of(few, floating)]
+    if forms[0].half and values.size < PART:  # rounded ones may be narrower as they are
+        forms.append(Form.whole(few, floating))
+    found = [_written(form, values, distinct, numbers) for form in forms]
+    writer.extend(min(found, key=lambda each: each.length))
+
+
+def _written(
+    form: "Form", values: np.ndarray, distinct: np.ndarray, numbers: np.ndarray | None
+) -> BitWriter:
+    """The values in this form, shared or raw."""
     best = _shared(form, distinct, numbers) if numbers is not None else None
     # of a large tensor with few values, the raw form is never the smaller one
     if best is None or values.size < PART or best.length > form.width * values.size:
@@ -30,8 +41,10 @@ def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
         _write_planes(raw, form.apply(values), form.width)
         if best is None or raw.length <= best.length:
             best = raw
+    writer = BitWriter()
     form.write(writer)
     writer.extend(best)
+    return writer
 
 
 def read_values(
@@ -82,6 +95,12 @@ class Form:
         bits = 8 * values.itemsize
         if floating and bits > 16 and _fits_half(values):
             return cls(bits, True, 0, 16, half=True)
+        return cls.whole(values, floating)
+
+    @classmethod
+    def whole(cls, values: np.ndarray, floating: bool) -> "Form":
+        """The narrowest form of their own type."""
+        bits = 8 * values.itemsize
         used = int(np.bitwise_or.reduce(values))
         shift = (used & -used).bit_length() - 1 if used else 0
         return cls(bits, floating, shift, max(used.bit_length() - shift, 1))

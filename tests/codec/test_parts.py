@@ -11,6 +11,7 @@ from net.codec.codes import Code
 from net.codec.integers import read_integers, write_integers
 from net.codec.sets import read_set, write_set
 from net.codec.tables import read_table, write_small_table, write_table
+from net.codec.values import read_values, write_values
 from tests.test_huffman import bits
 
 
@@ -159,3 +160,14 @@ def test_a_small_table_bit_by_bit() -> None:
     writer = BitWriter()
     write_small_table(writer, Code(np.array([0, 2]), np.array([1, 1], np.uint8)))
     assert written(writer) == "111000011100"
+
+
+def test_rounded_floats_are_stored_in_as_few_bits_as_they_have():
+    """As float16 they would take 16 bits each; they have 8 of exponent, 6 of fraction."""
+    values = (1 + np.arange(64) / 64).astype(np.float32) / np.float32(2) ** (np.arange(64) % 3)
+    writer = BitWriter()
+    write_values(writer, values.view(np.uint32), floating=True)
+    assert writer.length < 14 * 64 + 32
+    parts = read_values(BitReader(writer.finish()), 64, np.dtype(np.uint32), floating=True)
+    found = np.concatenate([part.copy() for _, part in parts])
+    assert np.array_equal(found, values.view(np.uint32))
