@@ -164,7 +164,7 @@ def test_a_small_table_bit_by_bit() -> None:
 
 def test_rounded_floats_are_stored_in_as_few_bits_as_they_have():
     """As float16 they would take 16 bits each; they have 8 of exponent, 6 of fraction."""
-    values = (1 + np.arange(64) / 64).astype(np.float32) / np.float32(2) ** (np.arange(64) % 3)
+    values = np.float32((1 + np.arange(64) / 64) / 2.0 ** (np.arange(64) % 3))
     writer = BitWriter()
     write_values(writer, values.view(np.uint32), floating=True)
     assert writer.length < 14 * 64 + 32
