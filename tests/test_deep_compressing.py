@@ -90,7 +90,13 @@ def test_an_interrupted_run_leaves_whole_files(tmp_path, kind):
     command += ["--output", str(tmp_path / "s"), "--directory", str(tmp_path / "e")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # Ignored where the tests run in the background of a shell, and inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     progress = tmp_path / "s" / runs.PROGRESS
     deadline = time.monotonic() + 60

@@ -59,7 +59,13 @@ def test_a_bare_state_dict_is_clustered_without_its_architecture(tmp_path):
     shared = checkpoint.load(tmp_path / "out")
     assert shared.arch is None
     assert len(shared.state_dict["a.weight"].unique()) == 4
-    assert torch.equal(shared.state_dict["norm.weight"], state["norm.weight"])
+    rounded = shared.state_dict["norm.weight"]
+    assert not torch.equal(rounded, state["norm.weight"])
+    assert torch.allclose(rounded, state["norm.weight"], rtol=1 / 64)
+    options = ["--epochs", "0", "--bits", "2", "--exact-vectors"]
+    assert share(tmp_path / "m.pt", tmp_path / "exact", *options) == 0
+    exact = checkpoint.load(tmp_path / "exact").state_dict["norm.weight"]
+    assert torch.equal(exact, state["norm.weight"])
     assert shared.state_dict["n"] == 3
 
 
