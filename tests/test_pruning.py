@@ -56,6 +56,30 @@ def run_and_die(monkeypatch, arguments, die_in):
             pruning.main(arguments)
 
 
+AUTO = [*OPTIONS, "--density", "auto", "--prune-epochs", "3", "--teacher", "dense"]
+
+
+def test_the_error_budget_chooses_the_density(tmp_path, capsys):
+    kept = []
+    for budget in ("0.05", "100"):
+        output = tmp_path / budget
+        assert pruning.main([*AUTO, "--error-budget", budget, "--output", str(output)]) == 0
+        assert ("pruned as far as that" in capsys.readouterr().out) == (budget == "0.05")
+        state = checkpoint.load(output / checkpoint.RETRAINED).state_dict
+        kept.append(sum(int(state[name].count_nonzero()) for name in state if "weight" in name))
+    assert kept[0] > 3 * kept[1]
+    assert kept[1] <= 1.01 * stages.FLOOR * 266_200
+
+
+def test_a_resumed_run_stops_at_the_same_density(tmp_path, monkeypatch):
+    whole, killed = ([*AUTO, "--output", str(tmp_path / name)] for name in ("whole", "killed"))
+    assert pruning.main(whole) == 0
+    run_and_die(monkeypatch, killed, ("prune", 2))
+    assert pruning.main([*killed, "--resume"]) == 0
+    first, second = (tmp_path / name / checkpoint.RETRAINED for name in ("whole", "killed"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 @pytest.mark.parametrize("die_in", [("train", 1), ("train", 3), ("retrain", 1), ("retrain", 2)])
 def test_resume_after_a_kill_gives_the_same_bytes(tmp_path, pipeline, monkeypatch, die_in):
     arguments = [*OPTIONS, "--output", str(tmp_path)]
