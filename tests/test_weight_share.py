@@ -124,3 +124,17 @@ def test_to_safetensors_with_an_architecture_too(pipeline, tmp_path):
     assert found.state_dict.keys() == expected.state_dict.keys()
     for name, tensor in expected.state_dict.items():
         assert torch.equal(found.state_dict[name], tensor)
+
+
+def test_a_dense_model_of_another_network_is_no_teacher(pipeline, tmp_path):
+    """Left in the folder by an earlier run: then the model itself teaches, as in an empty one."""
+    torch.manual_seed(0)
+    torch.save(build("tests.own_net:OwnNet").state_dict(), tmp_path / "m.pt")
+    (tmp_path / "used").mkdir()
+    left = (pipeline.saves / checkpoint.INITIAL).read_bytes()
+    (tmp_path / "used" / checkpoint.INITIAL).write_bytes(left)
+    options = [*OPTIONS, "--arch", "tests.own_net:OwnNet", "--dataset", "digits"]
+    for folder in ("used", "empty"):
+        assert share(tmp_path / "m.pt", tmp_path / folder / "shared", *options) == 0
+    used, empty = ((tmp_path / folder / "shared").read_bytes() for folder in ("used", "empty"))
+    assert used == empty

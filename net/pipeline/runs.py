@@ -110,8 +110,7 @@ class Run:
         if is_file_name(options.teacher):
             return checkpoint.load(options.teacher)
         if options.teacher in (DENSE, self.arch):
-            dense = self.folder / INITIAL
-            return checkpoint.load(dense) if dense.exists() else source
+            return self._dense() or source
         path = self.folder / TEACHER
         # Sharing has no options to train one by: it takes what pruning has left.
         if isinstance(options, PruningOptions):
@@ -124,6 +123,14 @@ class Run:
                 )
                 write(path, trained)
         return checkpoint.load(path)
+
+    def _dense(self) -> Checkpoint | None:
+        """The dense model of this architecture and data set in the folder, if that is there."""
+        path = self.folder / INITIAL
+        if not path.exists():
+            return None
+        found = checkpoint.load(path)
+        return found if (found.arch, found.dataset) == (self.arch, self.dataset.name) else None
 
     def check(self, options: PruningOptions) -> None:
         """Find before hours of training what would stop the run after them. Raises UserError."""
