@@ -4,9 +4,11 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
+
 
 def medians(*works: Callable[[], object], repeat: int = 5) -> list[float]:
-    """Median seconds of each, taking turns."""
+    """Median seconds of each, taking turns; what a GPU has been given counts until it is done."""
     seconds = [[] for _ in works]
     for work in works:  # warm up
         work()
@@ -14,5 +16,7 @@ def medians(*works: Callable[[], object], repeat: int = 5) -> list[float]:
         for work, taken in zip(works, seconds, strict=True):
             start = time.perf_counter()
             work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in seconds]

@@ -12,14 +12,13 @@ Adam on the same images, alternating; the ratio is of the medians.
 
 import argparse
 import platform
-import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from timing import medians
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -71,14 +70,6 @@ def usual_epoch(model, dataset, batch_size, device):
         optimizer.step()
 
 
-def seconds(work) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def our_epoch(model, split, batch_size):
     if split.kind == "photographs":
         split = Distorted(split, 1.0)
@@ -114,14 +105,11 @@ def main(argv=None) -> None:
     )
     for batch_size in (250,) if args.quick else (50, 250):
         ours, usual = placed(build(args.arch), device), build(args.arch).to(device)
-        times = {"ours": [], "usual": []}
-        for run in range(args.runs + 1):  # the first is the warm-up
-            a = seconds(lambda m=ours, n=batch_size: our_epoch(m, train, n))
-            b = seconds(lambda m=usual, n=batch_size: usual_epoch(m, per_sample, n, device))
-            if run:
-                times["ours"].append(a)
-                times["usual"].append(b)
-        a, b = (statistics.median(times[k]) for k in ("ours", "usual"))
+        a, b = medians(
+            lambda m=ours, n=batch_size: our_epoch(m, train, n),
+            lambda m=usual, n=batch_size: usual_epoch(m, per_sample, n, device),
+            repeat=args.runs,
+        )
         errors = [evaluate(model, dataset.validation)[1] for model in (ours, usual)]
         figures = f"{batch_size:5}  {a:12.2f}  {b:13.2f}  {b / a:4.1f}x"
         print(f"{figures}  {errors[0]:.2f} / {errors[1]:.2f} %")

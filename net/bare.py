@@ -8,12 +8,12 @@ import torch
 from .clustering import Clustering
 from .codec.tensors import identity
 from .errors import naming
-from .parameters import bias_of, compressible
+from .parameters import compressible
 from .post_training import NOISE, share_tensor, spread_of, steps
 from .shards import Info, info_of
 from .shared_tensor import SharedTensor
-from .sharing import bits_of_tensors
-from .vectors import rounded_vector, vector_names
+from .sharing import bits_of_tensors, vectors_to_round
+from .vectors import rounded_vector
 
 
 class SharedState(Mapping[str, torch.Tensor]):
@@ -48,10 +48,7 @@ class SharedState(Mapping[str, torch.Tensor]):
             self._steps = steps({name: spread_of(name, source[name]) for name in kinds}, noise)
         else:
             self._bits = bits_of_tensors(source, kinds, bits, bias_bits)
-        self._vectors: set[str] = set()
-        if not exact_vectors:
-            decided = set() if bits == "auto" else {bias_of(name) for name in kinds}
-            self._vectors = set(vector_names(source)) - decided
+        self._vectors = set() if exact_vectors else set(vectors_to_round(source, kinds, bits))
 
     def info(self, name: str) -> Info:
         """The type and shape of a tensor."""

@@ -79,18 +79,15 @@ class WeightSharing(StepHooks):
         self.without_data: dict[str, str] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._gathered: set[str] = set()
-        self._rounding = None
-        if not exact_vectors:
-            # Where errors of the weights are compensated, those of the vectors would show.
-            self._rounding = noise if calibration is None else noise / 2
-        self._exact: set[str] = set()
+        self._vectors = [] if exact_vectors else vectors_to_round(model.state_dict(), kinds, bits)
+        # Where errors of the weights are compensated, those of the vectors would show.
+        self._rounding = noise if calibration is None else noise / 2
         if bits == "auto":
             values, self.without_data = shared_values(model, kinds, noise, calibration)
             for name in kinds:
                 self._add(name, SharedTensor.of_values, values.pop(name), reassign)
             self._round_vectors()
             return
-        self._exact = {bias_of(name) for name in kinds}  # `bias_bits` decides of these
         for name, b in bits_of_tensors(self._parameters, kinds, bits, bias_bits).items():
             self._add(name, partial(SharedTensor.clustered, init=init, seed=seed), b, reassign)
         self._round_vectors()
@@ -110,15 +107,9 @@ class WeightSharing(StepHooks):
 
     @torch.no_grad()
     def _round_vectors(self) -> None:
-        if self._rounding is not None:
-            state = self._model.state_dict()
-            for name in self._vectors():
-                state[name].copy_(rounded_vector(name, state, self._rounding))
-
-    def _vectors(self) -> list[str]:
-        """The names of what is not shared and may be rounded."""
-        left = self._exact | self.tensors.keys()
-        return [name for name in vector_names(self._model.state_dict()) if name not in left]
+        state = self._model.state_dict()
+        for name in self._vectors:
+            state[name].copy_(rounded_vector(name, state, self._rounding))
 
     def detach(self) -> None:
         super().detach()
@@ -203,7 +194,7 @@ class WeightSharing(StepHooks):
         tensors = {name: shared.state_dict() for name, shared in self.tensors.items()}
         model = self._model.state_dict()
         # Copies, as they are in training: `detach` rounds them, and so does a new sharing.
-        vectors = {name: model[name].clone() for name in self._vectors()}
+        vectors = {name: model[name].clone() for name in self._vectors}
         return {"tensors": tensors, "vectors": vectors, "steps_done": self.steps_done}
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -239,3 +230,13 @@ def bits_of_tensors(
             if b and each in names:
                 found.setdefault(each, b)
     return found
+
+
+def vectors_to_round(
+    state: Mapping[str, torch.Tensor], kinds: Mapping[str, str], bits: int | Mapping | str
+) -> list[str]:
+    """The vectors of a state dict that are rounded beside shared weights {name: kind}: those that
+    are not shared themselves, without the biases of the weights where `bias_bits` decides of
+    them."""
+    left = set(kinds) if bits == "auto" else {*kinds, *map(bias_of, kinds)}
+    return [name for name in vector_names(state) if name not in left]

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from .options import PRESETS, defaults_text
 
 Number = TypeVar("Number", int, float)
+Value = TypeVar("Value")
 
 DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "cifar10", "digits")
 
@@ -46,12 +47,9 @@ def integer(low: int, high: float = math.inf) -> Callable[[str], int]:
     return parse
 
 
-def integer_or_auto(text: str) -> int | Literal["auto"]:
-    return "auto" if text == "auto" else integer(1)(text)
-
-
-def bits_or_auto(text: str) -> int | dict[str, int] | Literal["auto"]:
-    return "auto" if text == "auto" else per_layer(integer(1, 16))(text)
+def or_auto(kind: Callable[[str], Value]) -> Callable[[str], Value | Literal["auto"]]:
+    """The type of an option whose value is "auto" or what `kind` takes."""
+    return lambda text: "auto" if text == "auto" else kind(text)
 
 
 def real(low: float = 0.0, high: float = math.inf) -> Callable[[str], float]:
@@ -84,10 +82,6 @@ def per_layer(number: Callable[[str], Number]) -> Callable[[str], Number | dict[
         return values
 
     return parse
-
-
-def density(text: str) -> float | dict[str, float] | str:
-    return "auto" if text == "auto" else per_layer(real(0, 1))(text)
 
 
 def dataset(text: str) -> str:
@@ -177,7 +171,7 @@ def add_training(parser: Parser) -> None:
     preset_option(
         group,
         "--batch-size",
-        integer_or_auto,
+        or_auto(integer(1)),
         "images per step; auto: 250, for other networks than the LeNets 125, or fewer for 40 "
         "steps an epoch at least",
         metavar="N",
@@ -268,7 +262,7 @@ def add_pruning(parser: Parser) -> None:
     preset_option(
         group,
         "--density",
-        density,
+        or_auto(per_layer(real(0, 1))),
         "instead of the threshold: the fraction of weights to keep, of all layers together or "
         "per layer, reached gradually by saliency per bit; auto: as few as --error-budget allows",
         metavar="R",
@@ -327,7 +321,7 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
     preset_option(
         group,
         "--bits",
-        bits_or_auto,
+        or_auto(per_layer(integer(1, 16))),
         "2**bits shared values per layer at most, by k-means; auto, for a model that is trained "
         "already: the fewest bytes at --noise, calibrated on training inputs where there are some",
         metavar="N",

@@ -6,13 +6,14 @@ import copy
 import torch
 from torch import nn
 
+from ..hooks import StepHooks
 from ..post_training import NOISE
 from ..prune import Pruner
 from ..sharing import WeightSharing
 from ..training.distillation import Distorted
 from ..training.log import Log
 from ..training.loop import divergence, outputs
-from ..training.splits import Dataset
+from ..training.splits import Dataset, Split
 from .options import PruningOptions, SharingOptions
 
 BATCH = 250
@@ -83,11 +84,11 @@ def calibration_inputs(dataset: Dataset, options: SharingOptions) -> list[torch.
     return [inputs for inputs, _ in wanted.batches(BATCH)]
 
 
-class Brake:
+class Brake(StepHooks):
     """Stops a gradual pruning where the model's outputs have moved as far as the budget allows.
 
     The outputs are those on held-out inputs, changed as in training: a network answers what it has
-    learnt by heart with a confidence that says little. To be called after every optimizer step.
+    learnt by heart with a confidence that says little. Attach it after the pruner.
     """
 
     def __init__(
@@ -99,26 +100,21 @@ class Brake:
         log: Log,
     ) -> None:
         """`model` is the dense one still."""
+        super().__init__()
         self.model, self.pruner, self.log = model, pruner, log
         self.limit = DIVERGENCE * options.error_budget
-        looked_at = Distorted(dataset.validation[:LOOKED_AT], options.distortion)
-        self.inputs = [inputs for inputs, _ in looked_at.batches(BATCH)]
+        held_out = Distorted(dataset.validation[:LOOKED_AT], options.distortion)
+        inputs, labels = zip(*held_out.batches(BATCH), strict=True)
+        self.looked_at = Split(torch.cat(inputs), torch.cat(labels))  # changed once, for all looks
         self.every = max(1, pruner.steps // LOOKS)
-        self.reference = self.outputs()
-
-    @torch.no_grad()
-    def outputs(self) -> torch.Tensor:
-        """Logits float32 [N, classes]."""
-        training = self.model.training
-        self.model.eval()
-        logits = torch.cat([self.model(inputs) for inputs in self.inputs])
-        self.model.train(training)
-        return logits.float()
+        self.reference, _ = outputs(model, self.looked_at, BATCH)
 
     def after_step(self) -> None:
         if self.pruner.finished or self.pruner.steps_done % self.every:
             return
-        moved = divergence(self.outputs(), self.reference)
+        logits, _ = outputs(self.model, self.looked_at, BATCH)
+        self.model.train()
+        moved = divergence(logits, self.reference)
         kept = torch.cat([mask.flatten() for mask in self.pruner.masks.values()])
         density = kept.float().mean().item()
         text = f"density {density:.3f}: divergence {moved:.3f} on held-out inputs"

@@ -157,13 +157,9 @@ def chosen(args: Namespace, run: "Run | None" = None) -> Preset:
     """--preset, adjusted to the architecture, with what the user gives in its place."""
     from .runs import teacher_for
 
-    preset = options.preset(args.preset, run.arch if run else None, starts_trained(args))
+    trained = bool(getattr(args, "weights", None))
+    preset = options.preset(args.preset, run.arch if run else None, trained)
     preset = preset.with_options(**vars(args))
     if run is None:
         return preset
     return preset.with_options(teacher=teacher_for(preset.sharing.teacher, run.dataset))
-
-
-def starts_trained(args: Namespace) -> bool:
-    """Whether dense training begins with weights that are given: a file's, or those published."""
-    return bool(getattr(args, "weights", None))

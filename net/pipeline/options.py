@@ -146,24 +146,11 @@ SMALLEST = PAPER.with_options(
 
 PRESETS = {"paper": PAPER, "smallest": SMALLEST}
 LENETS = ("lenet-300-100", "lenet-5")
+OTHER = "other networks"  # than these, as the help calls them
 
-# Other networks than the LeNets are deeper, convolutional more often than not, and already good:
-# the dense model teaches what becomes of it; no layer's share of weights to keep is known before.
-DEEP = {
-    "paper": PAPER.with_options(largest_batch=125, teacher="dense", teacher_copies=4, bits=5),
-    "smallest": SMALLEST.with_options(
-        largest_batch=125,
-        teacher="dense",
-        teacher_copies=4,
-        density="auto",
-        error_budget=1.0,
-        prune_epochs=8,
-        retrain_epochs=4,
-        retrain_lr=1e-3,
-        finetune_epochs=4,
-        finetune_lr=1e-3,
-    ),
-}
+# They are deeper, convolutional more often than not, and already good: the dense model teaches what
+# becomes of it.
+DEEP = {"largest_batch": 125, "teacher": "dense", "teacher_copies": 4}
 
 # Of one that is trained already: no L1 pull has gathered its small weights below the threshold, and
 # large steps would lead away from where it is.
@@ -182,6 +169,18 @@ ADJUSTED = {
         retrain_lr=2e-3,
         finetune_epochs=5,
     ),
+    ("paper", OTHER): PAPER.with_options(**DEEP, bits=5),
+    # No layer's share of weights to keep is known before.
+    ("smallest", OTHER): SMALLEST.with_options(
+        **DEEP,
+        density="auto",
+        error_budget=1.0,
+        prune_epochs=8,
+        retrain_epochs=4,
+        retrain_lr=1e-3,
+        finetune_epochs=4,
+        finetune_lr=1e-3,
+    ),
 }
 
 
@@ -189,10 +188,12 @@ def preset(name: str, arch: str | None, trained: bool = False) -> Preset:
     """The preset `name` for the architecture `arch`, or for none that is known; with `trained` for
     one whose training starts from weights that are given."""
     family = (arch or "").partition("(")[0]  # without its options
-    if family in ("", *LENETS):
-        return ADJUSTED.get((name, family), PRESETS[name])
-    found = DEEP[name]
-    return found.with_options(**TRAINED) if trained and name == "paper" else found
+    if family not in ("", *LENETS):
+        family = OTHER
+    found = ADJUSTED.get((name, family), PRESETS[name])
+    if trained and (name, family) == ("paper", OTHER):
+        return found.with_options(**TRAINED)
+    return found
 
 
 def defaults_text(option: str) -> str:
@@ -206,11 +207,8 @@ def defaults_text(option: str) -> str:
     for (name, arch), adjusted in ADJUSTED.items():
         if adjusted.values()[option] != values[name]:
             text += f"; {name} with {arch}: {shown(adjusted.values()[option])}"
-    for name, deep in DEEP.items():
-        if deep.values()[option] != values[name]:
-            text += f"; {name} with other networks: {shown(deep.values()[option])}"
     if option in TRAINED:
-        text += f", {shown(TRAINED[option])} with --weights"
+        text += f"; paper with {OTHER} and --weights: {shown(TRAINED[option])}"
     return text
 
 

@@ -153,7 +153,7 @@ def prune(
         optimizer = adam(model.parameters(), options.retrain_lr)
         pruner.attach(optimizer)
         if brake:
-            optimizer.register_step_post_hook(lambda *_: brake.after_step())
+            brake.attach(optimizer)
         fit(
             model,
             optimizer,
@@ -173,12 +173,13 @@ def prune(
         pruner = Pruner(model, sensitivity=options.sensitivity)
     else:
         per_epoch = schedule(options, 1, dataset).steps_per_epoch(len(split))
-        steps = max(1, options.prune_epochs * per_epoch)
         if options.density == "auto":
+            steps = max(1, options.prune_epochs * per_epoch)
             pruner = Pruner(model, density=FLOOR, steps=steps, start=START)
             brake = Brake(model, pruner, dataset, options, setting.log)
         else:
-            pruner = Pruner(model, density=options.density, steps=max(1, int(RAMP * steps)))
+            steps = max(1, int(RAMP * options.prune_epochs * per_epoch))
+            pruner = Pruner(model, density=options.density, steps=steps)
             brake = None
         train_with(pruner, "prune", options.prune_epochs, brake)
         fold_constant_inputs(model, pruner.masks, dataset.train)

@@ -38,7 +38,7 @@ def density_within(budget):
     options = PruningOptions(density="auto", error_budget=budget)
     brake = Brake(model, pruner, data, options, Log(silent=True))
     pruner.attach(optimizer)
-    optimizer.register_step_post_hook(lambda *_: brake.after_step())
+    brake.attach(optimizer)
     for _ in range(STEPS + 5):
         step()
     assert pruner.finished
