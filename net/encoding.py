@@ -125,55 +125,14 @@ def write(
 ) -> Encoded:
     """As ``save``, and say what every tensor costs, which decoding it has shown."""
     directory = Path(directory)
-    entries: list[Entry] = []
-    written: list[Path] = []
-
-    def tensors() -> Iterator[tuple[Entry, torch.Tensor]]:
-        seen: dict[tuple, tuple[int, weakref.ref]] = {}
-        for name in state:
-            tensor = state[name]
-            _check_tensor(name, tensor)
-            # an address says nothing once the tensor that was there is gone
-            before = seen.get(identity(tensor))
-            same = entries[before[0]] if before and before[1]() is not None else None
-            entry = Entry(len(entries), name, tensor.dtype, tuple(tensor.shape), same=same)
-            entries.append(entry)
-            if same:
-                same.tied.append(name)
-            else:
-                seen[identity(tensor)] = entry.number, weakref.ref(tensor)
-                yield entry, tensor
-
-    def encode(entry: Entry, tensor: torch.Tensor) -> tuple[int, TensorInfo | None]:
-        padded = write_tensor(tensor).finish()
-        data = padded[:-PAD].data
-        entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
-        entries[entry.number] = entry
-        info = None
-        if verify or describe:
-            reader = BitReader(padded, describe)
-            try:
-                same = reads_as(reader, tensor)
-                reader.finish()
-            except HuffmanError as error:
-                raise EncodingError(f"cannot encode {entry.name!r}: {error}") from error
-            if verify and not same:
-                raise EncodingError(f"cannot encode {entry.name!r}: it decodes to another tensor")
-            if describe:
-                info = tensor_info(entry, tensor, reader)
-        path = directory / entry.file_name
-        if not (path.is_file() and path.read_bytes() == data):
-            written.append(path)
-            _write_file(path, data)
-        return len(data), info
-
+    writing = _Writing(directory, verify, describe)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        results = list(_in_order(encode, tensors()))
-        packed = manifest.pack(entries, meta)
+        results = list(_in_order(writing.encode, writing.distinct(state)))
+        packed = manifest.pack(writing.entries, meta)
         _write_file(directory / MANIFEST, packed)
     except BaseException as error:
-        for path in written:
+        for path in writing.written:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error = unwritable(directory, error)
@@ -181,12 +140,65 @@ def write(
             what = str(error).removesuffix(AGAIN)
             raise EncodingError(f"{what}; what was there before is unchanged") from None
         raise
-    keep = {entry.file_name for entry in entries if not entry.same}
+    keep = {entry.file_name for entry in writing.entries if not entry.same}
     for path in directory.iterdir():  # files of earlier encodings, and of killed runs
         if TENSOR_FILE.fullmatch(path.name) and path.name not in keep:
             path.unlink(missing_ok=True)
     total = sum(size for size, _ in results) + len(packed)
     return Encoded(total, [info for _, info in results if info])
+
+
+class _Writing:
+    """One call of ``write``: the entries so far, and the files that were not there before it."""
+
+    def __init__(self, directory: Path, verify: bool, describe: bool) -> None:
+        self.directory, self.verify, self.describe = directory, verify, describe
+        self.entries: list[Entry] = []
+        self.written: list[Path] = []
+
+    def distinct(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[Entry, torch.Tensor]]:
+        """Every tensor of ``state`` once, with its entry; further names become entries too."""
+        seen: dict[tuple, tuple[int, weakref.ref]] = {}
+        for name in state:
+            tensor = state[name]
+            _check_tensor(name, tensor)
+            # an address says nothing once the tensor that was there is gone
+            before = seen.get(identity(tensor))
+            same = self.entries[before[0]] if before and before[1]() is not None else None
+            entry = Entry(len(self.entries), name, tensor.dtype, tuple(tensor.shape), same=same)
+            self.entries.append(entry)
+            if same:
+                same.tied.append(name)
+            else:
+                seen[identity(tensor)] = entry.number, weakref.ref(tensor)
+                yield entry, tensor
+
+    def encode(self, entry: Entry, tensor: torch.Tensor) -> tuple[int, TensorInfo | None]:
+        """Write the file of one tensor; return its bytes, and what it costs if that is wanted."""
+        padded = write_tensor(tensor).finish()
+        data = padded[:-PAD].data
+        entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
+        self.entries[entry.number] = entry
+        info = None
+        if self.verify or self.describe:
+            info = self._decoded(entry, tensor, padded)
+        path = self.directory / entry.file_name
+        if not (path.is_file() and path.read_bytes() == data):
+            self.written.append(path)
+            _write_file(path, data)
+        return len(data), info
+
+    def _decoded(self, entry: Entry, tensor: torch.Tensor, padded: np.ndarray) -> TensorInfo | None:
+        """Decode what is about to be written, and refuse it if it is not ``tensor``."""
+        reader = BitReader(padded, self.describe)
+        try:
+            same = reads_as(reader, tensor)
+            reader.finish()
+        except HuffmanError as error:
+            raise EncodingError(f"cannot encode {entry.name!r}: {error}") from error
+        if self.verify and not same:
+            raise EncodingError(f"cannot encode {entry.name!r}: it decodes to another tensor")
+        return tensor_info(entry, tensor, reader) if self.describe else None
 
 
 def _check_tensor(name: object, tensor: object) -> None:

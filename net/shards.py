@@ -69,7 +69,10 @@ class Shards(Mapping[str, torch.Tensor]):
         """The type and shape of a tensor, without reading it."""
         with _opened(self._files[name]) as file:
             part = file.get_slice(name)
-            return Info(DTYPES[part.get_dtype()], tuple(part.get_shape()))
+            kind = part.get_dtype()
+            if kind not in DTYPES:
+                raise ShardsError(f"{self.path}: {name} is of type {kind}, which is not supported")
+            return Info(DTYPES[kind], tuple(part.get_shape()))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with _opened(self._files[name]) as file:
