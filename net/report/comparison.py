@@ -16,7 +16,7 @@ from ..parameters import bias_of, shortest_name
 from ..training import restore, weights
 from ..training.loop import divergence, outputs
 from ..training.splits import Dataset
-from . import distributions, plots, tables
+from . import comparison_tables, distributions, plots, tables
 from .comparison_page import comparison_page
 
 
@@ -156,11 +156,11 @@ def show(
     plot: str | Path | None = None,
 ) -> None:
     """Print the comparison; write it to the files that are named."""
-    print(tables.comparison_text(figures))
+    print(comparison_tables.comparison_text(figures))
     if json:
         tables.write_json(json, figures)
     if csv:
-        tables.write_csv(csv, figures)
+        comparison_tables.write_csv(csv, figures)
     if plot:
         plots.save(comparison_page(figures), plot)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from net.errors import UserError
-from net.pipeline import arguments, cli, options
+from net.pipeline import argument_types, arguments, cli, options
 from net.training import datasets
 
 ROOT = Path(__file__).parents[2]
@@ -15,8 +15,8 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 def parser():
     parser = arguments.Parser("A test.")
-    parser.add_argument("--n", type=arguments.integer(1, 16), default=1)
-    parser.add_argument("--x", type=arguments.real(), default=1.0)
+    parser.add_argument("--n", type=argument_types.integer(1, 16), default=1)
+    parser.add_argument("--x", type=argument_types.real(), default=1.0)
     return parser
 
 
@@ -124,15 +124,17 @@ def test_auto_batch_size_gives_small_data_sets_steps_enough():
 
 
 def test_a_value_per_layer():
-    assert arguments.per_layer(arguments.real())("1.5") == 1.5
-    values = arguments.per_layer(arguments.integer(1, 16))("*=5, features.*=8,features.3=7")
+    assert argument_types.per_layer(argument_types.real())("1.5") == 1.5
+    values = argument_types.per_layer(argument_types.integer(1, 16))(
+        "*=5, features.*=8,features.3=7"
+    )
     assert values == {"*": 5, "features.*": 8, "features.3": 7}
 
 
 @pytest.mark.parametrize("text", ["a=", "=3", "a=3,", "a=3,b", "a=99", "x"])
 def test_a_malformed_value_per_layer(text):
     with pytest.raises(argparse.ArgumentTypeError):
-        arguments.per_layer(arguments.integer(1, 16))(text)
+        argument_types.per_layer(argument_types.integer(1, 16))(text)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -166,4 +168,4 @@ def test_help_shows_every_default(script, capsys):
 def test_the_command_line_knows_every_data_set():
     """It cannot ask net.training.datasets, which imports torch."""
     named = [name for name in datasets.NAMES if ":" not in name]
-    assert named == list(arguments.DATASETS)
+    assert named == list(argument_types.DATASETS)
