@@ -125,6 +125,13 @@ def add_training(parser: Parser) -> None:
         "these would take over 2 GiB",
         metavar="N",
     )
+    preset_option(
+        group,
+        "--temperature",
+        real(0.01, 1000),
+        "softens the outputs of the teacher, and of what learns from it (Hinton et al. 2015)",
+        metavar="R",
+    )
     group.add_argument(
         "--amp", action="store_true", help="mixed precision: bfloat16 in matrix products"
     )

@@ -94,7 +94,10 @@ class Run:
         """What to learn from after dense training, made once for all stages that learn the same.
 
         `source` is what the stage begins with, its own teacher if there is no dense model."""
-        key = (options.teacher, options.teacher_copies, options.distortion, options.seed)
+        key = (
+            *(options.teacher, options.teacher_copies, options.temperature),
+            *(options.distortion, options.seed),
+        )
         if key not in self._lessons:
             teacher = self._teacher(options, source, progress)
             self._lessons[key] = stages.lessons(self.dataset, options, teacher, self.setting)

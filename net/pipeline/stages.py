@@ -10,6 +10,7 @@ same bytes in a process of its own as within the whole pipeline.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,7 +130,7 @@ def lessons(
         *(dataset.train, model, options.teacher_copies, options.distortion),
         setting.test_batch_size,
     )
-    return Lessons(split, distillation_loss)
+    return Lessons(split, partial(distillation_loss, temperature=options.temperature))
 
 
 # Pruning

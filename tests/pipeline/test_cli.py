@@ -94,7 +94,7 @@ def test_what_is_recorded_holds_no_paths_and_keeps_its_order():
     recorded = chosen("--weights", "some/where/net.pth").pruning.recorded()
     assert recorded["weights"] == "net.pth"
     assert list(recorded)[:4] == ["seed", "batch_size", "largest_batch", "distortion"]
-    assert list(recorded)[4:8] == ["teacher", "teacher_copies", "amp", "weights"]
+    assert list(recorded)[4:8] == ["teacher", "teacher_copies", "temperature", "amp"]
 
 
 def test_a_preset_is_adjusted_to_the_architecture():
