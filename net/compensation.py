@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .codec.kernels import helper, kernel
+from .codec.compiled import helper, kernel
 
 # What is known of inputs without seeing any, in units of their variance: neighbours under a
 # convolution's kernel are alike, and inputs have a mean in common (they come out of a ReLU, or

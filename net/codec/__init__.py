@@ -7,7 +7,7 @@ LANES = 8  # parts of a long stream, which are decoded at the same time (codes.p
 
 
 def __getattr__(name: str) -> Any:
-    """``codec.kernels``, imported when it is first used: numba takes half a second to load."""
-    if name == "kernels":
-        return importlib.import_module(".kernels", __name__)
+    """The compiled loops, imported when they are first used: numba takes half a second to load."""
+    if name in ("kernels", "matrix_kernels"):
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

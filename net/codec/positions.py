@@ -63,7 +63,7 @@ def read_positions(reader: BitReader, shape: tuple[int, ...]) -> np.ndarray:
             raise HuffmanError("more non-zeros than elements")
         left -= here
         part = read_integers(reader, here)
-        if not codec.kernels.places(part, row, column, *steps, part):
+        if not codec.matrix_kernels.places(part, row, column, *steps, part):
             raise HuffmanError("a non-zero outside the tensor")
         parts.append(part)
     positions = np.concatenate(parts)
@@ -175,7 +175,7 @@ class Matrix:
         self.column_sums = np.bincount(self.columns, minlength=width)
         if view & 1:
             matrix = self.starts, self.columns, self.column_sums
-            self.starts, self.columns, self.order = codec.kernels.transpose(*matrix)
+            self.starts, self.columns, self.order = codec.matrix_kernels.transpose(*matrix)
             self.row_sums, self.column_sums = self.column_sums, self.row_sums
 
 
@@ -185,7 +185,7 @@ class Grid:
     def __init__(self, matrix: Matrix, rows: LineClasses, columns: LineClasses) -> None:
         self.view, self.rows, self.columns = matrix.view, rows, columns
         lines = rows.classes, rows.ranks()[0], columns.classes, *columns.ranks()
-        sizes, gaps, order = codec.kernels.block_gaps(matrix.starts, matrix.columns, *lines)
+        sizes, gaps, order = codec.matrix_kernels.block_gaps(matrix.starts, matrix.columns, *lines)
         self.blocks = np.split(gaps, np.cumsum(sizes)[:-1])
         self.order = order if matrix.order is None else matrix.order[order]
         self.bits = sum(integer_bits(gaps) + 15 for gaps in self.blocks)

@@ -1,12 +1,10 @@
-"""The compiled loops: imported late, cached where that can be, and working where it cannot."""
+"""The compiled loops: imported late, and the examples of their docstrings."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,24 +25,6 @@ def test_numba_is_not_imported_before_something_is_coded() -> None:
     assert python(code) == "False"
 
 
-def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
-
-    from net.codec import kernels
-
-    real = numba.njit
-
-    def njit(cache: bool = False, **options: object) -> object:
-        def refuse(function: object) -> None:  # what numba says then
-            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
-
-        return refuse if cache else real(**options)
-
-    monkeypatch.setattr(numba, "njit", njit)
-    counts = kernels.kernel(kernels.count.py_func)(np.array([0, 2, 2], np.uint8), 3)
-    assert counts.tolist() == [1, 0, 2]
-
-
 def test_a_code_of_the_example() -> None:
     from net.codec import kernels
 
@@ -63,20 +43,20 @@ def test_lengths_of_the_example() -> None:
 
 
 def test_gaps_of_the_example() -> None:
-    from net.codec import kernels
+    from net.codec import matrix_kernels
 
     starts, columns = np.array([0, 2, 3]), np.array([1, 3, 0], np.int32)
     one, line, widths = np.ones(4, np.int64), np.arange(4), np.array([0, 4])
     lines = one[:2], line[:2], one, line, widths
-    sizes, gaps, order = kernels.block_gaps(starts, columns, *lines)
+    sizes, gaps, order = matrix_kernels.block_gaps(starts, columns, *lines)
     assert (gaps.tolist(), order.tolist(), sizes.tolist()) == ([1, 1, 0], [0, 1, 2], [3])
-    begins, rows, order = kernels.transpose(starts, columns, np.array([1, 1, 0, 1]))
+    begins, rows, order = matrix_kernels.transpose(starts, columns, np.array([1, 1, 0, 1]))
     assert (begins.tolist(), rows.tolist()) == ([0, 1, 2, 2, 3], [1, 0, 0])
     assert order.tolist() == [2, 0, 1]
     out = np.zeros(3, np.int64)
-    assert kernels.places(gaps, np.array([0, 2]), np.arange(4), 4, 1, out)
+    assert matrix_kernels.places(gaps, np.array([0, 2]), np.arange(4), 4, 1, out)
     assert out.tolist() == [1, 3, 8]
-    assert not kernels.places(np.array([8]), np.array([0, 2]), np.arange(4), 4, 1, out)
+    assert not matrix_kernels.places(np.array([8]), np.array([0, 2]), np.arange(4), 4, 1, out)
 
 
 def test_numbers_of_the_example() -> None:
@@ -88,16 +68,3 @@ def test_numbers_of_the_example() -> None:
     assert (numbers.tolist(), distinct.tolist()) == ([0, 0, 1, 0], [7, 5])
     more = np.array([7, 9], np.uint64)
     assert kernels.number(more, distinct, 2, np.zeros(4, np.int32), 62, numbers) == -1
-
-
-def test_coding_without_a_writable_cache(tmp_path: Path) -> None:
-    # as in a container of another user: neither beside the code nor at home
-    shutil.copytree(ROOT / "net", tmp_path / "net", ignore=shutil.ignore_patterns("__pycache__"))
-    code = (
-        "import numba.core.caching as c\n"
-        "for locator in c.CacheImpl._locator_classes: locator.from_function = lambda *_: None\n"
-        "import numpy as np; from net import compensation; from net.codec import kernels\n"
-        "print(kernels.count(np.array([0, 2, 2], np.uint8), 3).tolist())\n"
-    )
-    assert python(code, cwd=tmp_path) == "[1, 0, 2]"
-    assert not list(tmp_path.rglob("*.nbi"))

@@ -1,0 +1,46 @@
+"""Compiled code is cached where that can be, and works where it cannot."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from net.codec.compiled import kernel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_one(values: np.ndarray) -> np.ndarray:
+    return values + 1
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = numba.njit
+
+    def njit(cache: bool = False, **options: object) -> object:
+        def refuse(function: object) -> None:  # what numba says then
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+
+        return refuse if cache else real(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert kernel(add_one)(np.array([0, 2])).tolist() == [1, 3]
+
+
+def test_coding_without_a_writable_cache(tmp_path: Path) -> None:
+    # as in a container of another user: neither beside the code nor at home
+    shutil.copytree(ROOT / "net", tmp_path / "net", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import numba.core.caching as c\n"
+        "for locator in c.CacheImpl._locator_classes: locator.from_function = lambda *_: None\n"
+        "import numpy as np; from net import compensation; from net.codec import kernels\n"
+        "print(kernels.count(np.array([0, 2, 2], np.uint8), 3).tolist())\n"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[1, 0, 2]"
+    assert not list(tmp_path.rglob("*.nbi"))
