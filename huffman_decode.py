@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Decode the folder that huffman_encode.py wrote: the same model again, bit for bit.
+"""Decode what huffman_encode.py wrote: the same model again, bit for bit.
 
     python huffman_decode.py
 
-Writes saves/model_after_decoding.ptmodel; with --output FILE.safetensors, tensor by tensor.
+Writes saves/model_after_decoding.ptmodel; with --output FILE.safetensors tensor
+by tensor, for a model larger than memory.
 """
 
 import sys

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Encode a model losslessly: sparse positions and shared values as Huffman streams.
+"""Encode a model without loss: positions and shared values as Huffman codes.
 
     python huffman_encode.py saves/model_after_weight_sharing.ptmodel
 
-Writes one file per tensor and a manifest into the folder encodings/ (docs/format.md).
+Writes one file per tensor and a manifest into the folder encodings/, which
+docs/format.md describes.
 """
 
 import sys

@@ -2,11 +2,12 @@
 """Train a network, prune its small weights, and retrain the survivors.
 
     python pruning.py
-    python pruning.py --arch lenet-300-100 --sensitivity 0.7 --epochs 25 --retrain-epochs 30
+    python pruning.py --arch lenet-5 --sensitivity 0.7 --retrain-epochs 30
     python pruning.py --scan --plot scan.png
 
-Writes OUTPUT/initial_model.ptmodel and OUTPUT/model_after_retraining.ptmodel.  With --scan only
-the former, unless it is there, and shows how much pruning each layer bears.
+Writes OUTPUT/initial_model.ptmodel and OUTPUT/model_after_retraining.ptmodel.
+With --scan only the former, unless it is there, and shows how much pruning each
+layer bears.
 """
 
 import sys

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Share the weights of a model: 1-D k-means per layer, then centroid fine-tuning.
+"""Share the weights of a model: k-means per layer, then centroid fine-tuning.
 
     python weight_share.py saves/model_after_retraining.ptmodel
-    python weight_share.py some_state_dict.pt --epochs 0 --bits auto     # one that is trained
+    python weight_share.py some_state_dict.pt --epochs 0 --bits auto
 
 Writes saves/model_after_weight_sharing.ptmodel.
 """

@@ -2,12 +2,12 @@
 
     python deep_compressing.py
     python deep_compressing.py --dataset digits
-    deep-compression --dataset digits               # the same, where the package is installed
+    deep-compression --dataset digits      # where the package is installed
 
-The same as pruning.py, weight_share.py, huffman_encode.py, huffman_decode.py and
-compare_stages.py one after the other, in one process.  Writes the models of all stages into
-saves/, the encoded model into encodings/, and the comparison as a picture into
-saves/comparison.png unless --plot names another file.
+The same as pruning.py, weight_share.py, huffman_encode.py, huffman_decode.py
+and compare_stages.py one after the other, in one process.  Writes the models of
+all stages into saves/, the encoded model into encodings/, and the comparison as
+a picture into saves/comparison.png unless --plot names another file.
 """
 
 from argparse import Namespace

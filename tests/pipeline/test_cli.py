@@ -159,10 +159,13 @@ def test_every_script_of_the_suite_is_there():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_shows_every_default(script, capsys):
+def test_help_shows_every_default_and_fits_a_terminal(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     module = __import__(script[:-3])
     assert module.main(["--help"]) == 0
-    assert "None" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "None" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_the_command_line_knows_every_data_set():
