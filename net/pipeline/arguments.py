@@ -57,8 +57,8 @@ def add_common(parser: Parser) -> None:
         type=dataset,
         default="auto",
         metavar="NAME",
-        help=f"{', '.join(DATASETS)}; folder:PATH for images in PATH/train/CLASS/ and "
-        "PATH/val/CLASS/; or package.module:factory of your own, which returns (train, test) or "
+        help=f"{', '.join(DATASETS)}; folder:PATH for images in PATH/CLASS/, or PATH/train/CLASS/ "
+        "and PATH/val/CLASS/; package.module:factory of your own, which returns (train, test) or "
         "(train, validation, test). auto (default): the one that the model was trained on; for a "
         "new model MNIST if it is there or can be downloaded, else scikit-learn's digits",
     )
@@ -67,7 +67,7 @@ def add_common(parser: Parser) -> None:
         type=real(0.01, 0.99),
         default=0.2,
         metavar="R",
-        help="of PATH/train, to test on where there is no PATH/val; the same for every stage "
+        help="of the images, to test on where there is no PATH/val; the same for every stage "
         "(default: 0.2)",
     )
     group.add_argument(

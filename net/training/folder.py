@@ -1,4 +1,4 @@
-"""Photographs in folders, `PATH/train/CLASS/*.jpg` and `PATH/val/CLASS/*.jpg`."""
+"""Photographs in folders, one per class: of PATH/train and PATH/val, or of PATH alone."""
 
 import sys
 from dataclasses import dataclass
@@ -51,17 +51,19 @@ def load(
 ) -> Dataset:
     """The data set "folder:PATH": images of the size that the model takes, on `device`.
 
-    PATH/val is the test set; where there is none, the fraction `val_fraction` of PATH/train.
+    PATH/val is the test set; where there is none, the fraction `val_fraction` of PATH/train, or of
+    PATH itself where there is no such folder either.
     Every image is decoded once before anything else: that finds the files that are broken, gives
     the mean and the deviation of the training images, and fills the memory if all of them fit.
     Raises UserError for a broken file, unless `skip_broken`, which passes over it with a note.
     """
     path = Path(name.removeprefix("folder:"))
     size = wanted.size or (wanted.usual, wanted.usual)
-    classes, train_files = listed(path / "train", size)
+    divided = any((path / part).is_dir() for part in ("train", "val"))
+    classes, train_files = listed(path / "train" if divided else path, size)
     # Listed class by class; a fixed order of its own, whatever the seed.
     train = torch.randperm(len(train_files), generator=torch.Generator().manual_seed(0))
-    if (path / "val").is_dir():
+    if divided and (path / "val").is_dir():
         test_files = listed(path / "val", size, classes)[1]
         test = torch.arange(len(test_files))
     else:

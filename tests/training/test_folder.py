@@ -64,8 +64,9 @@ def test_normalised_by_the_models_figures(images):
     assert torch.allclose(batch, (raw - mean) / std, atol=1e-5)
 
 
-def test_without_val_a_fraction_of_train_is_the_test_set(tmp_path):
-    write_images(tmp_path / "train", {"a": 30, "b": 30})
+@pytest.mark.parametrize("part", ["train", ""])
+def test_without_val_a_fraction_is_the_test_set(tmp_path, part):
+    write_images(tmp_path / part, {"a": 30, "b": 30})
     found = load(tmp_path, val_fraction=0.5)
     assert [len(split) for split in found.splits] == [28, 2, 30]
 
@@ -138,7 +139,8 @@ def test_a_file_that_breaks_after_the_first_pass_is_named(images, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        ({}, "no folder .*train; it must hold one folder of images per class"),
+        ({}, "holds no folders; it must hold one per class"),
+        ({"val": {"a": 4}}, "no folder .*train; it must hold one folder of images per class"),
         ({"train": {}}, "train holds no folders"),
         ({"train": {"a": 0}}, "train holds no images"),
         ({"train": {"a": 1}, "val": {"a": 1}}, "too few images"),
