@@ -180,3 +180,28 @@ def tradeoff_page(figures: dict) -> "Figure":
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         bare(axes)
     return figure
+
+
+def curve_page(figures: dict) -> "Figure":
+    """Error against bytes of encoded models, beside what others report."""
+    figure = new_figure(4.5)
+    axes = figure.subplots()
+    axes.set_title(f"{figures['arch']} on {figures['dataset']}", fontweight="bold")
+    points = figures["points"]
+    curves = {"this suite, preset smallest": [(p["bytes"], p["error_percent"]) for p in points]}
+    for i, (name, each) in enumerate((curves | figures["others"]).items()):
+        style = "o" if i else "o-"  # the points of others are not of one curve
+        axes.plot(*zip(*each, strict=True), style, color=LAYER_COLOURS[i], label=name)
+    for p in points:
+        text = f"{p['original_bytes'] / p['bytes']:.0f}x"
+        at = (p["bytes"], p["error_percent"])
+        axes.annotate(text, at, xytext=(4, 6), textcoords="offset points", color="0.4")
+    dense = points[0]["dense_error_percent"]
+    axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
+    axes.set_ylim(bottom=0)
+    log_scale(axes.xaxis, axes.set_xscale)
+    axes.set_xlabel("bytes of the encoded model (log scale)")
+    axes.set_ylabel("test error, percent")
+    axes.legend(frameon=False)
+    bare(axes)
+    return figure

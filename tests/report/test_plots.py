@@ -257,3 +257,26 @@ def test_the_tradeoff_shows_every_point_of_use(tmp_path):
     plots.save(page, tmp_path / "tradeoff.svg")
     text = (tmp_path / "tradeoff.svg").read_text()
     assert all(name in text for name in ("pruning", "quantization", "linear", "dense model"))
+
+
+def test_the_curve_shows_every_point_and_those_of_others(tmp_path):
+    def point(size, error):
+        return {
+            **{"bytes": size, "original_bytes": 10_000},
+            **{"error_percent": error, "dense_error_percent": 0.5},
+        }
+
+    figures = {
+        "arch": "lenet-5",
+        "dataset": "digits",
+        "points": [point(10, 1.5), point(40, 0.9)],
+        "others": {"somebody else": [(20, 0.7)]},
+    }
+    page = plots.curve_page(figures)
+    ours, others, dense = page.axes[0].lines
+    assert ours.get_xydata().tolist() == [[10, 1.5], [40, 0.9]]
+    assert others.get_xydata().tolist() == [[20, 0.7]]
+    assert set(dense.get_ydata()) == {0.5}
+    plots.save(page, tmp_path / "curve.svg")
+    text = (tmp_path / "curve.svg").read_text()
+    assert all(name in text for name in ("1000x", "250x", "somebody else", "dense model"))

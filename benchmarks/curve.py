@@ -1,0 +1,132 @@
+#!/usr/bin/env python
+"""Error against bytes: the preset `smallest` at one density after the other.
+
+    python benchmarks/curve.py --dataset mnist --arch lenet-5 --plot docs/curve.png
+    python benchmarks/curve.py --dataset mnist --densities 0.0087 --json curve.json
+    python benchmarks/curve.py --quick
+
+One dense model is pruned to each density, weight-shared and encoded; the bytes
+are those of all files.  A point that --json FILE has already is not measured
+again: several runs, or several processes, may fill one FILE.  Takes any option
+of deep_compressing.py; --quick is a check on the digits, and shows nothing.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tradeoff import progress, size_on_disk
+
+from net.pipeline import arguments, cli
+from net.pipeline.argument_types import real
+
+DENSITIES = (0.0145, 0.0087, 0.0061, 0.0042)
+QUICK = ["--dataset", "digits", "--arch", "lenet-300-100", "--teacher", "dense"]
+QUICK += [f"--{phase}epochs=1" for phase in ("", "prune-", "retrain-", "finetune-")]
+# What others report, {architecture: {source: [(bytes, error percent)]}}.
+OTHERS = {"lenet-5": {"MIRACLE (Havasi et al. 2019)": [(3030, 0.69), (1520, 0.96)]}}
+
+
+def parser() -> arguments.Parser:
+    import deep_compressing
+
+    parser = deep_compressing.parser()
+    parser.description = __doc__
+    parser.add_argument(
+        "--densities",
+        nargs="+",
+        type=real(0, 1),
+        default=DENSITIES,
+        metavar="R",
+        help="to prune to",
+    )
+    parser.add_argument("--quick", action="store_true", help="two points, on the digits")
+    return parser
+
+
+def body(args) -> None:
+    from net.report import plots, tables
+
+    if args.plot:
+        plots.require()
+    with cli.setting(args) as setting:
+        run = cli.new_run(args, setting, args.output)
+        found = earlier(args.json)
+        known = {(point["density"], point["seed"]) for point in found}
+        options = cli.chosen(args, run)
+        wanted = [d for d in args.densities if (d, options.pruning.seed) not in known]
+        for point in measured(run, options, wanted):
+            found = sorted([*earlier(args.json, found), point], key=lambda p: p["bytes"])
+            if args.json:
+                tables.write_json(args.json, figures_of(run.arch, run.dataset, found))
+    print(text(found))
+    if args.plot:
+        plots.save(plots.curve_page(figures_of(run.arch, run.dataset, found)), args.plot)
+
+
+def earlier(path: str | None, otherwise: list[dict] | None = None) -> list[dict]:
+    """The points in the file, which another process may have written to, or else `otherwise`."""
+    if path and Path(path).exists():
+        return json.loads(Path(path).read_text())["points"]
+    return otherwise or []
+
+
+def measured(run, options, densities):
+    """Yield the point of each density as it is found."""
+    from net.pipeline import stages
+    from net.report.comparison import parameters_of
+
+    if not densities:
+        return
+    initial = run.initial(options.pruning.training())
+    lessons = run.lessons(options.pruning, initial)
+    for density in progress("density", densities):
+        changed = replace(options.pruning, density=density)
+        pruned = stages.prune(initial, run.dataset, changed, run.setting, lessons)
+        shared, _ = stages.share(pruned, run.dataset, options.sharing, run.setting, lambda: lessons)
+        yield {
+            "density": density,
+            "seed": options.pruning.seed,
+            "dense_error_percent": initial.metrics["test_error_percent"],
+            "error_percent": shared.metrics["test_error_percent"],
+            "bytes": size_on_disk(shared),
+            "original_bytes": 4 * sum(p.numel() for p in parameters_of(initial)),
+        }
+
+
+def figures_of(arch: str, dataset, points: list[dict]) -> dict:
+    return {
+        "arch": arch,
+        "dataset": dataset.name,
+        "points": points,
+        "others": OTHERS.get(arch.partition("(")[0], {}),
+    }
+
+
+def text(points: list[dict]) -> str:
+    from net.report.tables import table
+
+    head = ["density %", "seed", "bytes", "ratio", "error %", "dense error %"]
+    rows = [
+        [
+            *(100 * p["density"], p["seed"], p["bytes"], p["original_bytes"] / p["bytes"]),
+            *(p["error_percent"], p["dense_error_percent"]),
+        ]
+        for p in points
+    ]
+    return table(head, rows)
+
+
+def main(argv=None) -> int:
+    given = sys.argv[1:] if argv is None else argv
+    first = ["--preset", "smallest"]
+    if "--quick" in given:
+        first += [*QUICK, "--densities", "0.1", "0.05"]
+    return cli.run(parser(), body, [*first, *given])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
