@@ -120,9 +120,9 @@ def add_training(parser: Parser) -> None:
     preset_option(
         group,
         "--teacher-copies",
-        integer(1),
-        "distorted versions of every image that the teacher sees; new ones in every epoch where "
-        "these would take over 2 GiB",
+        integer(0),
+        "distorted versions of every image that the teacher sees, made once; a new one in every "
+        "epoch for 0, and where these would take over 2 GiB",
         metavar="N",
     )
     preset_option(

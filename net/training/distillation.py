@@ -31,12 +31,12 @@ class Distorted:
 def distilled(
     split: AnySplit, teacher: nn.Module, copies: int, strength: float, batch_size: int = 500
 ) -> Batches:
-    """`split` as the teacher sees it: `copies` versions of every image, made once, where they fit
-    into memory; otherwise a new one in every epoch. What is no image has one version."""
+    """`split` as the teacher sees it: `copies` versions of every image, made once; a new one in
+    every epoch for 0, or where these do not fit into memory. What is no image has one version."""
     if split.kind is None:
         return labelled(split, teacher, batch_size)
     images, _ = next(iter(split.batches(1)))
-    if copies * len(split) * images.numel() <= splits.IN_MEMORY:
+    if 0 < copies * len(split) * images.numel() <= splits.IN_MEMORY:
         return Distilled(split, teacher, copies, strength, batch_size)
     return Taught(split, teacher, strength)
 

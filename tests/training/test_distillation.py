@@ -64,6 +64,7 @@ def test_an_epoch_takes_one_version_of_each_image(split):
 
 def test_what_does_not_fit_into_memory_is_made_anew(split, monkeypatch):
     assert isinstance(distilled(split, Brightness(), 3, 1.0), Distilled)
+    assert isinstance(distilled(split, Brightness(), 0, 1.0), Taught)
     monkeypatch.setattr(splits, "IN_MEMORY", 3 * 20 * 28 * 28 - 1)
     taught = distilled(split, Brightness(), 3, 1.0)
     assert isinstance(taught, Taught)
