@@ -132,9 +132,7 @@ def add_training(parser: Parser) -> None:
         "softens the outputs of the teacher, and of what learns from it (Hinton et al. 2015)",
         metavar="R",
     )
-    group.add_argument(
-        "--amp", action="store_true", help="mixed precision: bfloat16 in matrix products"
-    )
+    group.add_argument("--amp", action="store_true", help="matrix products in bfloat16")
 
 
 def add_budget(parser: Parser) -> None:
