@@ -157,7 +157,7 @@ DEEP = {"largest_batch": 125, "teacher": "dense", "teacher_copies": 0, "temperat
 
 # Of one that is trained already: no L1 pull has gathered its small weights below the threshold, and
 # large steps would lead away from where it is.
-TRAINED = {"sensitivity": 0.9, "retrain_epochs": 5, "retrain_lr": 1e-3}
+TRAINED = {"sensitivity": 0.95, "retrain_epochs": 5, "retrain_lr": 1e-3}
 
 # What an architecture needs differently, {(preset, architecture): preset}.
 ADJUSTED = {
