@@ -57,14 +57,16 @@ def body(args) -> None:
         found = earlier(args.json)
         known = {(point["density"], point["seed"]) for point in found}
         options = cli.chosen(args, run)
+        figures = figures_of(run.arch, run.dataset, found)
         wanted = [d for d in args.densities if (d, options.pruning.seed) not in known]
         for point in measured(run, options, wanted):
             found = sorted([*earlier(args.json, found), point], key=lambda p: p["bytes"])
+            figures = figures_of(run.arch, run.dataset, found)
             if args.json:
-                tables.write_json(args.json, figures_of(run.arch, run.dataset, found))
+                tables.write_json(args.json, figures)
     print(text(found))
     if args.plot:
-        plots.save(plots.curve_page(figures_of(run.arch, run.dataset, found)), args.plot)
+        plots.save(plots.curve_page(figures), args.plot)
 
 
 def earlier(path: str | None, otherwise: list[dict] | None = None) -> list[dict]:

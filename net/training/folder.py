@@ -63,7 +63,7 @@ def load(
     classes, train_files = listed(path / "train" if divided else path, size)
     # Listed class by class; a fixed order of its own, whatever the seed.
     train = torch.randperm(len(train_files), generator=torch.Generator().manual_seed(0))
-    if divided and (path / "val").is_dir():
+    if (path / "val").is_dir():
         test_files = listed(path / "val", size, classes)[1]
         test = torch.arange(len(test_files))
     else:

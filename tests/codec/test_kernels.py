@@ -9,10 +9,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def python(code: str, cwd: Path = ROOT) -> str:
+def python(code: str) -> str:
     result = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=cwd,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
