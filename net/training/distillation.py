@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from . import splits
 from .augmentation import WHOLE, augment
+from .precision import Amp, autocast
 from .splits import AnySplit, Batches, training_batches
 
 
@@ -29,16 +30,22 @@ class Distorted:
 
 
 def distilled(
-    split: AnySplit, teacher: nn.Module, copies: int, strength: float, batch_size: int = 500
+    split: AnySplit,
+    teacher: nn.Module,
+    copies: int,
+    strength: float,
+    batch_size: int = 500,
+    amp: Amp = False,
 ) -> Batches:
     """`split` as the teacher sees it: `copies` versions of every image, made once; a new one in
-    every epoch for 0, or where these do not fit into memory. What is no image has one version."""
+    every epoch for 0, or where these do not fit into memory, which the teacher sees in the
+    precision of `amp`. What is no image has one version."""
     if split.kind is None:
         return labelled(split, teacher, batch_size)
     images, _ = next(iter(split.batches(1)))
     if 0 < copies * len(split) * images.numel() <= splits.IN_MEMORY:
         return Distilled(split, teacher, copies, strength, batch_size)
-    return Taught(split, teacher, strength)
+    return Taught(split, teacher, strength, amp)
 
 
 @torch.no_grad()
@@ -52,8 +59,10 @@ def labelled(split: AnySplit, teacher: nn.Module, batch_size: int = 500) -> Batc
 class Taught:
     """A split whose every batch is changed afresh, with what the teacher says of it."""
 
-    def __init__(self, split: AnySplit, teacher: nn.Module, strength: float) -> None:
-        self.distorted, self.teacher = Distorted(split, strength), teacher.eval()
+    def __init__(
+        self, split: AnySplit, teacher: nn.Module, strength: float, amp: Amp = False
+    ) -> None:
+        self.distorted, self.teacher, self.amp = Distorted(split, strength), teacher.eval(), amp
 
     def __len__(self) -> int:
         return len(self.distorted)
@@ -63,9 +72,9 @@ class Taught:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (images, the teacher's logits)."""
         for images, _ in self.distorted.batches(batch_size, shuffle, shard):
-            with torch.no_grad():
+            with torch.no_grad(), autocast(images.device, self.amp):
                 logits = self.teacher(images)
-            yield images, logits
+            yield images, logits.float()
 
 
 class Distilled:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from . import distributed
 from .log import Log
+from .precision import Amp, autocast
 from .resume import PhaseProgress
 from .splits import Batches
 
@@ -28,7 +29,7 @@ class Schedule:
 
     epochs: int
     batch_size: int  # of all processes together
-    amp: bool = False  # matrix products in bfloat16, which needs no scaling of the loss
+    amp: Amp = False
 
     def steps_per_epoch(self, examples: int) -> int:
         return math.ceil(examples / self.batch_size)
@@ -109,7 +110,7 @@ def fit(
         group.setdefault("initial_lr", group["lr"])
     first = progress.restore(schedule.epochs) if progress else 0
     network = distributed.parallel(model) if first < schedule.epochs else model
-    device = next(model.parameters()).device.type
+    device = next(model.parameters()).device
     for epoch in range(first, schedule.epochs):
         model.train()
         total: float | torch.Tensor = 0.0
@@ -122,8 +123,9 @@ def fit(
         )
         for i, (inputs, targets) in enumerate(bar):
             set_learning_rate(optimizer, epoch * steps_per_epoch + i, steps)
-            with torch.autocast(device, torch.bfloat16, enabled=schedule.amp):
-                value = loss(network(inputs), targets)
+            with autocast(device, schedule.amp):
+                found = network(inputs)
+            value = loss(found.float(), targets)  # bfloat16 has too few digits for log-likelihoods
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
