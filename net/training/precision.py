@@ -11,8 +11,11 @@ Amp = bool | Literal["auto"]
 
 def autocast(device: torch.device, amp: Amp) -> torch.autocast:
     """The context in which a model's matrix products are in bfloat16 if `amp` says so."""
-    enabled = bfloat16_pays(device) if amp == "auto" else amp
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device, amp))
+
+
+def in_bfloat16(device: torch.device, amp: Amp) -> bool:
+    return bfloat16_pays(device) if amp == "auto" else amp
 
 
 def bfloat16_pays(device: torch.device) -> bool:
