@@ -11,7 +11,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from net.pipeline import arguments, cli
+from net.pipeline import arguments, cli, sharing_arguments
 
 
 def parser() -> arguments.Parser:
@@ -24,7 +24,7 @@ def parser() -> arguments.Parser:
         metavar="FILE",
         help="default: %(default)s",
     )
-    arguments.add_sharing(parser, prefix="")
+    sharing_arguments.add_sharing(parser, prefix="")
     arguments.add_budget(parser)
     arguments.add_training(parser)
     arguments.add_model(parser, default=None)

@@ -23,8 +23,7 @@ import torch
 from torch import nn
 
 from .compensation import compensate, prices
-from .post_training import BIT, MAX_LEVEL, NOISE, grid, share_tensor, spread_of
-from .post_training import steps as steps_of
+from .post_training import BIT, MAX_LEVEL, grid, share_tensor
 from .products import Inputs, Use, Watch
 
 VECTORS = 20_000  # inputs of a layer that are looked at; no fewer than PER_INPUT per column of H
@@ -62,16 +61,15 @@ class _Enough(Exception):
 def share(
     model: nn.Module,
     kinds: Mapping[str, str],
-    noise: float = NOISE,
+    steps: Mapping[str, float],
     inputs: Iterable | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """({name: tensor with shared values}, {name: why it was shared without data}) of the parameters
     {name: kind} of `model`, which stays as it is; with sample `inputs` by `calibrate`."""
-    parameters = dict(model.named_parameters())
-    found = steps_of({name: spread_of(name, parameters[name]) for name in kinds}, noise)
     if inputs is not None:
-        return calibrate(model, inputs, kinds, found)
-    return {name: share_tensor(parameters[name], found[name]) for name in kinds}, {}
+        return calibrate(model, inputs, kinds, steps)
+    parameters = dict(model.named_parameters())
+    return {name: share_tensor(parameters[name], steps[name]) for name in kinds}, {}
 
 
 def calibrate(

@@ -12,7 +12,7 @@ from .clustering import Clustering
 from .errors import UserError, naming
 from .hooks import StepHooks
 from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
-from .post_training import NOISE
+from .post_training import NOISE, spread_of, steps
 from .shared_tensor import SharedTensor
 from .vectors import rounded_vector, vector_names
 
@@ -42,6 +42,11 @@ class WeightSharing(StepHooks):
     of the outputs (net.calibration); `without_data` then names the tensors that no input reached,
     and why.
 
+    With `parts` > 1 the tensors are shared in so many parts, the largest first: one at once and
+    each further one by `share_next`. What is not shared yet is trained between, single weights,
+    zeros excepted: it makes up for the errors of what is (after Zhou et al. 2017, incremental
+    network quantization, where the parts are of each tensor).
+
     Vectors that are not shared (normalisation, its statistics, with "auto" the biases) are rounded,
     when the sharing begins and when it is detached, unless `exact_vectors`.
 
@@ -66,6 +71,7 @@ class WeightSharing(StepHooks):
         init: str = "linear",
         seed: int = 42,
         reassign: int = 0,
+        parts: int = 1,
         include: Patterns | None = None,
         exclude: Patterns = (),
     ) -> None:
@@ -83,21 +89,73 @@ class WeightSharing(StepHooks):
         # Where errors of the weights are compensated, those of the vectors would show.
         self._rounding = noise if calibration is None else noise / 2
         if bits == "auto":
-            values, self.without_data = shared_values(model, kinds, noise, calibration)
-            for name in kinds:
-                self._add(name, SharedTensor.of_values, values.pop(name), reassign)
-            self._round_vectors()
-            return
-        for name, b in bits_of_tensors(self._parameters, kinds, bits, bias_bits).items():
-            self._add(name, partial(SharedTensor.clustered, init=init, seed=seed), b, reassign)
+            wanted = steps({name: spread_of(name, self._parameters[name]) for name in kinds}, noise)
+            inputs = None if calibration is None else list(calibration)
+            self._share = partial(self._share_by_rate, kinds, wanted, inputs)
+            names = list(kinds)
+        else:
+            each = bits_of_tensors(self._parameters, kinds, bits, bias_bits)
+            self._share = partial(self._share_by_clustering, each, init, seed)
+            names = list(each)
+        self._parts = self._in_parts(names, parts)
+        # In what is shared later, too, zeros stay zeros.
+        later = [name for part in self._parts[1:] for name in part]
+        self._masks = {name: self._parameters[name] != 0 for name in later}
+        self.share_next()
         self._round_vectors()
 
+    def _in_parts(self, names: list[str], parts: int) -> list[list[str]]:
+        if parts < 1:
+            raise UserError(f"parts must be at least 1, not {parts}")
+        if parts == 1:
+            return [names]
+        names = sorted(names, key=lambda name: -self._parameters[name].numel())
+        size = -(-len(names) // parts)
+        return [names[i : i + size] for i in range(0, len(names), size)]
+
+    def share_next(self) -> bool:
+        """Share the next part of the tensors; False if there is none left.
+
+        What there is to train is other parameters then: detach, and make a new optimizer.
+        """
+        if not self._parts:
+            return False
+        names = self._parts.pop(0)
+        for name in names:
+            self._masks.pop(name, None)
+        self._share(names)
+        return True
+
+    @property
+    def parts_left(self) -> int:
+        return len(self._parts)
+
+    def _share_by_rate(
+        self,
+        kinds: Mapping[str, str],
+        wanted: Mapping[str, float],
+        inputs: list | None,
+        names: list[str],
+    ) -> None:
+        own = {name: kinds[name] for name in names}
+        values, reasons = shared_values(self._model, own, wanted, inputs)
+        self.without_data |= reasons
+        for name in names:
+            self._add(name, SharedTensor.of_values, values.pop(name))
+
+    def _share_by_clustering(
+        self, bits: Mapping[str, int], init: str, seed: int, names: list[str]
+    ) -> None:
+        for name in names:
+            self._add(name, partial(SharedTensor.clustered, init=init, seed=seed), bits[name])
+
     @torch.no_grad()
-    def _add(self, name: str, make: Callable, how: Any, reassign: int) -> None:
+    def _add(self, name: str, make: Callable, how: Any) -> None:
         """Share the parameter `name`, by make(parameter, how), and put the values in its place."""
         parameter = self._parameters[name]
+        trained = self.reassign_steps > 0 and parameter.requires_grad
         with naming(f"cannot share {name}"):  # not finite
-            shared = make(parameter, how, reassignable=reassign > 0 and parameter.requires_grad)
+            shared = make(parameter, how, reassignable=trained)
         before = parameter.clone()
         # Not what `weight * mask`, as others prune, leaves: -0.0 would have to be stored.
         parameter.zero_()
@@ -188,6 +246,9 @@ class WeightSharing(StepHooks):
         """Put the shared values into the model's parameters, in place."""
         for name, shared in self.tensors.items():
             shared.write(self._parameters[name])
+        with torch.no_grad():
+            for name, mask in self._masks.items():
+                self._parameters[name].mul_(mask)
 
     def state_dict(self) -> dict:
         """What a resumed run needs, beside the model's and the optimizer's state."""

@@ -480,3 +480,63 @@ def test_calibration_compensates_for_errors_and_names_what_it_cannot():
     assert changes[1] < 0.7 * changes[0]
     assert sharing.without_data == {"unused.weight": "no input reached it"}
     assert sharing.tensors.keys() == {"layers.0.weight", "layers.2.weight", "unused.weight"}
+
+
+def net_of_three():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 30), nn.Linear(30, 4))
+
+
+@pytest.mark.parametrize("bits", [2, "auto"])
+def test_parts_are_shared_one_after_the_other_the_largest_first(bits):
+    whole, model = net_of_three(), net_of_three()
+    exact = copy.deepcopy(model.state_dict())
+    sharing = WeightSharing(model, bits, parts=3)
+    left = ["3.weight", "0.weight"]  # 600, 160 and 120 weights, and the other way round
+    while True:
+        for name in exact:
+            waits = name in left or name.endswith("bias")
+            if bits != "auto":
+                assert torch.equal(model.state_dict()[name], exact[name]) == waits
+        assert sharing.parts_left == len(left)
+        if not sharing.share_next():
+            break
+        left.pop()
+    assert not left
+    assert sharing.tensors.keys() == {"0.weight", "2.weight", "3.weight"}
+    WeightSharing(whole, bits)  # nothing was trained between
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_what_waits_is_trained_between_but_for_its_zeros():
+    model = net_of_three()
+    Pruner(model, density=0.5)
+    before = copy.deepcopy(model.state_dict())
+    sharing = WeightSharing(model, bits=2, parts=2)
+    for part in range(2):
+        optimizer = torch.optim.Adam(sharing.parameters(), 1e-2)
+        sharing.attach(optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(5, 8)).square().sum().backward()
+            optimizer.step()
+        sharing.detach()
+        for name in ("0.weight", "2.weight", "3.weight"):
+            weight = model.state_dict()[name]
+            assert torch.equal(weight == 0, before[name] == 0)
+            assert not torch.equal(weight, before[name])
+            shared = part == 1 or name != "3.weight"
+            assert (len(weight[weight != 0].unique()) <= 4) == shared
+        assert sharing.share_next() == (part == 0)
+
+
+@pytest.mark.parametrize("parts", [0, -1])
+def test_a_number_of_parts_that_makes_no_sense(parts):
+    with pytest.raises(UserError, match="parts must be at least 1"):
+        WeightSharing(net_of_three(), parts=parts)
+
+
+def test_more_parts_than_tensors():
+    sharing = WeightSharing(net_of_three(), bits=2, parts=50)
+    assert sharing.parts_left == 2

@@ -138,3 +138,22 @@ def test_a_dense_model_of_another_network_is_no_teacher(pipeline, tmp_path):
         assert share(tmp_path / "m.pt", tmp_path / folder / "shared", *options) == 0
     used, empty = ((tmp_path / folder / "shared").read_bytes() for folder in ("used", "empty"))
     assert used == empty
+
+
+@pytest.mark.parametrize("bits", ["3", "auto"])
+def test_shared_in_parts_with_training_between(pipeline, tmp_path, bits, capsys):
+    source = pipeline.saves / checkpoint.RETRAINED
+    options = [*OPTIONS[:-1], "5", "--bits", bits, "--share-parts", "2", "--bias-bits", "0"]
+    assert share(source, tmp_path / "m", *options) == 0
+    printed = capsys.readouterr().out
+    # Two of the five epochs between, three when all is shared.
+    for phase in ("share 1/2 epoch  2/2", "finetune  epoch  3/3"):
+        assert " ".join(phase.split()) in " ".join(printed.split())
+    assert ("divergence" in printed) == (bits == "auto")
+    shared = checkpoint.load(tmp_path / "m").state_dict
+    pruned = checkpoint.load(source).state_dict
+    for name in ("fc1.weight", "fc2.weight", "fc3.weight"):
+        kept = shared[name] != 0
+        assert not (kept & (pruned[name] == 0)).any()
+        if bits == "3":
+            assert len(shared[name][kept].unique()) <= 8

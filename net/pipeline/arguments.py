@@ -132,7 +132,12 @@ def add_training(parser: Parser) -> None:
         "softens the outputs of the teacher, and of what learns from it (Hinton et al. 2015)",
         metavar="R",
     )
-    group.add_argument("--amp", action="store_true", help="matrix products in bfloat16")
+    group.add_argument(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        help="matrix products in bfloat16; auto: on a processor that has it "
+        f"({defaults_text('amp')})",
+    )
 
 
 def add_budget(parser: Parser) -> None:
@@ -243,76 +248,6 @@ def add_scan(parser: Parser) -> None:
     )
     group.add_argument("--json", metavar="FILE", help="write the scan as JSON")
     group.add_argument("--plot", type=picture, metavar="FILE", help="draw it (.png, .svg or .pdf)")
-
-
-def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
-    """`prefix` tells the options apart from those of pruning where one script has both."""
-    group = parser.add_argument_group("weight sharing")
-    preset_option(
-        group,
-        "--bits",
-        or_auto(per_layer(integer(1, 16))),
-        "2**bits shared values per layer at most, by k-means; auto, for a model that is trained "
-        "already: the fewest bytes at --noise, calibrated on training inputs where there are some",
-        metavar="N",
-    )
-    group.add_argument(
-        "--noise",
-        type=real(0.001, 100),
-        metavar="R",
-        help="of --bits auto: the width of its steps in standard deviations of the weights, larger "
-        "for fewer bytes (default: 0.4, which published networks do not feel; with data the most "
-        "that --error-budget allows)",
-    )
-    group.add_argument(
-        "--calibration-images",
-        type=integer(0),
-        metavar="N",
-        help="of --bits auto: training inputs, without labels, on which the errors of each layer "
-        "are compensated (default: 1000; 0 for none)",
-    )
-    group.add_argument(
-        "--exact-vectors",
-        action="store_true",
-        help="leave normalisation, its statistics and, with --bits auto, biases as they are; "
-        "otherwise they are rounded",
-    )
-    preset_option(
-        group,
-        "--bias-bits",
-        per_layer(integer(0, 16)),
-        "as --bits for the layers' biases, if that is not auto; 0 leaves them as they are",
-        metavar="N",
-    )
-    group.add_argument(
-        "--init",
-        choices=("linear", "density", "random"),
-        default="linear",
-        help="initial centroids (section 3.2 of the paper; default: linear)",
-    )
-    preset_option(
-        group,
-        f"--{prefix}epochs",
-        integer(0),
-        "epochs of centroid fine-tuning; 0 for clustering alone",
-        dest="finetune_epochs",
-        metavar="N",
-    )
-    preset_option(
-        group,
-        "--reassign",
-        real(0, 1),
-        "fraction of the fine-tuning in which weights may still change their cluster",
-        metavar="R",
-    )
-    preset_option(
-        group,
-        f"--{prefix}lr",
-        real(),
-        "peak of Adam's learning rate for the centroids",
-        dest="finetune_lr",
-        metavar="R",
-    )
 
 
 def add_output_folder(parser: Parser) -> None:

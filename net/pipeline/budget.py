@@ -2,6 +2,7 @@
 auto."""
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -28,6 +29,11 @@ NOISES = [2 * NOISE / 2 ** (i / 2) for i in range(5)]
 LOOKED_AT = 1000
 LOOKS = 50
 DIVERGENCE = 0.3
+# Of the noise of weights that are shared in parts, with training between: the mean divergence in
+# nats per point of the budget that sharing all at once, without training, would cost.
+SHARED_DIVERGENCE = 0.075
+NOISE_RANGE = (0.1, 6.4)
+HALVINGS = 6  # of the range, in the logarithm: to within 7 %
 
 
 def share_within_budget(
@@ -59,9 +65,27 @@ def share_within_budget(
         log.result(text, event="noise", noise=noise, lost_confidence=lost)
         if lost <= options.error_budget:
             break
-    for name, reason in sharing.without_data.items():
-        log.note(f"{name} was shared without data: {reason}")
     return found, sharing
+
+
+def noise_for_parts(model: nn.Module, dataset: Dataset, options: SharingOptions, log: Log) -> float:
+    """The noise at which training that goes on while `model` is shared in parts can be expected to
+    end within the error budget; by that of all at once, without training."""
+    held_out = distorted_held_out(dataset, options.distortion)
+    reference, _ = outputs(model, held_out, BATCH)
+    inputs = calibration_inputs(dataset, options)
+    low, high = NOISE_RANGE
+    for _ in range(HALVINGS):
+        noise = math.sqrt(low * high)
+        found = copy.deepcopy(model)
+        WeightSharing(found, "auto", noise=noise, calibration=inputs or None)
+        logits, _ = outputs(found, held_out, BATCH)
+        moved = divergence(logits, reference)
+        text = f"noise {noise:.2f}: divergence {moved:.3f} on held-out inputs without training"
+        log.result(text, event="noise", noise=noise, divergence=moved)
+        within = moved <= SHARED_DIVERGENCE * options.error_budget
+        low, high = (noise, high) if within else (low, noise)
+    return low
 
 
 def lost_confidence(logits: torch.Tensor, reference: torch.Tensor) -> float:
@@ -84,6 +108,13 @@ def calibration_inputs(dataset: Dataset, options: SharingOptions) -> list[torch.
     return [inputs for inputs, _ in wanted.batches(BATCH)]
 
 
+def distorted_held_out(dataset: Dataset, strength: float) -> Split:
+    """LOOKED_AT held-out inputs, changed as in training, once for all looks at them."""
+    held_out = Distorted(dataset.validation[:LOOKED_AT], strength)
+    inputs, labels = zip(*held_out.batches(BATCH), strict=True)
+    return Split(torch.cat(inputs), torch.cat(labels))
+
+
 class Brake(StepHooks):
     """Stops a gradual pruning where the model's outputs have moved as far as the budget allows.
 
@@ -103,9 +134,7 @@ class Brake(StepHooks):
         super().__init__()
         self.model, self.pruner, self.log = model, pruner, log
         self.limit = DIVERGENCE * options.error_budget
-        held_out = Distorted(dataset.validation[:LOOKED_AT], options.distortion)
-        inputs, labels = zip(*held_out.batches(BATCH), strict=True)
-        self.looked_at = Split(torch.cat(inputs), torch.cat(labels))  # changed once, for all looks
+        self.looked_at = distorted_held_out(dataset, options.distortion)
         self.every = max(1, pruner.steps // LOOKS)
         self.reference, _ = outputs(model, self.looked_at, BATCH)
 

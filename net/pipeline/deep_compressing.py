@@ -13,7 +13,7 @@ a picture into saves/comparison.png unless --plot names another file.
 from argparse import Namespace
 from collections.abc import Sequence
 
-from . import arguments, cli
+from . import arguments, cli, sharing_arguments
 
 
 def parser() -> arguments.Parser:
@@ -23,7 +23,7 @@ def parser() -> arguments.Parser:
     arguments.add_directory(parser)
     arguments.add_training(parser)
     arguments.add_pruning(parser)
-    arguments.add_sharing(parser)
+    sharing_arguments.add_sharing(parser)
     arguments.add_budget(parser)
     arguments.add_comparison(parser)
     arguments.add_log(parser)

@@ -35,7 +35,7 @@ class CommonOptions:
     teacher: str = "none"
     teacher_copies: int = 8
     temperature: float = 2.0  # of teacher and student (distillation_loss)
-    amp: bool = False
+    amp: bool | Literal["auto"] = False  # net.training.precision
 
     def recorded(self) -> dict:
         options = asdict(self)
@@ -94,6 +94,7 @@ class SharingOptions(CommonOptions):
     finetune_epochs: int = 3
     finetune_lr: float = 5e-4
     reassign: float = 0.0  # fraction of the fine-tuning
+    share_parts: int = 1  # in which the weights are shared, with training between
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,13 @@ OTHER = "other networks"  # than these, as the help calls them
 # becomes of it. As it is: softened outputs gave 8 to 10 % more divergence after equal training. On
 # new images in every epoch: four copies of each were learnt by heart, and new ones then took 6 %
 # off a divergence that had come to a halt.
-DEEP = {"largest_batch": 125, "teacher": "dense", "teacher_copies": 0, "temperature": 1.0}
+DEEP = {
+    "largest_batch": 125,
+    "teacher": "dense",
+    "teacher_copies": 0,
+    "temperature": 1.0,
+    "amp": "auto",
+}
 
 # Of one that is trained already: no L1 pull has gathered its small weights below the threshold, and
 # large steps would lead away from where it is.
@@ -176,13 +183,16 @@ ADJUSTED = {
     # No layer's share of weights to keep is known before.
     ("smallest", OTHER): SMALLEST.with_options(
         **DEEP,
-        density="auto",
-        error_budget=1.0,
-        prune_epochs=8,
-        retrain_epochs=3,
+        density=0.25,
+        prune_epochs=4,
+        retrain_epochs=8,
         retrain_lr=2e-3,
-        finetune_epochs=3,
+        bits="auto",
+        error_budget=1.0,
+        share_parts=4,
+        finetune_epochs=14,
         finetune_lr=1e-3,
+        reassign=0.0,
     ),
 }
 
@@ -219,4 +229,6 @@ def shown(value: object) -> str:
     """A value as the user would type it."""
     if isinstance(value, dict):
         return ",".join(f"{pattern}={number}" for pattern, number in value.items())
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "off" if value is None else str(value)

@@ -9,10 +9,10 @@ same bytes in a process of its own as within the whole pipeline.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
-from .budget import Brake, share_within_budget
+from .budget import Brake, calibration_inputs, noise_for_parts, share_within_budget
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
@@ -129,6 +129,7 @@ def lessons(
     split = distilled(
         *(dataset.train, model, options.teacher_copies, options.distortion),
         setting.test_batch_size,
+        options.amp,
     )
     return Lessons(split, partial(distillation_loss, temperature=options.temperature))
 
@@ -215,43 +216,72 @@ def share(
     epochs = options.finetune_epochs
     plan = schedule(options, epochs, dataset)
     reassign = int(options.reassign * epochs * plan.steps_per_epoch(len(dataset.train)))
-    if options.bits == "auto":
-        model, sharing = share_within_budget(
-            *(model, dataset, options, reassign), setting.log, setting.test_batch_size
-        )
-    else:
-        sharing = WeightSharing(
-            model,
-            options.bits,
-            exact_vectors=options.exact_vectors,
-            bias_bits=options.bias_bits,
-            init=options.init,
-            seed=options.seed,
-            reassign=reassign,
-        )
-    error = setting.test_error(model, "after clustering", dataset)
-    if epochs:
-        split, loss = learn_from() if learn_from else lessons(dataset, options, None, setting)
-        torch.manual_seed(options.seed + 2)
+    parts = options.share_parts if epochs else 1
+    model, sharing = begin_sharing(model, dataset, options, setting, reassign, parts)
+
+    def train_values(phase: str, epochs: int) -> None:
         optimizer = adam(sharing.parameter_groups(options.finetune_lr), options.finetune_lr)
         sharing.attach(optimizer)
         fit(
             model,
             optimizer,
             split,
-            plan,
+            replace(plan, epochs=epochs),
             loss=loss,
             validate=lambda: evaluate(model, dataset.validation),
-            phase="finetune",
+            phase=phase,
             log=setting.log,
         )
         sharing.detach()
+
+    if epochs:
+        split, loss = learn_from() if learn_from else lessons(dataset, options, None, setting)
+        torch.manual_seed(options.seed + 2)
+    between = epochs // (2 * (parts - 1)) if parts > 1 else 0  # half of the epochs in all
+    while sharing.parts_left:
+        epochs -= between
+        train_values(f"share {parts - sharing.parts_left}/{parts}", between)
+        sharing.share_next()
+    for name, reason in sharing.without_data.items():
+        setting.log.note(f"{name} was shared without data: {reason}")
+    error = setting.test_error(model, "after clustering", dataset)
+    if epochs:
+        train_values("finetune", epochs)
         error = setting.test_error(model, "after fine-tuning", dataset)
     metrics = {"test_error_percent": error}
     shared = Checkpoint(
         *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics)
     )
     return shared, sharing.clusterings
+
+
+def begin_sharing(
+    model: nn.Module,
+    dataset: Dataset,
+    options: SharingOptions,
+    setting: Setting,
+    reassign: int,
+    parts: int,
+) -> tuple[nn.Module, WeightSharing]:
+    """(`model` or a copy of it, with the values of the first of `parts` shared, its sharing)."""
+    how: dict[str, Any] = {"bias_bits": options.bias_bits, "init": options.init}
+    if options.bits == "auto":
+        if parts == 1:
+            return share_within_budget(
+                *(model, dataset, options, reassign), setting.log, setting.test_batch_size
+            )
+        noise = options.noise or noise_for_parts(model, dataset, options, setting.log)
+        how = {"noise": noise, "calibration": calibration_inputs(dataset, options) or None}
+    sharing = WeightSharing(
+        model,
+        options.bits,
+        **how,
+        exact_vectors=options.exact_vectors,
+        seed=options.seed,
+        reassign=reassign,
+        parts=parts,
+    )
+    return model, sharing
 
 
 def share_bare(

@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from net import Pruner
-from net.pipeline.budget import Brake
-from net.pipeline.options import PruningOptions
+from net.pipeline.budget import NOISE_RANGE, Brake, noise_for_parts
+from net.pipeline.options import PruningOptions, SharingOptions
 from net.training.log import Log
 from net.training.splits import Dataset, Split
 
@@ -50,3 +50,15 @@ def test_pruning_stops_where_the_budget_ends():
     small, medium, unlimited = (density_within(budget) for budget in (0.1, 1.0, 1000))
     assert small > medium > unlimited
     assert unlimited == pytest.approx(0.02, abs=0.01)
+
+
+def test_a_larger_budget_allows_for_more_noise():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 4))
+    nn.init.normal_(model[2].weight)  # answers with some confidence
+    found = []
+    for budget in (1e-6, 0.1, 1.0, 1e6):
+        options = SharingOptions(bits="auto", error_budget=budget)
+        found.append(noise_for_parts(model, dataset(), options, Log(silent=True)))
+    low, high = NOISE_RANGE
+    assert found[0] == low < found[1] < found[2] < found[3] < high < found[3] * 1.08

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from net.errors import UserError
-from net.pipeline import argument_types, arguments, cli, options
+from net.pipeline import argument_types, arguments, cli, options, sharing_arguments
 from net.training import datasets
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def chosen(*argv):
     arguments.add_preset(parser)
     arguments.add_training(parser)
     arguments.add_pruning(parser)
-    arguments.add_sharing(parser)
+    sharing_arguments.add_sharing(parser)
     arguments.add_budget(parser)
     return cli.chosen(parser.parse_args(argv))
 
@@ -106,7 +106,8 @@ def test_a_preset_is_adjusted_to_the_architecture():
     assert lenet5.pruning.teacher == "dense"
     other = options.preset("smallest", "resnet18(num_classes=10)")
     assert other.sharing.teacher == other.pruning.teacher == "dense"
-    assert (other.pruning.density, other.sharing.error_budget) == ("auto", 1.0)
+    assert (other.sharing.bits, other.sharing.error_budget) == ("auto", 1.0)
+    assert other.sharing.share_parts > 1  # of noise that fine-tuning alone would not make up for
 
 
 def test_weights_that_are_given_are_retrained_gently():
