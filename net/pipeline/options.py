@@ -180,7 +180,7 @@ ADJUSTED = {
         finetune_epochs=10,
     ),
     ("paper", OTHER): PAPER.with_options(**DEEP, bits=4),
-    # No layer's share of weights to keep is known before.
+    # Rounding roughly, with training between, costs less than pruning far (benchmarks/README.md).
     ("smallest", OTHER): SMALLEST.with_options(
         **DEEP,
         density=0.25,
