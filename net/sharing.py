@@ -107,7 +107,7 @@ class WeightSharing(StepHooks):
     def _in_parts(self, names: list[str], parts: int) -> list[list[str]]:
         if parts < 1:
             raise UserError(f"parts must be at least 1, not {parts}")
-        if parts == 1:
+        if parts == 1 or not names:
             return [names]
         names = sorted(names, key=lambda name: -self._parameters[name].numel())
         size = -(-len(names) // parts)

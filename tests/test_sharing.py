@@ -540,3 +540,8 @@ def test_a_number_of_parts_that_makes_no_sense(parts):
 def test_more_parts_than_tensors():
     sharing = WeightSharing(net_of_three(), bits=2, parts=50)
     assert sharing.parts_left == 2
+
+
+def test_parts_of_nothing():
+    sharing = WeightSharing(nn.BatchNorm1d(4), bits=2, parts=3)
+    assert (sharing.parts_left, sharing.share_next(), sharing.tensors) == (0, False, {})
