@@ -85,13 +85,14 @@ class WeightSharing(StepHooks):
         self.without_data: dict[str, str] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._gathered: set[str] = set()
+        self._inputs: list | None = None  # of calibration
         self._vectors = [] if exact_vectors else vectors_to_round(model.state_dict(), kinds, bits)
         # Where errors of the weights are compensated, those of the vectors would show.
         self._rounding = noise if calibration is None else noise / 2
         if bits == "auto":
             wanted = steps({name: spread_of(name, self._parameters[name]) for name in kinds}, noise)
-            inputs = None if calibration is None else list(calibration)
-            self._share = partial(self._share_by_rate, kinds, wanted, inputs)
+            self._inputs = None if calibration is None else list(calibration)
+            self._share = partial(self._share_by_rate, kinds, wanted)
             names = list(kinds)
         else:
             each = bits_of_tensors(self._parameters, kinds, bits, bias_bits)
@@ -124,6 +125,8 @@ class WeightSharing(StepHooks):
         for name in names:
             self._masks.pop(name, None)
         self._share(names)
+        if not self._parts:
+            self._inputs = None  # which may be large, and fine-tuning goes on for long
         return True
 
     @property
@@ -131,14 +134,10 @@ class WeightSharing(StepHooks):
         return len(self._parts)
 
     def _share_by_rate(
-        self,
-        kinds: Mapping[str, str],
-        wanted: Mapping[str, float],
-        inputs: list | None,
-        names: list[str],
+        self, kinds: Mapping[str, str], wanted: Mapping[str, float], names: list[str]
     ) -> None:
         own = {name: kinds[name] for name in names}
-        values, reasons = shared_values(self._model, own, wanted, inputs)
+        values, reasons = shared_values(self._model, own, wanted, self._inputs)
         self.without_data |= reasons
         for name in names:
             self._add(name, SharedTensor.of_values, values.pop(name))

@@ -51,14 +51,7 @@ def share_within_budget(
     inputs = calibration_inputs(dataset, options)
     for noise in [options.noise] if options.noise else NOISES:
         found = copy.deepcopy(model)
-        sharing = WeightSharing(
-            found,
-            "auto",
-            noise=noise,
-            calibration=inputs or None,
-            exact_vectors=options.exact_vectors,
-            reassign=reassign,
-        )
+        sharing = share_by_rate(found, noise, inputs, options, reassign)
         logits, _ = outputs(found, held_out, batch_size)
         lost = lost_confidence(logits, reference)
         text = f"noise {noise:.2f}: {lost:.2f} points of confidence lost on held-out inputs"
@@ -68,17 +61,50 @@ def share_within_budget(
     return found, sharing
 
 
-def noise_for_parts(model: nn.Module, dataset: Dataset, options: SharingOptions, log: Log) -> float:
+def share_in_parts(
+    model: nn.Module, dataset: Dataset, options: SharingOptions, reassign: int, log: Log
+) -> WeightSharing:
+    """The sharing of `model`, the first part done, at `options.noise` or that of the budget."""
+    inputs = calibration_inputs(dataset, options)
+    noise = options.noise or noise_for_parts(model, dataset, inputs, options, log)
+    return share_by_rate(model, noise, inputs, options, reassign, options.share_parts)
+
+
+def share_by_rate(
+    model: nn.Module,
+    noise: float,
+    inputs: list[torch.Tensor],
+    options: SharingOptions,
+    reassign: int = 0,
+    parts: int = 1,
+) -> WeightSharing:
+    return WeightSharing(
+        model,
+        "auto",
+        noise=noise,
+        calibration=inputs or None,
+        exact_vectors=options.exact_vectors,
+        reassign=reassign,
+        parts=parts,
+    )
+
+
+def noise_for_parts(
+    model: nn.Module,
+    dataset: Dataset,
+    inputs: list[torch.Tensor],
+    options: SharingOptions,
+    log: Log,
+) -> float:
     """The noise at which training that goes on while `model` is shared in parts can be expected to
     end within the error budget; by that of all at once, without training."""
     held_out = distorted_held_out(dataset, options.distortion)
     reference, _ = outputs(model, held_out, BATCH)
-    inputs = calibration_inputs(dataset, options)
     low, high = NOISE_RANGE
     for _ in range(HALVINGS):
         noise = math.sqrt(low * high)
         found = copy.deepcopy(model)
-        WeightSharing(found, "auto", noise=noise, calibration=inputs or None)
+        share_by_rate(found, noise, inputs, options)
         logits, _ = outputs(found, held_out, BATCH)
         moved = divergence(logits, reference)
         text = f"noise {noise:.2f}: divergence {moved:.3f} on held-out inputs without training"

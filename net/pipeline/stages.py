@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
-from .budget import Brake, calibration_inputs, noise_for_parts, share_within_budget
+from .budget import Brake, share_in_parts, share_within_budget
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
@@ -264,19 +264,18 @@ def begin_sharing(
     parts: int,
 ) -> tuple[nn.Module, WeightSharing]:
     """(`model` or a copy of it, with the values of the first of `parts` shared, its sharing)."""
-    how: dict[str, Any] = {"bias_bits": options.bias_bits, "init": options.init}
+    if options.bits == "auto" and parts == 1:
+        return share_within_budget(
+            *(model, dataset, options, reassign), setting.log, setting.test_batch_size
+        )
     if options.bits == "auto":
-        if parts == 1:
-            return share_within_budget(
-                *(model, dataset, options, reassign), setting.log, setting.test_batch_size
-            )
-        noise = options.noise or noise_for_parts(model, dataset, options, setting.log)
-        how = {"noise": noise, "calibration": calibration_inputs(dataset, options) or None}
+        return model, share_in_parts(model, dataset, options, reassign, setting.log)
     sharing = WeightSharing(
         model,
         options.bits,
-        **how,
         exact_vectors=options.exact_vectors,
+        bias_bits=options.bias_bits,
+        init=options.init,
         seed=options.seed,
         reassign=reassign,
         parts=parts,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from . import distributed
 from .log import Log
-from .precision import Amp, autocast
+from .precision import Amp, autocast, widened
 from .resume import PhaseProgress
 from .splits import Batches
 
@@ -125,7 +125,7 @@ def fit(
             set_learning_rate(optimizer, epoch * steps_per_epoch + i, steps)
             with autocast(device, schedule.amp):
                 found = network(inputs)
-            value = loss(found.float(), targets)  # bfloat16 has too few digits for log-likelihoods
+            value = loss(widened(found), targets)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

@@ -25,3 +25,8 @@ def bfloat16_pays(device: torch.device) -> bool:
         return False
     able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def widened(outputs: torch.Tensor) -> torch.Tensor:
+    """In float32 at least: bfloat16 has too few digits for log-likelihoods."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from net import Pruner
-from net.pipeline.budget import NOISE_RANGE, Brake, noise_for_parts
+from net.pipeline.budget import NOISE_RANGE, Brake, calibration_inputs, noise_for_parts
 from net.pipeline.options import PruningOptions, SharingOptions
 from net.training.log import Log
 from net.training.splits import Dataset, Split
@@ -59,6 +59,8 @@ def test_a_larger_budget_allows_for_more_noise():
     found = []
     for budget in (1e-6, 0.1, 1.0, 1e6):
         options = SharingOptions(bits="auto", error_budget=budget)
-        found.append(noise_for_parts(model, dataset(), options, Log(silent=True)))
+        data = dataset()
+        inputs = calibration_inputs(data, options)
+        found.append(noise_for_parts(model, data, inputs, options, Log(silent=True)))
     low, high = NOISE_RANGE
     assert found[0] == low < found[1] < found[2] < found[3] < high < found[3] * 1.08

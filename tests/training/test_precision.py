@@ -53,3 +53,9 @@ def test_losses_and_what_a_teacher_says_are_in_full_precision():
     exact = taught.teacher(inputs)
     assert not torch.equal(said, exact)
     torch.testing.assert_close(said, exact, atol=0.05, rtol=0.05)
+
+
+def test_outputs_are_never_narrowed():
+    for given, wanted in (("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")):
+        outputs = torch.ones(2, dtype=getattr(torch, given))
+        assert precision.widened(outputs).dtype == getattr(torch, wanted)
