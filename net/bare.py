@@ -42,13 +42,12 @@ class SharedState(Mapping[str, torch.Tensor]):
         self.clusterings: dict[str, Clustering] = {}
         self._init, self._seed = init, seed
         self._steps: dict[str, float] = {}
-        self._bits: dict[str, int] = {}
         kinds = compressible(source)
+        self._bits = bits_of_tensors(source, kinds, bits, bias_bits)
         if bits == "auto":
             self._steps = steps({name: spread_of(name, source[name]) for name in kinds}, noise)
-        else:
-            self._bits = bits_of_tensors(source, kinds, bits, bias_bits)
-        self._vectors = set() if exact_vectors else set(vectors_to_round(source, kinds, bits))
+        vectors = vectors_to_round(source, kinds, bits, self._bits)
+        self._vectors = set() if exact_vectors else set(vectors)
 
     def info(self, name: str) -> Info:
         """The type and shape of a tensor."""

@@ -103,11 +103,10 @@ class Pruner(StepHooks):
     of their tensor go at once (`threshold_mask`); with 0 only those go that are zero already, which
     keeps the zeros of a pruned model while it is retrained. With `density`, the fraction to keep of
     all pruned tensors together or {pattern: fraction} of each, the least salient go in the course
-    of `steps` optimizer steps: by saliency / storage_bits**2, on the cubic schedule from the
-    density `start`, ten times the last one by default, in UPDATES equal parts. (The square is a
-    measured choice: on LeNet-5 12 % fewer bytes than saliency / bits at the same error.) `stop`
-    ends the schedule where it is. With `density` and no `steps` they go at once, by magnitude in
-    standard deviations of their tensor.
+    of `steps` optimizer steps: by saliency / storage_bits**2, on the cubic schedule from ten times
+    the density, in UPDATES equal parts. (The square is a measured choice: on LeNet-5 12 % fewer
+    bytes than saliency / bits at the same error.) With `density` and no `steps` they go at once, by
+    magnitude in standard deviations of their tensor.
 
     `include` and `exclude` are patterns over the names of the parameters (net.parameters).
     Embeddings are pruned only where `include` says so: a token's row is seldom trained, and has no
@@ -125,7 +124,6 @@ class Pruner(StepHooks):
         sensitivity: float | Mapping[str, float] | None = None,
         density: float | Mapping[str, float] | None = None,
         steps: int = 0,
-        start: float | None = None,
         include: Patterns | None = None,
         exclude: Patterns = (),
     ) -> None:
@@ -138,14 +136,13 @@ class Pruner(StepHooks):
         kinds = prunable(model, include, exclude)
         parameters = dict(model.named_parameters())
         self._weights = {name: parameters[name] for name in kinds}
-        self.steps, self.start = steps, start
+        self.steps = steps
         self._squares: dict[str, torch.Tensor] = {}
         self.density: float | Mapping[str, float] | None = density
         if isinstance(density, Mapping):
             self.density = resolve(density, kinds)
-        for fractions in (self.density, start):
-            if fractions is not None:
-                _check_fractions(fractions)
+        if self.density is not None:
+            _check_fractions(self.density)
         if sensitivity is not None:
             self.masks = _threshold_masks(self._weights, resolve(sensitivity, kinds))
         elif self.density is not None and not steps:
@@ -169,10 +166,6 @@ class Pruner(StepHooks):
     def finished(self) -> bool:
         """Whether the schedule has reached its density."""
         return self.steps_done >= self.steps
-
-    def stop(self) -> None:
-        """Keep what is there now: the schedule ends with the density it has reached."""
-        self.steps = min(self.steps, self.steps_done)
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -212,8 +205,7 @@ class Pruner(StepHooks):
         }
 
         def now(density: float) -> float:
-            first = min(1.0, 10 * density) if self.start is None else self.start
-            return cubic_density(done, max(first, density), density)
+            return cubic_density(done, min(1.0, 10 * density), density)
 
         if isinstance(final, Mapping):
             self.masks |= top_masks(scores, {name: now(final[name]) for name in scores})
@@ -226,7 +218,6 @@ class Pruner(StepHooks):
             "masks": dict(self.masks),
             "squares": dict(self._squares),
             "steps_done": self.steps_done,
-            "steps": self.steps,
         }
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -238,7 +229,7 @@ class Pruner(StepHooks):
             self.masks[name] = state["masks"][name].to(weight.device)
             if name in state["squares"]:
                 self._squares[name] = state["squares"][name].to(weight.device)
-        self.steps_done, self.steps = state["steps_done"], state["steps"]
+        self.steps_done = state["steps_done"]
         self.apply()
 
 

@@ -85,34 +85,38 @@ class WeightSharing(StepHooks):
         self.without_data: dict[str, str] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._gathered: set[str] = set()
+        self._bits = bits_of_tensors(self._parameters, kinds, bits, bias_bits)
+        self._init, self._seed = init, seed
+        self._by_rate: dict[str, str] = {}  # {name: kind}
+        self._steps: dict[str, float] = {}
         self._inputs: list | None = None  # of calibration
-        self._vectors = [] if exact_vectors else vectors_to_round(model.state_dict(), kinds, bits)
+        if bits == "auto":
+            self._by_rate = kinds
+            self._steps = steps({n: spread_of(n, self._parameters[n]) for n in kinds}, noise)
+            self._inputs = None if calibration is None else list(calibration)
+        own = vectors_to_round(model.state_dict(), kinds, bits, self._bits)
+        self._vectors = [] if exact_vectors else own
         # Where errors of the weights are compensated, those of the vectors would show.
         self._rounding = noise if calibration is None else noise / 2
-        if bits == "auto":
-            wanted = steps({name: spread_of(name, self._parameters[name]) for name in kinds}, noise)
-            self._inputs = None if calibration is None else list(calibration)
-            self._share = partial(self._share_by_rate, kinds, wanted)
-            names = list(kinds)
-        else:
-            each = bits_of_tensors(self._parameters, kinds, bits, bias_bits)
-            self._share = partial(self._share_by_clustering, each, init, seed)
-            names = list(each)
-        self._parts = self._in_parts(names, parts)
+        self._parts = self._in_parts(kinds, parts)
         # In what is shared later, too, zeros stay zeros.
         later = [name for part in self._parts[1:] for name in part]
         self._masks = {name: self._parameters[name] != 0 for name in later}
         self.share_next()
         self._round_vectors()
 
-    def _in_parts(self, names: list[str], parts: int) -> list[list[str]]:
+    def _in_parts(self, weights: Iterable[str], parts: int) -> list[list[str]]:
         if parts < 1:
             raise UserError(f"parts must be at least 1, not {parts}")
-        if parts == 1 or not names:
+        names = [*self._by_rate, *self._bits]
+        if parts == 1:
             return [names]
-        names = sorted(names, key=lambda name: -self._parameters[name].numel())
-        size = -(-len(names) // parts)
-        return [names[i : i + size] for i in range(0, len(names), size)]
+        first = [name for name in weights if name in names]
+        first.sort(key=lambda name: -self._parameters[name].numel())
+        size = max(1, -(-len(first) // parts))
+        found = [first[i : i + size] for i in range(0, len(first), size)] or [[]]
+        found[-1] += [name for name in names if name not in first]
+        return found
 
     def share_next(self) -> bool:
         """Share the next part of the tensors; False if there is none left.
@@ -124,7 +128,8 @@ class WeightSharing(StepHooks):
         names = self._parts.pop(0)
         for name in names:
             self._masks.pop(name, None)
-        self._share(names)
+        self._share_by_rate([name for name in names if name in self._by_rate])
+        self._share_by_clustering([name for name in names if name in self._bits])
         if not self._parts:
             self._inputs = None  # which may be large, and fine-tuning goes on for long
         return True
@@ -133,20 +138,19 @@ class WeightSharing(StepHooks):
     def parts_left(self) -> int:
         return len(self._parts)
 
-    def _share_by_rate(
-        self, kinds: Mapping[str, str], wanted: Mapping[str, float], names: list[str]
-    ) -> None:
-        own = {name: kinds[name] for name in names}
-        values, reasons = shared_values(self._model, own, wanted, self._inputs)
+    def _share_by_rate(self, names: list[str]) -> None:
+        if not names:
+            return
+        own = {name: self._by_rate[name] for name in names}
+        values, reasons = shared_values(self._model, own, self._steps, self._inputs)
         self.without_data |= reasons
         for name in names:
             self._add(name, SharedTensor.of_values, values.pop(name))
 
-    def _share_by_clustering(
-        self, bits: Mapping[str, int], init: str, seed: int, names: list[str]
-    ) -> None:
+    def _share_by_clustering(self, names: list[str]) -> None:
         for name in names:
-            self._add(name, partial(SharedTensor.clustered, init=init, seed=seed), bits[name])
+            make = partial(SharedTensor.clustered, init=self._init, seed=self._seed)
+            self._add(name, make, self._bits[name])
 
     @torch.no_grad()
     def _add(self, name: str, make: Callable, how: Any) -> None:
@@ -274,15 +278,16 @@ class WeightSharing(StepHooks):
 def bits_of_tensors(
     names: Iterable[str],
     kinds: Mapping[str, str],
-    bits: int | Mapping[str, int],
+    bits: int | Mapping[str, int] | Literal["auto"],
     bias_bits: int | Mapping[str, int],
 ) -> dict[str, int]:
-    """{name: bits} of the tensors to share: the weights {name: kind}, and those of their biases
-    that are among `names`; 0 bits leave a tensor as it is, and out. Raises UserError for a string.
+    """{name: bits} of the tensors to cluster: the weights {name: kind}, but for "auto", and those
+    of their biases that are among `names`; 0 bits leave a tensor as it is, and out. Raises
+    UserError for another string.
     """
-    if isinstance(bits, str):
+    if isinstance(bits, str) and bits != "auto":
         raise UserError(f"bits must be a number, {{pattern: number}} or 'auto', not {bits!r}")
-    of_weights, of_biases = resolve(bits, kinds), resolve(bias_bits, kinds)
+    of_weights, of_biases = resolve(0 if bits == "auto" else bits, kinds), resolve(bias_bits, kinds)
     names = set(names)
     found: dict[str, int] = {}
     for name in kinds:
@@ -293,10 +298,14 @@ def bits_of_tensors(
 
 
 def vectors_to_round(
-    state: Mapping[str, torch.Tensor], kinds: Mapping[str, str], bits: int | Mapping | str
+    state: Mapping[str, torch.Tensor],
+    kinds: Mapping[str, str],
+    bits: int | Mapping[str, int] | Literal["auto"],
+    clustered: Mapping[str, int],
 ) -> list[str]:
     """The vectors of a state dict that are rounded beside shared weights {name: kind}: those that
-    are not shared themselves, without the biases of the weights where `bias_bits` decides of
-    them."""
-    left = set(kinds) if bits == "auto" else {*kinds, *map(bias_of, kinds)}
+    are not shared themselves, and no biases of the weights where `bits` are given."""
+    left = {*kinds, *clustered}
+    if bits != "auto":
+        left |= set(map(bias_of, kinds))
     return [name for name in vector_names(state) if name not in left]

@@ -39,6 +39,13 @@ def test_k_means(state):
     assert counts == {"embed.weight": 4, "fc.weight": 8, "fc.bias": 2, "steps": 1}
 
 
+def test_auto_beside_clustered_biases(state):
+    rounded, clustered = SharedState(state), SharedState(state, bias_bits=1)
+    assert len(rounded["fc.bias"].unique()) > 20
+    assert len(clustered["fc.bias"].unique()) == 2
+    assert torch.equal(rounded["fc.weight"], clustered["fc.weight"])
+
+
 def test_a_file_is_shared_encoded_and_written_tensor_by_tensor(state, tmp_path):
     save_file(state, tmp_path / "m.safetensors")
     shared = SharedState(Shards(tmp_path / "m.safetensors"))

@@ -267,28 +267,3 @@ def test_a_resumed_pruner_goes_on_as_if_never_stopped(model):
 def test_bad_numbers(model, options, message):
     with pytest.raises(ValueError, match=message):
         Pruner(model, **options)
-
-
-def test_a_schedule_that_is_stopped_keeps_the_density_it_has_reached():
-    torch.manual_seed(0)
-    model = nn.Linear(40, 40)
-    pruner = Pruner(model, density=0.01, steps=20, start=0.9)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
-    pruner.attach(optimizer)
-
-    def step():
-        optimizer.zero_grad()
-        model(torch.randn(8, 40)).square().sum().backward()
-        optimizer.step()
-        return float(pruner.masks["weight"].float().mean())
-
-    first = step()
-    assert first == pytest.approx(cubic_density(1 / 20, 0.9, 0.01), abs=1e-3)
-    reached = [step() for _ in range(5)][-1]
-    pruner.stop()
-    assert pruner.finished
-    assert [step() for _ in range(20)] == [reached] * 20
-    assert int(model.weight.count_nonzero()) == round(reached * 1600)
-    resumed = Pruner(model, density=0.01, steps=20, start=0.9)
-    resumed.load_state_dict(pruner.state_dict())
-    assert resumed.finished

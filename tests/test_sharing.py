@@ -509,6 +509,19 @@ def test_parts_are_shared_one_after_the_other_the_largest_first(bits):
         assert torch.equal(tensor, model.state_dict()[name])
 
 
+@pytest.mark.parametrize("bits", [2, "auto"])
+def test_biases_are_shared_with_the_last_part(bits):
+    model = net_of_three()
+    biases = {name: p.clone() for name, p in model.named_parameters() if name.endswith("bias")}
+    sharing = WeightSharing(model, bits, bias_bits=1, parts=2)
+    for name, bias in biases.items():
+        assert torch.equal(model.get_parameter(name), bias)
+    sharing.share_next()
+    for name in biases:
+        assert len(model.get_parameter(name).unique()) == 2
+    assert sharing.tensors.keys() == {name for name, _ in model.named_parameters()}
+
+
 def test_what_waits_is_trained_between_but_for_its_zeros():
     model = net_of_three()
     Pruner(model, density=0.5)

@@ -67,7 +67,7 @@ class PruningOptions(TrainingOptions):
     """Of pruning and retraining."""
 
     sensitivity: float | PerLayer = 1.5
-    # Instead of the sensitivity: gradual pruning, "auto" as far as the error budget allows.
+    # Instead of the sensitivity: gradual pruning, with "auto" to what the error budget allows.
     density: float | PerLayer | Literal["auto"] | None = None
     error_budget: float = 0.5
     prune_epochs: int = 20
@@ -85,16 +85,23 @@ class SharingOptions(CommonOptions):
 
     # Table 1 of the paper: 8 bits for convolutions, 5 for fully connected layers.
     bits: int | BitsPerLayer | Literal["auto"] = field(default_factory=lambda: {"*": 5, "@conv": 8})
-    noise: float | None = None  # of bits "auto"; None: as much as the budget allows
+    noise: float | Literal["auto"] = "auto"  # of bits "auto"; "auto": what the budget allows
     calibration_images: int = 1000
     exact_vectors: bool = False
     error_budget: float = 0.5
-    bias_bits: int | BitsPerLayer = 3
+    bias_bits: int | BitsPerLayer | Literal["auto"] = "auto"
     init: str = "linear"
     finetune_epochs: int = 3
     finetune_lr: float = 5e-4
     reassign: float = 0.0  # fraction of the fine-tuning
     share_parts: int = 1  # in which the weights are shared, with training between
+
+    @property
+    def bits_of_biases(self) -> int | BitsPerLayer:
+        """`bias_bits` as a number: those of a model that is not trained on are worth more."""
+        if self.bias_bits == "auto":
+            return 0 if self.bits == "auto" else 3
+        return self.bias_bits
 
 
 @dataclass(frozen=True)
@@ -173,17 +180,22 @@ ADJUSTED = {
         dropout=0.5,
         distortion=1.5,
         teacher="dense",
-        density=0.0076,
+        density=0.0098,
         prune_epochs=20,
-        retrain_epochs=8,
+        retrain_epochs=16,
         retrain_lr=2e-3,
-        finetune_epochs=10,
+        bits="auto",
+        noise=0.7,
+        bias_bits=3,
+        share_parts=4,
+        finetune_epochs=14,
+        reassign=0.0,
     ),
     ("paper", OTHER): PAPER.with_options(**DEEP, bits=4),
     # Rounding roughly, with training between, costs less than pruning far (benchmarks/README.md).
     ("smallest", OTHER): SMALLEST.with_options(
         **DEEP,
-        density=0.25,
+        density="auto",
         prune_epochs=4,
         retrain_epochs=8,
         retrain_lr=2e-3,

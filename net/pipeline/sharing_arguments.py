@@ -15,13 +15,14 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
         "already: the fewest bytes at --noise, calibrated on training inputs where there are some",
         metavar="N",
     )
-    group.add_argument(
+    preset_option(
+        group,
         "--noise",
-        type=real(0.001, 100),
+        or_auto(real(0.001, 100)),
+        "of --bits auto: the width of its steps in standard deviations of the weights, larger for "
+        "fewer bytes; auto: with data the most that --error-budget allows, without data 0.4, which "
+        "published networks do not feel",
         metavar="R",
-        help="of --bits auto: the width of its steps in standard deviations of the weights, larger "
-        "for fewer bytes (default: 0.4, which published networks do not feel; with data the most "
-        "that --error-budget allows)",
     )
     group.add_argument(
         "--calibration-images",
@@ -39,8 +40,9 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
     preset_option(
         group,
         "--bias-bits",
-        per_layer(integer(0, 16)),
-        "as --bits for the layers' biases, if that is not auto; 0 leaves them as they are",
+        or_auto(per_layer(integer(0, 16))),
+        "the same for the layers' biases; 0 leaves them as they are, rounded beside --bits auto; "
+        "auto: 3, or 0 beside --bits auto",
         metavar="N",
     )
     group.add_argument(

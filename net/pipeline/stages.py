@@ -34,13 +34,11 @@ from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
-from .budget import Brake, share_in_parts, share_within_budget
+from .budget import begun, share_in_parts, share_within_budget, tolerated_density
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
 RAMP = 0.7
-# Of density "auto": where the fall begins, and where it would end if the error budget allowed it.
-START, FLOOR = 0.6, 0.02
 
 
 @dataclass(frozen=True)
@@ -146,16 +144,19 @@ def prune(
     progress: RunProgress | None = None,
 ) -> Checkpoint:
     """Prune at once by threshold (Han et al. 2015) or gradually to a density, then retrain."""
-    torch.manual_seed(options.seed + 1)
+    density = options.density
+    if density == "auto":
+        torch.manual_seed(options.seed + 1)
+        dense = restore.restored(initial, setting.device)
+        density = tolerated_density(dense, dataset, options, setting.log)
+    torch.manual_seed(options.seed + 1)  # again: the same as if that density had been given
     split, loss = learn_from or lessons(dataset, options, None, setting)
     model = restore.restored(initial, setting.device)
     set_dropout(model, 0.0)
 
-    def train_with(pruner: Pruner, phase: str, epochs: int, brake: Brake | None = None) -> None:
+    def train_with(pruner: Pruner, phase: str, epochs: int) -> None:
         optimizer = adam(model.parameters(), options.retrain_lr)
         pruner.attach(optimizer)
-        if brake:
-            brake.attach(optimizer)
         fit(
             model,
             optimizer,
@@ -171,19 +172,13 @@ def prune(
         )
         pruner.detach()
 
-    if options.density is None:
+    if density is None:
         pruner = Pruner(model, sensitivity=options.sensitivity)
     else:
         per_epoch = schedule(options, 1, dataset).steps_per_epoch(len(split))
-        if options.density == "auto":
-            steps = max(1, options.prune_epochs * per_epoch)
-            pruner = Pruner(model, density=FLOOR, steps=steps, start=START)
-            brake = Brake(model, pruner, dataset, options, setting.log)
-        else:
-            steps = max(1, int(RAMP * options.prune_epochs * per_epoch))
-            pruner = Pruner(model, density=options.density, steps=steps)
-            brake = None
-        train_with(pruner, "prune", options.prune_epochs, brake)
+        steps = max(1, int(RAMP * options.prune_epochs * per_epoch))
+        pruner = Pruner(model, density=density, steps=steps)
+        train_with(pruner, "prune", options.prune_epochs)
         fold_constant_inputs(model, pruner.masks, dataset.train)
         drop_idle(model, pruner.masks, split, loss)
         gather_live_units(model, pruner.masks, next(dataset.train.batches(500))[0])
@@ -270,17 +265,7 @@ def begin_sharing(
         )
     if options.bits == "auto":
         return model, share_in_parts(model, dataset, options, reassign, setting.log)
-    sharing = WeightSharing(
-        model,
-        options.bits,
-        exact_vectors=options.exact_vectors,
-        bias_bits=options.bias_bits,
-        init=options.init,
-        seed=options.seed,
-        reassign=reassign,
-        parts=parts,
-    )
-    return model, sharing
+    return model, begun(model, options, reassign=reassign, parts=parts)
 
 
 def share_bare(
@@ -299,9 +284,9 @@ def share_bare(
     state = SharedState(
         source.state_dict,
         options.bits,
-        noise=options.noise or NOISE,
+        noise=NOISE if options.noise == "auto" else options.noise,
         exact_vectors=options.exact_vectors,
-        bias_bits=options.bias_bits,
+        bias_bits=options.bits_of_biases,
         init=options.init,
         seed=options.seed,
     )
