@@ -157,3 +157,15 @@ def test_shared_in_parts_with_training_between(pipeline, tmp_path, bits, capsys)
         assert not (kept & (pruned[name] == 0)).any()
         if bits == "3":
             assert len(shared[name][kept].unique()) <= 8
+
+
+def test_what_the_budget_chooses_does_not_depend_on_what_ran_before(pipeline, tmp_path, capsys):
+    source = pipeline.saves / checkpoint.RETRAINED
+    options = [*OPTIONS[:-1], "2", "--bits", "auto", "--share-parts", "2"]
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        assert share(source, tmp_path / "m", *options) == 0
+        printed = capsys.readouterr().out.splitlines()
+        found.append([line for line in printed if "divergence" in line])
+    assert found[0] == found[1] != []

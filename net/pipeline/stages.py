@@ -204,6 +204,7 @@ def share(
     `learn_from` is called if there is something to fine-tune. Returns what each tensor has become,
     by its name, beside the checkpoint.
     """
+    torch.manual_seed(options.seed + 2)
     model = restore.restored(source, setting.device)
     architectures.check_fits(model, source.arch or "the model", dataset)
     set_dropout(model, 0.0)
@@ -231,7 +232,7 @@ def share(
 
     if epochs:
         split, loss = learn_from() if learn_from else lessons(dataset, options, None, setting)
-        torch.manual_seed(options.seed + 2)
+        torch.manual_seed(options.seed + 2)  # again: it counts for nothing what went before
     between = epochs // (2 * (parts - 1)) if parts > 1 else 0  # half of the epochs in all
     while sharing.parts_left:
         epochs -= between
