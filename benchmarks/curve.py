@@ -2,7 +2,7 @@
 """Error against bytes: the preset `smallest` at one density after the other.
 
     python benchmarks/curve.py --dataset mnist --arch lenet-5 --plot docs/curve.png
-    python benchmarks/curve.py --dataset mnist --densities 0.0076 --json curve.json
+    python benchmarks/curve.py --dataset mnist --densities 0.0095 --json curve.json
     python benchmarks/curve.py --quick
 
 One dense model is pruned to each density, weight-shared and encoded; the bytes
@@ -23,7 +23,7 @@ from tradeoff import progress, size_on_disk
 from net.pipeline import arguments, cli
 from net.pipeline.argument_types import real
 
-DENSITIES = (0.014, 0.0076, 0.0055, 0.0037)
+DENSITIES = (0.019, 0.0095, 0.0066, 0.0042)
 QUICK = ["--dataset", "digits", "--arch", "lenet-300-100", "--teacher", "dense"]
 QUICK += [f"--{phase}epochs=1" for phase in ("", "prune-", "retrain-", "finetune-")]
 # What others report, {architecture: {source: [(bytes, error percent)]}}.

@@ -70,8 +70,8 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
         group,
         "--share-parts",
         integer(1, 1000),
-        "share the weights in so many parts, the largest tensors first; about half of the "
-        "fine-tuning is between, in which what is not shared yet makes up for what is",
+        "share the weights in so many parts, the largest tensors first, with a part of the "
+        "fine-tuning after each, in which what is not shared yet makes up for what is",
         metavar="N",
     )
     preset_option(

@@ -233,7 +233,8 @@ def share(
     if epochs:
         split, loss = learn_from() if learn_from else lessons(dataset, options, None, setting)
         torch.manual_seed(options.seed + 2)  # again: it counts for nothing what went before
-    between = epochs // (2 * (parts - 1)) if parts > 1 else 0  # half of the epochs in all
+    # As long after each part as after the last, which is what has least to make good.
+    between = epochs // parts if parts > 1 else 0
     while sharing.parts_left:
         epochs -= between
         train_values(f"share {parts - sharing.parts_left}/{parts}", between)
