@@ -134,8 +134,9 @@ def tolerated_density(
 
     found = copy.deepcopy(model)
     begun(found, sharing, most_noise(model, held_out, inputs, sharing, bearable), inputs)
-    weights = [found.get_parameter(name).detach() for name in prunable(found)]
-    kept = torch.cat([weight.flatten() != 0 for weight in weights]).float().mean().item()
+    weights = [found.get_parameter(name) for name in prunable(found)]
+    left = sum(int(weight.count_nonzero()) for weight in weights)
+    kept = left / max(1, sum(weight.numel() for weight in weights))
     density = float(f"{kept**POWER:.2g}")
     text = f"density {density}: at that noise {100 * kept:.1f} % of the weights are not zero"
     log.result(text, event="density", density=density, not_zero=kept)

@@ -149,7 +149,7 @@ def prune(
         torch.manual_seed(options.seed + 1)
         dense = restore.restored(initial, setting.device)
         density = tolerated_density(dense, dataset, options, setting.log)
-    torch.manual_seed(options.seed + 1)  # again: the same as if that density had been given
+    torch.manual_seed(options.seed + 1)  # as if that density had been given
     split, loss = learn_from or lessons(dataset, options, None, setting)
     model = restore.restored(initial, setting.device)
     set_dropout(model, 0.0)
@@ -232,7 +232,7 @@ def share(
 
     if epochs:
         split, loss = learn_from() if learn_from else lessons(dataset, options, None, setting)
-        torch.manual_seed(options.seed + 2)  # again: it counts for nothing what went before
+        torch.manual_seed(options.seed + 2)  # again, whatever has drawn from it since
     # As long after each part as after the last, which is what has least to make good.
     between = epochs // parts if parts > 1 else 0
     while sharing.parts_left:
