@@ -14,6 +14,7 @@ of deep_compressing.py; --quick is a check on the digits, and shows nothing.
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -84,11 +85,12 @@ def measured(run, options, densities):
     if not densities:
         return
     initial = run.initial(options.pruning.training())
-    lessons = run.lessons(options.pruning, initial)
     for density in progress("density", densities):
         changed = replace(options.pruning, density=density)
-        pruned = stages.prune(initial, run.dataset, changed, run.setting, lessons)
-        shared, _ = stages.share(pruned, run.dataset, options.sharing, run.setting, lambda: lessons)
+        data, setting = run.dataset, run.setting
+        pruned = stages.prune(initial, data, changed, setting, run.lessons(changed, initial))
+        learn_from = partial(run.lessons, options.sharing, initial)
+        shared, _ = stages.share(pruned, data, options.sharing, setting, learn_from)
         yield {
             "density": density,
             "seed": options.pruning.seed,
