@@ -149,7 +149,7 @@ def test_shared_in_parts_with_training_between(pipeline, tmp_path, bits, capsys)
     # Two of the five epochs between, three when all is shared.
     for phase in ("share 1/2 epoch  2/2", "finetune  epoch  3/3"):
         assert " ".join(phase.split()) in " ".join(printed.split())
-    assert ("points of confidence" in printed) == (bits == "auto")
+    assert ("of the answers change" in printed) == (bits == "auto")
     shared = checkpoint.load(tmp_path / "m").state_dict
     pruned = checkpoint.load(source).state_dict
     for name in ("fc1.weight", "fc2.weight", "fc3.weight"):
@@ -167,5 +167,5 @@ def test_what_the_budget_chooses_does_not_depend_on_what_ran_before(pipeline, tm
         torch.manual_seed(seed)
         assert share(source, tmp_path / "m", *options) == 0
         printed = capsys.readouterr().out.splitlines()
-        found.append([line for line in printed if "points of confidence" in line])
+        found.append([line for line in printed if "of the answers change" in line])
     assert found[0] == found[1] != []
