@@ -24,7 +24,7 @@ from tradeoff import progress, size_on_disk
 from net.pipeline import arguments, cli
 from net.pipeline.argument_types import real
 
-DENSITIES = (0.0185, 0.0095, 0.0066, 0.0046)
+DENSITIES = (0.0185, 0.0095, 0.0046)
 QUICK = ["--dataset", "digits", "--arch", "lenet-300-100", "--teacher", "dense"]
 QUICK += [f"--{phase}epochs=1" for phase in ("", "prune-", "retrain-", "finetune-")]
 # What others report, {architecture: {source: [(bytes, error percent)]}}.
