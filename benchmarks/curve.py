@@ -85,11 +85,11 @@ def measured(run, options, densities):
     if not densities:
         return
     initial = run.initial(options.pruning.training())
+    data, setting = run.dataset, run.setting
+    learn_from = partial(run.lessons, options.sharing, initial)
     for density in progress("density", densities):
         changed = replace(options.pruning, density=density)
-        data, setting = run.dataset, run.setting
         pruned = stages.prune(initial, data, changed, setting, run.lessons(changed, initial))
-        learn_from = partial(run.lessons, options.sharing, initial)
         shared, _ = stages.share(pruned, data, options.sharing, setting, learn_from)
         yield {
             "density": density,

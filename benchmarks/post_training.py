@@ -33,7 +33,7 @@ from torch import nn
 
 import net
 from net.training import architectures, datasets, weights
-from net.training.loop import divergence
+from net.training.loop import divergence, error_percent
 
 NOISES = (0.25, 0.35, 0.5, 0.7, 1.0)
 IMAGES = 1000
@@ -90,10 +90,8 @@ class Subject(NamedTuple):
 
     def point(self, noise: float, size: int, model: nn.Module, seconds: float) -> Point:
         found = self.outputs(model)
-        errors = (found.argmax(1) != self.classes).double().mean().item()
-        return Point(
-            noise, size, divergence(found, self.outputs(self.model)), 100 * errors, seconds
-        )
+        moved = divergence(found, self.outputs(self.model))
+        return Point(noise, size, moved, error_percent(found, self.classes), seconds)
 
 
 def published(file: str, data_dir: str) -> Subject:

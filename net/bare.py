@@ -9,7 +9,7 @@ from .clustering import Clustering
 from .codec.tensors import identity
 from .errors import naming
 from .parameters import compressible
-from .post_training import NOISE, share_tensor, spread_of, steps
+from .post_training import NOISE, share_tensor, steps_of
 from .shards import Info, info_of
 from .shared_tensor import SharedTensor
 from .sharing import bits_of_tensors, vectors_to_round
@@ -45,7 +45,7 @@ class SharedState(Mapping[str, torch.Tensor]):
         kinds = compressible(source)
         self._bits = bits_of_tensors(source, kinds, bits, bias_bits)
         if bits == "auto":
-            self._steps = steps({name: spread_of(name, source[name]) for name in kinds}, noise)
+            self._steps = steps_of(source, kinds, noise)
         vectors = vectors_to_round(source, kinds, bits, self._bits)
         self._vectors = set() if exact_vectors else set(vectors)
 

@@ -8,7 +8,7 @@ where a bit less saves most. net/calibration.py goes further with sample inputs.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -158,7 +158,12 @@ def round_vector(
     return torch.where(exact.isfinite(), rounded, exact).to(tensor.dtype)
 
 
-def spread_of(name: str, tensor: torch.Tensor) -> Spread:
-    """As `spread`, whose error names the tensor."""
-    with naming(f"cannot share {name}"):
-        return spread(tensor)
+def steps_of(
+    tensors: Mapping[str, torch.Tensor], names: Iterable[str], noise: float = NOISE
+) -> dict[str, float]:
+    """`steps` for the tensors of these names, read one at a time. An error names the tensor."""
+    spreads = {}
+    for name in names:
+        with naming(f"cannot share {name}"):
+            spreads[name] = spread(tensors[name])
+    return steps(spreads, noise)

@@ -1,6 +1,6 @@
 """Weight sharing in a model: which tensors take a few values, and how an optimizer trains those."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from .clustering import Clustering
 from .errors import UserError, naming
 from .hooks import StepHooks
 from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
-from .post_training import NOISE, spread_of, steps
+from .post_training import NOISE, steps_of
 from .shared_tensor import SharedTensor
 from .vectors import rounded_vector, vector_names
 
@@ -31,9 +31,10 @@ class WeightSharing(StepHooks):
 
     `bits`, a number or {pattern: number}: every compressible tensor (net.parameters) gets 2**bits
     values at most, by k-means over its non-zero entries; zeros stay zeros. `bias_bits`, likewise,
-    is for the biases that belong to these weights; 0 leaves them as they are, and {pattern: number}
-    means the weights' names. During the first `reassign` steps each weight still follows its own
-    gradient as well, and moves to the centroid that is nearest then; afterwards assignments stay.
+    is for the biases that belong to these weights; {pattern: number} means the weights' names, and
+    0 leaves them as they are, or rounded with `bits="auto"`. During the first `reassign` steps each
+    weight still follows its own gradient as well, and moves to the centroid that is nearest then;
+    afterwards assignments stay.
 
     `bits="auto"` is for a model that is trained already (net.post_training): the values of every
     tensor are those that give the fewest bytes at a `noise` in the weights, 0.4 standard deviations
@@ -42,13 +43,13 @@ class WeightSharing(StepHooks):
     of the outputs (net.calibration); `without_data` then names the tensors that no input reached,
     and why.
 
-    With `parts` > 1 the tensors are shared in so many parts, the largest first: one at once and
-    each further one by `share_next`. What is not shared yet is trained between, single weights,
-    zeros excepted: it makes up for the errors of what is (after Zhou et al. 2017, incremental
-    network quantization, where the parts are of each tensor).
+    With `parts` > 1 the weights are shared in so many parts, the largest first, and the biases with
+    the last: one part at once and each further one by `share_next`. What is not shared yet is
+    trained between, single weights, zeros excepted: it makes up for the errors of what is (after
+    Zhou et al. 2017, incremental network quantization, where the parts are of each tensor).
 
-    Vectors that are not shared (normalisation, its statistics, with "auto" the biases) are rounded,
-    when the sharing begins and when it is detached, unless `exact_vectors`.
+    Vectors that are not shared (normalisation, its statistics, with "auto" biases of 0 bits) are
+    rounded, when the sharing begins and when it is detached, unless `exact_vectors`.
 
     The model is an ordinary one all the time: the shared values are written into its parameters,
     when the sharing begins and after every step. Frozen weights are shared and stay; so do those
@@ -92,7 +93,7 @@ class WeightSharing(StepHooks):
         self._inputs: list | None = None  # of calibration
         if bits == "auto":
             self._by_rate = kinds
-            self._steps = steps({n: spread_of(n, self._parameters[n]) for n in kinds}, noise)
+            self._steps = steps_of(self._parameters, kinds, noise)
             self._inputs = None if calibration is None else list(calibration)
         own = vectors_to_round(model.state_dict(), kinds, bits, self._bits)
         self._vectors = [] if exact_vectors else own
@@ -105,17 +106,18 @@ class WeightSharing(StepHooks):
         self.share_next()
         self._round_vectors()
 
-    def _in_parts(self, weights: Iterable[str], parts: int) -> list[list[str]]:
+    def _in_parts(self, weights: Container[str], parts: int) -> list[list[str]]:
         if parts < 1:
             raise UserError(f"parts must be at least 1, not {parts}")
         names = [*self._by_rate, *self._bits]
         if parts == 1:
             return [names]
-        first = [name for name in weights if name in names]
-        first.sort(key=lambda name: -self._parameters[name].numel())
-        size = max(1, -(-len(first) // parts))
-        found = [first[i : i + size] for i in range(0, len(first), size)] or [[]]
-        found[-1] += [name for name in names if name not in first]
+        biases = [name for name in names if name not in weights]
+        ordered = [name for name in names if name in weights]
+        ordered.sort(key=lambda name: -self._parameters[name].numel())
+        size = max(1, -(-len(ordered) // parts))
+        found = [ordered[i : i + size] for i in range(0, len(ordered), size)] or [[]]
+        found[-1] += biases
         return found
 
     def share_next(self) -> bool:

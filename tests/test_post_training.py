@@ -12,8 +12,8 @@ from net.post_training import (
     round_vector,
     share_tensor,
     spread,
-    spread_of,
     steps,
+    steps_of,
 )
 
 SHAPES = [(40,), (12, 30), (30, 1), (8, 6, 5), (8, 6, 3, 3), (8, 1, 3, 3), (4, 3, 2, 2, 2)]
@@ -100,7 +100,7 @@ def test_values_that_are_not_finite(bad):
     with pytest.raises(ValueError, match="not all values are finite"):
         share_tensor(tensor, 1.0)
     with pytest.raises(UserError, match=r"cannot share fc\.weight: not all values are finite"):
-        spread_of("fc.weight", tensor)
+        steps_of({"fc.weight": tensor}, ["fc.weight"])
 
 
 # --- errors that cancel -------------------------------------------------------------------------

@@ -58,12 +58,12 @@ def run_and_die(monkeypatch, arguments, die_in):
             pruning.main(arguments)
 
 
-AUTO = [*OPTIONS, "--density", "auto", "--prune-epochs", "2", "--teacher", "dense"]
+AUTO = [*OPTIONS, "--density", "auto", "--prune-epochs", "3", "--teacher", "dense"]
 
 
 def test_the_error_budget_chooses_the_density(tmp_path, capsys):
     kept = []
-    for budget in ("0.05", "100"):
+    for budget in ("0.01", "100"):
         output = tmp_path / budget
         assert pruning.main([*AUTO, "--error-budget", budget, "--output", str(output)]) == 0
         (density,) = re.findall(r"^density (\S+): at that noise", capsys.readouterr().out, re.M)
@@ -72,7 +72,7 @@ def test_the_error_budget_chooses_the_density(tmp_path, capsys):
         count = sum(int(weight.count_nonzero()) for weight in weights)
         assert count <= 1.01 * float(density) * sum(weight.numel() for weight in weights)
         kept.append(count)
-    assert kept[0] > 2 * kept[1]
+    assert kept[0] > 3 * kept[1]
 
 
 def test_the_density_found_is_as_good_as_given(tmp_path, capsys):

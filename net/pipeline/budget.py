@@ -13,7 +13,7 @@ from ..prune import prunable
 from ..sharing import WeightSharing
 from ..training.distillation import Distorted
 from ..training.log import Log
-from ..training.loop import divergence, outputs
+from ..training.loop import divergence, error_percent, outputs
 from ..training.splits import Dataset, Split
 from .options import PruningOptions, SharingOptions, changed_options
 
@@ -35,6 +35,28 @@ HALVINGS = 7  # of the range, in the logarithm: to within 4 %
 POWER = 1.48
 # Held-out inputs, changed as in training, for each.
 TO_SHARE, TO_PRUNE = 4000, 1000
+
+
+def begin_sharing(
+    model: nn.Module,
+    dataset: Dataset,
+    options: SharingOptions,
+    reassign: int,
+    parts: int,
+    log: Log,
+    batch_size: int,
+) -> tuple[nn.Module, WeightSharing]:
+    """(`model` or a copy of it, with the values of the first of `parts` shared, its sharing): with
+    bits "auto" at `options.noise`, or at what the error budget allows."""
+    if options.bits != "auto":
+        return model, begun(model, options, reassign=reassign, parts=parts)
+    if parts == 1:
+        return share_within_budget(model, dataset, options, reassign, log, batch_size)
+    inputs = calibration_inputs(dataset, options)
+    noise = options.noise
+    if noise == "auto":
+        noise = tolerated_noise(model, dataset, inputs, options, log)
+    return model, begun(model, options, noise, inputs, reassign, parts)
 
 
 def share_within_budget(
@@ -60,17 +82,6 @@ def share_within_budget(
         if lost <= options.error_budget:
             break
     return found, sharing
-
-
-def share_in_parts(
-    model: nn.Module, dataset: Dataset, options: SharingOptions, reassign: int, log: Log
-) -> WeightSharing:
-    """The sharing of `model`, the first part done, at `options.noise` or that of the budget."""
-    inputs = calibration_inputs(dataset, options)
-    noise = options.noise
-    if noise == "auto":
-        noise = tolerated_noise(model, dataset, inputs, options, log)
-    return begun(model, options, noise, inputs, reassign, options.share_parts)
 
 
 def begun(
@@ -109,7 +120,7 @@ def tolerated_noise(
     held_out = distorted_held_out(dataset, options.distortion, TO_SHARE)
 
     def bearable(noise: float, logits: torch.Tensor, reference: torch.Tensor) -> bool:
-        changed = 100 * (logits.argmax(1) != reference.argmax(1)).float().mean().item()
+        changed = error_percent(logits, reference.argmax(1))
         text = f"noise {noise:.2f}: {changed:.2f} % of the answers change without training"
         log.result(text, event="noise", noise=noise, changed_answers_percent=changed)
         return changed <= CHANGED * options.error_budget

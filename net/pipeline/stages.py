@@ -26,7 +26,6 @@ from ..errors import UserError
 from ..parameters import compressible, resolve
 from ..post_training import NOISE
 from ..prune import Pruner, prunable, shrink
-from ..sharing import WeightSharing
 from ..training import architectures, restore, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
@@ -34,7 +33,7 @@ from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
-from .budget import begun, share_in_parts, share_within_budget, tolerated_density
+from .budget import begin_sharing, tolerated_density
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
@@ -213,7 +212,9 @@ def share(
     plan = schedule(options, epochs, dataset)
     reassign = int(options.reassign * epochs * plan.steps_per_epoch(len(dataset.train)))
     parts = options.share_parts if epochs else 1
-    model, sharing = begin_sharing(model, dataset, options, setting, reassign, parts)
+    model, sharing = begin_sharing(
+        *(model, dataset, options, reassign, parts), setting.log, setting.test_batch_size
+    )
 
     def train_values(phase: str, epochs: int) -> None:
         optimizer = adam(sharing.parameter_groups(options.finetune_lr), options.finetune_lr)
@@ -250,24 +251,6 @@ def share(
         *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics)
     )
     return shared, sharing.clusterings
-
-
-def begin_sharing(
-    model: nn.Module,
-    dataset: Dataset,
-    options: SharingOptions,
-    setting: Setting,
-    reassign: int,
-    parts: int,
-) -> tuple[nn.Module, WeightSharing]:
-    """(`model` or a copy of it, with the values of the first of `parts` shared, its sharing)."""
-    if options.bits == "auto" and parts == 1:
-        return share_within_budget(
-            *(model, dataset, options, reassign), setting.log, setting.test_batch_size
-        )
-    if options.bits == "auto":
-        return model, share_in_parts(model, dataset, options, reassign, setting.log)
-    return model, begun(model, options, reassign=reassign, parts=parts)
 
 
 def share_bare(

@@ -14,7 +14,7 @@ from ..encoding import TensorInfo
 from ..errors import UserError
 from ..parameters import bias_of, shortest_name
 from ..training import restore, weights
-from ..training.loop import divergence, outputs
+from ..training.loop import divergence, error_percent, outputs
 from ..training.splits import Dataset
 from . import comparison_tables, distributions, plots, tables
 from .comparison_page import comparison_page
@@ -110,7 +110,7 @@ def compare(
         rows.append(row)
         if dataset is not None and model.arch:
             logits, labels = outputs(restore.restored(model, device), dataset.test, batch_size)
-            row["error_percent"] = 100 * (logits.argmax(1) != labels).double().mean().item()
+            row["error_percent"] = error_percent(logits, labels)
             first = logits if first is None else first
             row["kl_divergence"] = divergence(logits, first)
     if "initial" in found and rows[0]["error_percent"] is not None:

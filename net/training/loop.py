@@ -73,6 +73,11 @@ def divergence(logits: torch.Tensor, reference: torch.Tensor) -> float:
     return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean").item()
 
 
+def error_percent(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """How many answers are not those of the labels [N], in percent; logits [N, classes]."""
+    return 100 * (logits.argmax(1) != labels).double().mean().item()
+
+
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
     """Adam's averages of pruned weights decay into denormals, which a CPU handles slowly."""

@@ -3,7 +3,13 @@ import copy
 import torch
 from torch import nn
 
-from net.pipeline.budget import NOISE_RANGE, calibration_inputs, tolerated_density, tolerated_noise
+from net.pipeline.budget import (
+    NOISE_RANGE,
+    calibration_inputs,
+    most_noise,
+    tolerated_density,
+    tolerated_noise,
+)
 from net.pipeline.options import PruningOptions, SharingOptions
 from net.training.log import Log
 from net.training.splits import Dataset, Split
@@ -28,6 +34,7 @@ def test_a_larger_budget_allows_for_more_noise():
         inputs = calibration_inputs(data, options)
         found.append(tolerated_noise(model, data, inputs, options, Log(silent=True)))
     low, high = NOISE_RANGE
+    assert most_noise(model, data.validation, inputs, options, lambda *_: False) == low
     assert low <= found[0] < found[1] < found[2] < found[3] < high < found[3] * 1.04
 
 

@@ -106,6 +106,7 @@ def test_a_preset_is_adjusted_to_the_architecture():
     assert lenet5.pruning.teacher == "dense"
     other = options.preset("smallest", "resnet18(num_classes=10)")
     assert other.sharing.teacher == other.pruning.teacher == "dense"
+    assert (other.pruning.density, other.sharing.error_budget) == ("auto", 1.0)
     assert (other.sharing.bits, other.sharing.error_budget) == ("auto", 1.0)
     assert other.sharing.share_parts > 1  # of noise that fine-tuning alone would not make up for
 
