@@ -22,6 +22,7 @@ from .inputs import Input
 from .lenet import LeNet5, LeNet300100
 from .resnet import CifarResNet
 from .splits import Dataset
+from .vgg import CifarVGG16
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -30,6 +31,7 @@ BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "lenet-300-100": LeNet300100,
     "lenet-5": LeNet5,
     **{f"resnet-{n}": functools.partial(CifarResNet, n) for n in (20, 32, 44, 56, 110)},
+    "vgg-16": CifarVGG16,
 }
 
 OPTION = r"(?:num_classes|in_channels)=\d+|weights=[A-Z][A-Z0-9_]*"
