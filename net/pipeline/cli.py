@@ -46,9 +46,11 @@ def run(
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # set by torchrun
     try:
         if several:
+            import torch
+
             from ..training import distributed
 
-            distributed.start()
+            distributed.start(device(args) if "device" in args else torch.device("cpu"))
         body(args)
         sys.stdout.flush()
         if several:
@@ -95,7 +97,13 @@ def device(args: Namespace) -> "torch.device":
     if args.no_cuda or args.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if rank >= count:
+            raise UserError(
+                f"PyTorch finds {count} CUDA device{'s' if count > 1 else ''} here, too few for "
+                "one in each process of torchrun; start fewer, or use --device cpu"
+            )
+        return torch.device("cuda", rank)
     if args.device == "cuda":
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     return torch.device("cpu")

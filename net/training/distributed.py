@@ -17,14 +17,17 @@ from torch import distributed
 from ..errors import UserError
 
 
-def start() -> None:
-    """Join the other processes, if torchrun has started any; silence all but the writer."""
+def start(device: torch.device) -> None:
+    """Join the other processes, if torchrun has started any; silence all but the writer.
+
+    `device` is what this process computes on.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or distributed.is_initialized():
         return
-    backend = "gloo"
-    if torch.cuda.is_available():
+    backend = "gloo"  # alone where nobody uses a GPU: a barrier would wait on one that is there
+    if device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     try:
         distributed.init_process_group(backend)
     except (RuntimeError, ValueError) as error:

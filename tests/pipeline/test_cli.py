@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import deep_compressing
 from net.errors import UserError
 from net.pipeline import argument_types, arguments, cli, options, sharing_arguments
 from net.training import datasets
@@ -18,6 +20,22 @@ def parser():
     parser.add_argument("--n", type=argument_types.integer(1, 16), default=1)
     parser.add_argument("--x", type=argument_types.real(), default=1.0)
     return parser
+
+
+def test_a_device_for_each_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def chosen(*options):
+        return cli.device(deep_compressing.parser().parse_args(options))
+
+    assert chosen() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert chosen("--device", "cuda") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="finds 2 CUDA devices here, too few for one in each"):
+        chosen()
+    assert chosen("--device", "cpu") == torch.device("cpu")
 
 
 def test_success():

@@ -31,7 +31,7 @@ def torchrun(script, *options):
 
 def test_two_processes_are_as_good_as_one(pipeline, tmp_path):
     """The same files, one writer, the same model in both processes, an error as of one."""
-    done = torchrun("tests/ranks.py", *FAST, "--output", str(tmp_path))
+    done = torchrun("tests/ranks.py", *FAST, "--device", "cpu", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "rank-0").read_text() == (tmp_path / "rank-1").read_text()
     names = {checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.SHARED}
@@ -48,7 +48,8 @@ def test_two_processes_are_as_good_as_one(pipeline, tmp_path):
 
 
 def test_what_ends_one_process_ends_all(tmp_path):
-    done = torchrun("pruning.py", "--weights", str(tmp_path / "none.pt"), "--dataset", "digits")
+    weights = str(tmp_path / "none.pt")
+    done = torchrun("pruning.py", "--weights", weights, "--dataset", "digits", "--device", "cpu")
     assert done.returncode == 1
     assert done.stderr.count("error: no model at") == 1
 
@@ -81,7 +82,7 @@ def test_a_batch_smaller_than_the_processes():
 
 def test_one_process_needs_no_other():
     assert not torch_distributed.is_initialized()
-    distributed.start()
+    distributed.start(torch.device("cpu"))
     assert distributed.shard() == (0, 1)
     assert distributed.is_writer()
     assert distributed.total(1.5, 2) == [1.5, 2.0]
