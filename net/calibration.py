@@ -244,11 +244,11 @@ def _merged(parameter: torch.Tensor, moments: Mapping[Use, Moments]) -> dict[Use
 
 
 def damped(h: torch.Tensor) -> torch.Tensor:
-    """H float64 [g, n, n] on the CPU with a constant added to its diagonal."""
-    h = h.double().cpu()
+    """H float64 [g, n, n] with a constant added to its diagonal."""
+    h = h.double()
     power = h.diagonal(dim1=1, dim2=2).mean(1)
     power = torch.where(power > 0, power, power.max())
-    return h + (DAMPING * power)[:, None, None] * torch.eye(h.shape[1], dtype=h.dtype)
+    return h + (DAMPING * power)[:, None, None] * torch.eye(h.shape[1]).to(h)
 
 
 def factors(h: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -260,14 +260,15 @@ def factors(h: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     order = h.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None, :].expand_as(h))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-    return order.numpy(), torch.linalg.cholesky(inverse, upper=True).contiguous().numpy()
+    upper = torch.linalg.cholesky(inverse, upper=True).contiguous()
+    return order.cpu().numpy(), upper.cpu().numpy()
 
 
 def _rounded(weights: np.ndarray, found: Moments, step: float, levels: np.ndarray) -> np.ndarray:
     """Labels int64 [groups, rows, columns] of `weights`, the places of their values in `levels`."""
     h = damped(found.h)
-    lag = torch.from_numpy(weights) @ found.lag.double().cpu()
-    target = weights + CATCH_UP * torch.linalg.solve(h, lag, left=False).numpy()
+    lag = torch.from_numpy(weights).to(h.device) @ found.lag.double()
+    target = weights + CATCH_UP * torch.linalg.solve(h, lag, left=False).cpu().numpy()
     target[weights == 0] = 0  # pruned
     order, upper = factors(h)
     weights = np.take_along_axis(target, order[:, None, :], axis=2)
