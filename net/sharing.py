@@ -14,7 +14,7 @@ from .hooks import StepHooks
 from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
 from .post_training import NOISE, steps_of
 from .shared_tensor import SharedTensor
-from .vectors import rounded_vector, vector_names
+from .vectors import FOLDED, fold_statistics, rounded_vector, vector_names
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
@@ -49,7 +49,8 @@ class WeightSharing(StepHooks):
     Zhou et al. 2017, incremental network quantization, where the parts are of each tensor).
 
     Vectors that are not shared (normalisation, its statistics, with "auto" biases of 0 bits) are
-    rounded, when the sharing begins and when it is detached, unless `exact_vectors`.
+    rounded, when the sharing begins and when it is detached, unless `exact_vectors`; `fold_norms`
+    leaves half of those of batch normalisation.
 
     The model is an ordinary one all the time: the shared values are written into its parameters,
     when the sharing begins and after every step. Frozen weights are shared and stay; so do those
@@ -177,6 +178,23 @@ class WeightSharing(StepHooks):
     def detach(self) -> None:
         super().detach()
         self._round_vectors()
+
+    def fold_norms(self) -> list[str]:
+        """Fold the running statistics of batch normalisation into its weight and bias, once all
+        training is done: the same outputs in evaluation, other ones in training, fewer bytes.
+
+        Returns the names of the layers; none with `exact_vectors`.
+        """
+        rounded = set(self._vectors)
+        found = {
+            name: module
+            for name, module in self._model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and rounded.issuperset(f"{name}.{each}" for each in FOLDED)
+        }
+        for module in found.values():
+            fold_statistics(module, self._rounding)
+        return list(found)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What an optimizer is to train: the centroids, the latent weights while there are

@@ -558,3 +558,23 @@ def test_more_parts_than_tensors():
 def test_parts_of_nothing():
     sharing = WeightSharing(nn.BatchNorm1d(4), bits=2, parts=3)
     assert (sharing.parts_left, sharing.share_next(), sharing.tensors) == (0, False, {})
+
+
+def test_statistics_are_folded_where_vectors_are_rounded():
+    inputs = torch.randn(16, 3, 4, 4)
+    for bits in (5, "auto"):
+        model = normalised()
+        model.add_module("plain", nn.BatchNorm1d(4, affine=False))
+        model.train()(inputs)
+        sharing = WeightSharing(model, bits=bits)
+        before = model.eval()(inputs)
+        assert sharing.fold_norms() == ["1"]
+        assert torch.equal(model[1].running_var, torch.ones(8))
+        assert not model[1].running_mean.any()
+        assert (model.plain.running_var != 1).any()
+        assert torch.allclose(model(inputs), before, atol=0.1)
+    left = normalised()
+    left.train()(inputs)
+    exact = copy.deepcopy(left[1].state_dict())
+    assert WeightSharing(left, exact_vectors=True).fold_norms() == []
+    assert all(torch.equal(left[1].state_dict()[name], exact[name]) for name in exact)

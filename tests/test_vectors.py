@@ -1,6 +1,7 @@
 import torch
+from torch import nn
 
-from net.vectors import rounded_vector, vector_names
+from net.vectors import fold_statistics, rounded_vector, vector_names
 
 STATE = {
     "conv.weight": torch.randn(4, 3, 3, 3),
@@ -47,3 +48,29 @@ def test_less_noise_rounds_less():
         for found in (rounded(noise) for noise in (0.05, 0.4))
     ]
     assert errors[0] < errors[1] / 4
+
+
+def test_folded_statistics_do_the_same_in_evaluation():
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(40).eval()
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.weight[:2] = 0
+        norm.bias.normal_()
+        norm.running_mean.normal_(0, 3)
+        norm.running_var.uniform_(0.001, 9)
+        norm.running_var[3] = 0
+    # As inputs that these are the statistics of.
+    x = torch.randn(8, 40, 5, 5) * norm.running_var.sqrt().view(-1, 1, 1)
+    x += norm.running_mean.view(-1, 1, 1)
+    before = norm(x)
+    size, bias = (each.detach().abs().view(-1, 1, 1) for each in (norm.weight, norm.bias))
+    fold_statistics(norm, 0.4)
+    assert torch.equal(norm.running_mean, torch.zeros(40))
+    assert torch.equal(norm.running_var, torch.ones(40))
+    # 1/64 of the weight times an input of up to five deviations, and of the weight or the bias.
+    allowed = (5 * size + torch.maximum(size, bias)) / 64
+    assert ((norm(x) - before).abs() <= allowed + 1e-4).all()
+    assert (norm.weight.frexp().mantissa * 128 % 1 == 0).all()
+    unit = torch.ldexp(torch.ones(40), torch.maximum(size, bias).flatten().frexp().exponent - 7)
+    assert (norm.bias / unit % 1 == 0).all()

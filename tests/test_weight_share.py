@@ -90,6 +90,23 @@ def test_odd_layers(tmp_path):
         assert torch.equal(shared[name], tensor)
 
 
+def test_folded_statistics(tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(build("tests.own_net:OwnNet").state_dict(), tmp_path / "m.pt")
+    options = ["--epochs", "0", "--bits", "6"]
+    data = ["--arch", "tests.own_net:OwnNet", "--dataset", "digits", "--device", "cpu"]
+    assert share(tmp_path / "m.pt", tmp_path / "kept", *options, *data) == 0
+    assert "folded" not in capsys.readouterr().err
+    assert share(tmp_path / "m.pt", tmp_path / "out", *options, *data, "--fold-norms") == 0
+    assert "are folded into its weights and biases: do not train" in capsys.readouterr().err
+    kept, folded = (checkpoint.load(tmp_path / each).state_dict for each in ("kept", "out"))
+    assert torch.equal(folded["norm.running_var"], torch.ones(16))
+    assert torch.equal(folded["stem.weight"], kept["stem.weight"])
+    assert share(tmp_path / "m.pt", tmp_path / "bare", *options, "--fold-norms") == 1
+    assert "is not in a bare state dict; name its arch" in capsys.readouterr().err
+    assert not (tmp_path / "bare").exists()
+
+
 def test_missing_model(tmp_path, capsys):
     assert share(tmp_path / checkpoint.RETRAINED, tmp_path / "out") == 1
     assert "run pruning.py first" in capsys.readouterr().err

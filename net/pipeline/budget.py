@@ -25,7 +25,7 @@ NOISES = [2 * NOISE / 2 ** (i / 2) for i in range(5)]
 # What noise may cost per point of the budget, everything shared at once and without training, which
 # takes a part back: answers that change, in percent, of a model that is shared in parts then; nats
 # of divergence of the outputs, of one that tells by it how far it can be pruned.
-CHANGED = 5.5
+CHANGED = 4.8
 DIVERGENCE = 0.075
 NOISE_RANGE = (0.1, 6.4)
 HALVINGS = 7  # of the range, in the logarithm: to within 4 %

@@ -88,6 +88,7 @@ class SharingOptions(CommonOptions):
     noise: float | Literal["auto"] = "auto"  # of bits "auto"; "auto": what the budget allows
     calibration_images: int = 1000
     exact_vectors: bool = False
+    fold_norms: bool = False
     error_budget: float = 0.5
     bias_bits: int | BitsPerLayer | Literal["auto"] = "auto"
     init: str = "linear"
@@ -209,6 +210,7 @@ ADJUSTED = {
         retrain_lr=2e-3,
         bits="auto",
         error_budget=1.0,
+        fold_norms=True,
         share_parts=4,
         finetune_epochs=16,
         finetune_lr=1e-3,

@@ -1,7 +1,10 @@
 """The options of weight sharing, for its own script and for the whole pipeline."""
 
+from argparse import BooleanOptionalAction
+
 from .argument_types import integer, or_auto, per_layer, real
 from .arguments import Parser, preset_option
+from .options import defaults_text
 
 
 def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
@@ -36,6 +39,12 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
         action="store_true",
         help="leave normalisation, its statistics and, with --bits auto, biases as they are; "
         "otherwise they are rounded",
+    )
+    group.add_argument(
+        "--fold-norms",
+        action=BooleanOptionalAction,
+        help="fold the running statistics of BatchNorm into its weights and biases, for fewer "
+        f"bytes: the same model, but not to be trained on ({defaults_text('fold_norms')})",
     )
     preset_option(
         group,

@@ -231,6 +231,13 @@ def share(
         )
         sharing.detach()
 
+    def fold_norms() -> None:
+        if options.fold_norms and sharing.fold_norms():
+            setting.log.note(
+                "the running statistics of BatchNorm are folded into its weights and biases: do "
+                "not train the model on, or give --no-fold-norms"
+            )
+
     if epochs:
         split, loss = learn_from() if learn_from else lessons(dataset, options, None, setting)
         torch.manual_seed(options.seed + 2)  # again, whatever has drawn from it since
@@ -242,9 +249,12 @@ def share(
         sharing.share_next()
     for name, reason in sharing.without_data.items():
         setting.log.note(f"{name} was shared without data: {reason}")
+    if not epochs:
+        fold_norms()
     error = setting.test_error(model, "after clustering", dataset)
     if epochs:
         train_values("finetune", epochs)
+        fold_norms()
         error = setting.test_error(model, "after fine-tuning", dataset)
     metrics = {"test_error_percent": error}
     shared = Checkpoint(
@@ -265,6 +275,11 @@ def share_bare(
         raise UserError(
             "a bare state dict can be clustered, not fine-tuned: its architecture is not known; "
             "use --epochs 0, or name it by --arch"
+        )
+    if options.fold_norms:
+        raise UserError(
+            "what BatchNorm adds to a variance is not in a bare state dict; name its architecture "
+            "by --arch, or leave --fold-norms out"
         )
     state = SharedState(
         source.state_dict,
