@@ -26,6 +26,7 @@ from ..errors import UserError
 from ..parameters import compressible, resolve
 from ..post_training import NOISE
 from ..prune import Pruner, prunable, shrink
+from ..sharing import WeightSharing
 from ..training import architectures, restore, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
@@ -231,13 +232,6 @@ def share(
         )
         sharing.detach()
 
-    def fold_norms() -> None:
-        if options.fold_norms and sharing.fold_norms():
-            setting.log.note(
-                "the running statistics of BatchNorm are folded into its weights and biases: do "
-                "not train the model on, or give --no-fold-norms"
-            )
-
     if epochs:
         split, loss = learn_from() if learn_from else lessons(dataset, options, None, setting)
         torch.manual_seed(options.seed + 2)  # again, whatever has drawn from it since
@@ -250,17 +244,26 @@ def share(
     for name, reason in sharing.without_data.items():
         setting.log.note(f"{name} was shared without data: {reason}")
     if not epochs:
-        fold_norms()
+        finish(sharing, options, setting.log)
     error = setting.test_error(model, "after clustering", dataset)
     if epochs:
         train_values("finetune", epochs)
-        fold_norms()
+        finish(sharing, options, setting.log)
         error = setting.test_error(model, "after fine-tuning", dataset)
     metrics = {"test_error_percent": error}
     shared = Checkpoint(
         *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics)
     )
     return shared, sharing.clusterings
+
+
+def finish(sharing: WeightSharing, options: SharingOptions, log: Log) -> None:
+    """What saves bytes once nothing is trained any more."""
+    if options.fold_norms and sharing.fold_norms():
+        log.note(
+            "the running statistics of BatchNorm are folded into its weights and biases: do not "
+            "train the model on, or give --no-fold-norms"
+        )
 
 
 def share_bare(
