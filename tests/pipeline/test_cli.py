@@ -117,7 +117,7 @@ def test_what_is_recorded_holds_no_paths_and_keeps_its_order():
 
 def test_a_preset_is_adjusted_to_the_architecture():
     small, lenet5 = (options.preset("smallest", a) for a in ("lenet-300-100", "lenet-5"))
-    assert small.pruning.density == 0.0135
+    assert small.pruning.density == 0.0148
     assert lenet5.pruning.density == 0.0095
     assert small.pruning.lr == lenet5.pruning.lr
     assert small.sharing.teacher == "lenet-5"
