@@ -38,6 +38,12 @@ def preset_option(
     group.add_argument(flag, type=kind, dest=dest, help=f"{text} ({defaults_text(dest)})", **more)
 
 
+def preset_switch(group: argparse._ArgumentGroup, flag: str, text: str) -> None:
+    """The same for one that is on, or off with `--no-` before its name."""
+    default = defaults_text(flag.lstrip("-").replace("-", "_"))
+    group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} ({default})")
+
+
 # Groups of options, each declared once for the stage script and deep_compressing.py.
 
 
@@ -132,12 +138,7 @@ def add_training(parser: Parser) -> None:
         "softens the outputs of the teacher, and of what learns from it (Hinton et al. 2015)",
         metavar="R",
     )
-    group.add_argument(
-        "--amp",
-        action=argparse.BooleanOptionalAction,
-        help="matrix products in bfloat16; auto: on a processor that has it "
-        f"({defaults_text('amp')})",
-    )
+    preset_switch(group, "--amp", "matrix products in bfloat16; auto: on a processor that has it")
 
 
 def add_budget(parser: Parser) -> None:

@@ -118,6 +118,10 @@ class Preset:
             changed_options(self.pruning, changed), changed_options(self.sharing, changed)
         )
 
+    def with_sharing(self, **changed: Any) -> "Preset":
+        """The same with options of weight sharing changed that pruning has, too."""
+        return replace(self, sharing=replace(self.sharing, **changed))
+
     def values(self) -> dict:
         """{option: value} of both stages, as text where they differ."""
         found = {**vars(self.sharing), **vars(self.pruning)}
@@ -162,7 +166,7 @@ SMALLEST = PAPER.with_options(
 
 # A few shared values cannot learn by heart, and fit images best that are distorted no more than
 # they must be.
-LENET_300 = replace(SMALLEST, sharing=replace(SMALLEST.sharing, distortion=0.6))
+LENET_300 = SMALLEST.with_sharing(distortion=0.6)
 
 PRESETS = {"paper": PAPER, "smallest": LENET_300}
 LENETS = ("lenet-300-100", "lenet-5")
@@ -196,8 +200,7 @@ LENET_5 = SMALLEST.with_options(
     noise=0.7,
     share_parts=4,
     finetune_epochs=12,
-)
-LENET_5 = replace(LENET_5, sharing=replace(LENET_5.sharing, distortion=1.0))
+).with_sharing(distortion=1.0)
 
 # What an architecture needs differently, {(preset, architecture): preset}.
 ADJUSTED = {

@@ -1,10 +1,7 @@
 """The options of weight sharing, for its own script and for the whole pipeline."""
 
-from argparse import BooleanOptionalAction
-
 from .argument_types import integer, or_auto, per_layer, real
-from .arguments import Parser, preset_option
-from .options import defaults_text
+from .arguments import Parser, preset_option, preset_switch
 
 
 def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
@@ -40,11 +37,11 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
         help="leave normalisation, its statistics and, with --bits auto, biases as they are; "
         "otherwise they are rounded",
     )
-    group.add_argument(
+    preset_switch(
+        group,
         "--fold-norms",
-        action=BooleanOptionalAction,
-        help="fold the running statistics of BatchNorm into its weights and biases, for fewer "
-        f"bytes: the same model, but not to be trained on ({defaults_text('fold_norms')})",
+        "fold the running statistics of BatchNorm into its weights and biases, for fewer bytes: "
+        "the same model, but not to be trained on",
     )
     preset_option(
         group,
