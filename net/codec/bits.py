@@ -146,8 +146,10 @@ class BitReader:
     def note(self, code: Any, symbols: np.ndarray) -> None:
         """Keep a Huffman code and how often each of its symbols came, if ``codes`` is a list."""
         if self.codes is not None:
+            if not self.codes or self.codes[-1][1] is not code:
+                self.codes.append((self._section, code, np.zeros(len(code.symbols), np.int64)))
             counts = codec.kernels.count(symbols, int(code.symbols[-1]) + 1)
-            self.codes.append((self._section, code, counts[code.symbols]))
+            self.codes[-1][2][:] += counts[code.symbols]
 
     def finish(self) -> None:
         """Refuse anything but zero padding up to the next byte."""

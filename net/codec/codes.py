@@ -5,6 +5,7 @@ a limit; the limit lets one lookup decode a symbol.
 """
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from .. import codec
 from . import LANES
 from .bits import BitReader, BitWriter, HuffmanError
 
+PART = 1 << 15  # symbols decoded before they are used: the L2 cache holds them
 LANES_FROM = 1 << 17  # symbols; below, there are no parts
 RUN = 1024  # a one-symbol alphabet costs one bit for this many symbols
 MAX_SYMBOLS = 1 << 26
@@ -64,6 +66,10 @@ class Code:
         order = np.argsort(self.lengths, kind="stable")
         return order, 1 << (self.longest - self.lengths[order].astype(np.int64))
 
+    def _fewest_bits(self, count: int) -> int:
+        """At least so many bits are taken by ``count`` symbols."""
+        return count // RUN if len(self.symbols) == 1 else count
+
     def write(
         self, writer: BitWriter, symbols: np.ndarray, names: np.ndarray | None = None
     ) -> None:
@@ -94,31 +100,59 @@ class Code:
         writer.append(sum(lanes), codec.kernels.pack_words, symbols, table)
 
     def read(self, reader: BitReader, count: int, values: np.ndarray) -> np.ndarray:
-        """``count`` symbols, each as that of ``values`` (by rank; uint8, uint16 or uint64)."""
+        """``count`` symbols, each as that of ``values`` (by rank; an unsigned type)."""
+        reader.need(self._fewest_bits(count))
+        out = np.empty(count, values.dtype)
+        for _ in self.read_parts(reader, count, values, out):
+            pass
+        return out
+
+    def read_parts(
+        self, reader: BitReader, count: int, values: np.ndarray, out: np.ndarray | None = None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """As ``read``, part by part: which symbols, and what they are, until the next is asked for.
+
+        The cache holds a part. With ``out``, which has room for all of them, they stay.
+        """
+        reader.need(self._fewest_bits(count))
+        if out is None:
+            out = np.empty(min(count, LANES * PART), values.dtype)
         if len(self.symbols) == 1:
             if reader.read(count // RUN):
                 raise HuffmanError("a run with bits that are not zero")
-            return np.full(count, values[0])
-        reader.need(count)  # every symbol takes at least one bit
+            out[:] = values
+            yield from ((part, out[: part.stop - part.start]) for part in parts(count, len(out)))
+            return
         each = lane_size(count)
-        begun = [0] * LANES
-        if each:
-            for lane in range(1, LANES):
-                begun[lane] = begun[lane - 1] + reader.read_number()
-        if begun[-1] > reader.remaining:
+        sizes = [reader.read_number() for _ in range(LANES - 1)] if each else []
+        if sum(sizes) > reader.remaining:
             raise HuffmanError("a lane longer than the data")
-        starts = np.array(begun) + reader.position
-        ends, out = starts.copy(), np.empty(count, values.dtype)
-        order, sizes = self._ranges()
-        table = np.repeat(order << 6 | self.lengths[order], sizes).astype(np.uint32)
-        if not codec.kernels.unpack_words(
-            *(reader.data, ends, reader.end, each, table, self.longest, values, out)
-        ):
-            raise HuffmanError("the data ends early")
-        if not np.array_equal(ends[:-1], starts[1:]):
+        starts = reader.position + np.cumsum([0, *sizes], dtype=np.int64)
+        order, ranges = self._ranges()
+        table = np.repeat(order << 6 | self.lengths[order], ranges).astype(np.uint32)
+
+        def unpack(at: np.ndarray, out: np.ndarray) -> np.ndarray:
+            arguments = reader.data, at, reader.end, table, self.longest, values, out
+            if not codec.kernels.unpack_words(*arguments):
+                raise HuffmanError("the data ends early")
+            return out
+
+        at = starts.copy()
+        for part in parts(each, len(out) // len(at)):
+            size = part.stop - part.start
+            found = unpack(at, out[: LANES * size]).reshape(LANES, size)
+            for lane in range(LANES):
+                yield slice(lane * each + part.start, lane * each + part.stop), found[lane]
+        if not np.array_equal(at[:-1], starts[1:]):
             raise HuffmanError("a lane does not end where the next one begins")
-        reader.move(int(ends[-1]))
-        return out
+        rest = out[len(out) - (count - LANES * each) :]  # of the last lane
+        yield slice(LANES * each, count), unpack(at[-1:], rest)
+        reader.move(int(at[-1]))
+
+
+def parts(count: int, size: int = PART) -> Iterator[slice]:
+    """0 to ``count`` in steps of ``size``."""
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
 def lane_size(count: int) -> int:

@@ -124,42 +124,49 @@ def peek(data, at, width):
 
 
 @kernel
-def unpack_words(data, at, end, each, table, width, values, out):
-    """Decode len(out) symbols: lane l, from bit at[l] on, gives ``each`` of them from l * each on.
+def unpack_words(data, at, end, table, width, values, out):
+    """Decode from the bits at[0], at[1], ... on: one lane, or LANES of them at the same time.
 
-    The last lane gives the rest, too. table[w] is rank << 6 | length of the code word that the
-    ``width`` bits w begin with; values[rank] is its symbol. ``at`` is moved to the ends of the
-    lanes. Returns False if one goes beyond ``end``.
+    Each lane fills its part of ``out``, and ``at`` is moved to where it stops. table[w] is
+    rank << 6 | length of the code word that the ``width`` bits w begin with; values[rank] is its
+    symbol. Returns False if a word would begin beyond ``end``.
 
     Example: words 0, 10, 11 for 0, 1, 2, one lane: 0b01110 -> [0, 2, 1]
     """
-    for i in range(each):
-        for lane in range(LANES):
-            if at[lane] > end:
+    each = len(out) // len(at)
+    if len(at) == LANES:
+        for i in range(each):
+            for lane in range(LANES):
+                if at[lane] > end:
+                    return False
+                entry = table[window(data, at[lane]) >> (64 - width)]
+                out[lane * each + i] = values[entry >> 6]
+                at[lane] += np.int64(entry & 63)
+    else:
+        for i in range(each):
+            if at[0] > end:
                 return False
-            entry = table[window(data, at[lane]) >> (64 - width)]
-            out[lane * each + i] = values[entry >> 6]
-            at[lane] += np.int64(entry & 63)
-    for i in range(LANES * each, len(out)):
-        if at[LANES - 1] > end:
-            return False
-        entry = table[window(data, at[LANES - 1]) >> (64 - width)]
-        out[i] = values[entry >> 6]
-        at[LANES - 1] += np.int64(entry & 63)
+            entry = table[window(data, at[0]) >> (64 - width)]
+            out[i] = values[entry >> 6]
+            at[0] += np.int64(entry & 63)
     return True
 
 
 @kernel
-def unpack_bytes(data, at, width, out):
-    """Read a number of ``width`` bits (1 to 8) for each byte of ``out``."""
-    byte, shift = np.uint64(at) >> 3, at & 7
+def merge_bits(data, at, width, shift, out):
+    """Add a number of ``width`` bits (1 to 8), moved up by ``shift``, to each element of ``out``.
+
+    Example: 0b0110, width 2, shift 8: [5, 7] -> [0x105, 0x207]
+    """
+    byte, offset = np.uint64(at) >> 3, at & 7
     if width == 8:
         for i in range(len(out)):
-            out[i] = data[byte] << shift | data[byte + np.uint64(1)] >> (8 - shift)
+            both = data[byte] << offset | data[byte + np.uint64(1)] >> (8 - offset)
+            out[i] |= (both & 255) << shift
             byte += np.uint64(1)
     else:
         for i in range(len(out)):
-            out[i] = window(data, at) >> (64 - width)
+            out[i] |= window(data, at) >> (64 - width) << shift
             at += width
 
 

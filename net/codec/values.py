@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from .. import codec
-from .bits import BitReader, BitWriter, HuffmanError
-from .codes import RUN, Code, narrow
+from .bits import PAD, BitReader, BitWriter, HuffmanError
+from .codes import RUN, Code, narrow, parts
 from .sets import read_set, write_set
 from .tables import read_table, write_table
 
-PART = 1 << 16  # values converted at once: the temporaries stay in the L2 cache
+MANY = 1 << 16  # values; of so many, only the forms that are likely the smallest are tried
 MAX_CODEBOOK = 1 << 16
 MIN_GAIN = 64  # a large plane is coded if that saves one bit in so many
 
@@ -23,28 +23,16 @@ def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
     distinct, numbers = _numbered(values)
     few = distinct if numbers is not None else values
     forms = [Form.of(few, floating)]
-    if forms[0].half and values.size < PART:  # rounded ones may be narrower as they are
+    if forms[0].half and values.size < MANY:  # rounded ones may be narrower as they are
         forms.append(Form.whole(few, floating))
-    found = [_written(form, values, distinct, numbers) for form in forms]
+    found: list[BitWriter] = []
+    for form in forms:
+        shared = [_shared(form, distinct, numbers)] if numbers is not None else []
+        # of many elements with few values, the raw form is never the smaller one
+        if not shared or values.size < MANY or shared[0].length > form.width * values.size:
+            found.append(_raw(form, values))
+        found += shared
     writer.extend(min(found, key=lambda each: each.length))
-
-
-def _written(
-    form: "Form", values: np.ndarray, distinct: np.ndarray, numbers: np.ndarray | None
-) -> BitWriter:
-    """The values in this form, shared or raw."""
-    best = _shared(form, distinct, numbers) if numbers is not None else None
-    # of a large tensor with few values, the raw form is never the smaller one
-    if best is None or values.size < PART or best.length > form.width * values.size:
-        raw = BitWriter()
-        raw.write(0, 1)
-        _write_planes(raw, form.apply(values), form.width)
-        if best is None or raw.length <= best.length:
-            best = raw
-    writer = BitWriter()
-    form.write(writer)
-    writer.extend(best)
-    return writer
 
 
 def read_values(
@@ -55,9 +43,8 @@ def read_values(
     Gives which they are, and the patterns, to be used before the next part is asked for.
     """
     if not count:
-        return iter(())
+        return
     form = Form.read(reader, 8 * kind.itemsize, floating)
-    parts = [slice(i, min(i + PART, count)) for i in range(0, count, PART)]
     if reader.read(1):
         reader.begin("codebook")
         codebook = form.undo(_read_codebook(reader, form), kind)
@@ -65,14 +52,17 @@ def read_values(
         if code.symbols[-1] >= len(codebook):
             raise HuffmanError("a code word for a value beyond the codebook")
         reader.begin("values")
-        numbers = code.read(reader, count, narrow(code.symbols, len(codebook)))
-        reader.note(code, numbers)
-        return ((part, codebook.take(numbers[part], mode="clip")) for part in parts)
-    reader.begin("values")
-    planes = _read_planes(reader, count, form.width)
-    size = 1 << (len(planes) - 1).bit_length()  # bytes: 1, 2, 4 or 8
-    values = np.zeros(min(count, PART), f"<u{size}")
-    return ((part, form.undo(_merged(planes, part, values), kind)) for part in parts)
+        if reader.codes is None:
+            yield from code.read_parts(reader, count, codebook[code.symbols])
+        else:
+            names = narrow(code.symbols, len(codebook))
+            for part, numbers in code.read_parts(reader, count, names):
+                reader.note(code, numbers)
+                yield part, codebook.take(numbers)
+    else:
+        reader.begin("values")
+        for part, values in _read_planes(reader, count, form.width, kind):
+            yield part, form.undo(values, kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +95,16 @@ class Form:
         shift = (used & -used).bit_length() - 1 if used else 0
         return cls(bits, floating, shift, max(used.bit_length() - shift, 1))
 
-    def write(self, writer: BitWriter) -> None:
+    def writer(self) -> BitWriter:
+        """One that begins with the form."""
+        writer = BitWriter()
         writer.write(self.half, 1)
         if not self.half:
             writer.write(self.width < self.bits, 1)
             if self.width < self.bits:
                 writer.write(self.shift, 6)
                 writer.write(self.width - 1, 6)
+        return writer
 
     @classmethod
     def read(cls, reader: BitReader, bits: int, floating: bool) -> "Form":
@@ -164,8 +157,8 @@ def _as_half(values: np.ndarray) -> np.ndarray:
 
 
 def _fits_half(values: np.ndarray) -> bool:
-    for i in range(0, values.size, PART):  # most tensors do not: stop at the first part
-        part = values[i : i + PART]
+    for each in parts(values.size):  # most tensors do not: stop at the first part
+        part = values[each]
         # processors differ in what they make of a NaN's payload
         if np.isnan(part.view(f"f{part.itemsize}")).any() or not np.array_equal(
             _as_half(part).astype(f"f{part.itemsize}").view(part.dtype), part
@@ -182,9 +175,9 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     distinct = np.empty(min(MAX_CODEBOOK, values.size // 2 + 1), np.uint64)
     bits, found = len(distinct).bit_length() + 1, 0
     slots, numbers = np.zeros(1 << bits, np.int32), np.empty(values.size, np.uint16)
-    for i in range(0, values.size, PART):
-        part = values[i : i + PART].astype(np.uint64), distinct, found, slots, 64 - bits
-        found = codec.kernels.number(*part, numbers[i : i + PART])
+    for part in parts(values.size):
+        known = distinct, found, slots, 64 - bits
+        found = codec.kernels.number(values[part].astype(np.uint64), *known, numbers[part])
         if found < 0:
             return distinct, None
     return distinct[:found].astype(values.dtype), narrow(numbers, found)
@@ -196,7 +189,7 @@ def _shared(form: Form, distinct: np.ndarray, numbers: np.ndarray) -> BitWriter:
     by_value = np.argsort(ordered)
     counts = codec.kernels.count(numbers, len(distinct))[by_value]
     code = Code.from_counts(np.arange(len(distinct)), counts)
-    writer = BitWriter()
+    writer = form.writer()
     writer.write(1, 1)
     writer.write_number(len(distinct) - 1)
     write_set(writer, ordered[by_value], (1 << form.width) - 1)
@@ -215,58 +208,53 @@ def _read_codebook(reader: BitReader, form: Form) -> np.ndarray:
 # --- raw ----------------------------------------------------------------------------------------
 
 
-def _write_planes(writer: BitWriter, values: np.ndarray, width: int) -> None:
+def _raw(form: Form, values: np.ndarray) -> BitWriter:
     """Byte by byte, the low bytes of all values first; each plane Huffman-coded if smaller.
 
     A large plane that codes hardly pay for is left as it is: it would take most of the time.
     """
-    for i, octets in enumerate(_planes(values, width)):
-        bits, counts = min(8, width - 8 * i), codec.kernels.count(octets, 1 << 8)
+    writer, octets = form.writer(), form.apply(values).view(np.uint8)
+    writer.write(0, 1)
+    for low in range(0, form.width, 8):
+        plane, bits = octets[low >> 3 :: len(octets) // len(values)], min(8, form.width - low)
+        counts = codec.kernels.count(plane, 1 << 8)
         symbols = np.flatnonzero(counts)
         code = Code.from_counts(symbols, counts[symbols])
         table = BitWriter()
         write_table(table, code)
-        payload = int(np.dot(counts[symbols], code.lengths)) or len(octets) // RUN
-        least = len(octets) * bits // MIN_GAIN if len(octets) >= PART else 0
-        coded = table.length + payload < bits * len(octets) - least
+        payload = int(np.dot(counts[symbols], code.lengths)) or len(plane) // RUN
+        least = len(plane) * bits // MIN_GAIN if len(plane) >= MANY else 0
+        coded = table.length + payload < bits * len(plane) - least
         writer.write(coded, 1)
         if coded:
             writer.extend(table)
-            code.write(writer, octets)
+            code.write(writer, plane)
         else:
             words = np.arange(1 << bits, dtype=np.uint64) << np.uint64(6) | np.uint64(bits)
-            writer.append(bits * len(octets), codec.kernels.pack_words, octets, words)
+            writer.append(bits * len(plane), codec.kernels.pack_words, plane, words)
+    return writer
 
 
-def _read_planes(reader: BitReader, count: int, width: int) -> list[tuple[np.ndarray, int, int]]:
-    """Where each plane is: as uint8[count], or from which bit on, in how many bits a value."""
+def _read_planes(
+    reader: BitReader, count: int, width: int, kind: np.dtype
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """What ``_raw`` has written, PART by PART, as ``read_values`` does."""
     if count > RUN * reader.remaining:
         raise HuffmanError("the data ends early")
-    planes = []
+    planes = []  # data, from which bit on, in how many bits a value
     for low in range(0, width, 8):
         bits = min(8, width - low)
         if reader.read(1):
-            code = read_table(reader, count)
+            code, octets = read_table(reader, count), np.empty(count + PAD, np.uint8)
             if code.symbols[-1] >> bits:
                 raise HuffmanError("a byte beyond its width")
-            planes.append((code.read(reader, count, code.symbols.astype(np.uint8)), 0, 0))
+            for part, read in code.read_parts(reader, count, code.symbols.astype(np.uint8)):
+                octets[part] = read
+            planes.append((octets, 0, 8))
         else:
             planes.append((reader.data, reader.skip(bits * count), bits))
-    return planes
-
-
-def _merged(planes: list, part: slice, values: np.ndarray) -> np.ndarray:
-    """The ``part`` of the values that the planes make: in ``values``, while that is cached."""
-    values = values[: part.stop - part.start]
-    raw = np.empty(len(values), np.uint8)  # the kernel is many times faster without strides
-    for octets, (data, at, bits) in zip(_planes(values, 8 * len(planes)), planes, strict=True):
-        if bits:
-            codec.kernels.unpack_bytes(data, at + part.start * bits, bits, raw)
-        octets[:] = raw if bits else data[part]
-    return values
-
-
-def _planes(values: np.ndarray, width: int) -> list[np.ndarray]:
-    """Views of the bytes that hold the low ``width`` bits, the lowest byte of all values first."""
-    octets = values.view(np.uint8)
-    return [octets[i :: values.itemsize] for i in range((width + 7) // 8)]
+    for part in parts(count):
+        values = np.zeros(part.stop - part.start, kind)
+        for plane, (data, at, bits) in enumerate(planes):
+            codec.kernels.merge_bits(data, at + part.start * bits, bits, 8 * plane, values)
+        yield part, values

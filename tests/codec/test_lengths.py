@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from net import encoding
-from net.codec.codes import LANES, LANES_FROM, RUN
-from net.codec.values import PART
+from net.codec.codes import LANES, LANES_FROM, PART, RUN
+from net.codec.values import MANY
 from net.huffman import decode, encode
 from tests import fuzz
 
@@ -18,7 +18,7 @@ POWERS = sorted({2**b + d for b in range(2, 20) for d in (-2, -1, 0, 1, 2)})
 BLOCKS = sorted(
     {
         block * times + d
-        for block in (LANES, RUN, PART, LANES_FROM)
+        for block in (LANES, RUN, PART, MANY, LANES_FROM, LANES * PART)
         for times in (1, 2, 3, 127, 128, 129)
         for d in (-3, -2, -1, 0, 1, 2, 3)
         if block * times <= 600_000
@@ -92,3 +92,20 @@ def test_every_boundary_through_a_folder(
     }
     encoding.save(state, tmp_path)
     assert fuzz.same(encoding.load(tmp_path)[0], state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_every_boundary_of_raw_values(tmp_path: Path, dtype: torch.dtype) -> None:
+    normal = torch.randn(LANES * PART + 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ends = [block + d for block in (PART, MANY, LANES_FROM, LANES * PART) for d in (-1, 0, 1, 3)]
+    state = {str(end): normal[:end].clone() for end in ends}
+    encoding.save(state, tmp_path)
+    assert fuzz.same(encoding.load(tmp_path)[0], state)
+
+
+def test_what_is_decoded_in_parts_is_counted_whole(tmp_path: Path, numbers: np.ndarray) -> None:
+    values = torch.from_numpy(np.minimum(numbers, 4)).float()
+    info = encoding.write({"weight": values}, tmp_path).tensors[0]
+    assert len(values) > LANES * PART
+    assert info.kind == "dense shared"
+    assert info.value_stream.frequencies.tolist() == np.bincount(np.minimum(numbers, 4)).tolist()

@@ -52,8 +52,8 @@ def test_fields(pairs: list[tuple[int, int]], before: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=70), st.integers(0, 63), st.integers(1, 8))
-def test_bytes(data: bytes, before: int, width: int) -> None:
+@given(st.binary(max_size=70), st.integers(0, 63), st.integers(1, 8), st.sampled_from("BHIQ"))
+def test_bytes(data: bytes, before: int, width: int, kind: str) -> None:
     values = np.frombuffer(data, np.uint8) & ((1 << width) - 1)
     writer = BitWriter()
     writer.write((1 << before) - 1, before)
@@ -62,9 +62,11 @@ def test_bytes(data: bytes, before: int, width: int) -> None:
     writer.write(5, 3)
     reader = BitReader(writer.finish())
     assert reader.read(before) == (1 << before) - 1
-    out = np.zeros(2 * len(values), np.uint8)[::2]
-    kernels.unpack_bytes(reader.data, reader.skip(width * len(values)), width, out)
-    assert out.tolist() == values.tolist()
+    shift = 8 * (np.dtype(kind).itemsize - 1)
+    below = (1 << shift) - 1
+    out = np.full(len(values), below, kind)
+    kernels.merge_bits(reader.data, reader.skip(width * len(values)), width, shift, out)
+    assert out.tolist() == [value << shift | below for value in values.tolist()]
     assert reader.read(3) == 5
 
 
