@@ -89,6 +89,7 @@ def test_a_resumed_run_stops_at_the_same_density(tmp_path, monkeypatch):
     whole, killed = ([*AUTO, "--output", str(tmp_path / name)] for name in ("whole", "killed"))
     assert pruning.main(whole) == 0
     run_and_die(monkeypatch, killed, ("prune", 2))
+    monkeypatch.setattr(stages, "tolerated_density", lambda *args: pytest.fail("searched again"))
     assert pruning.main([*killed, "--resume"]) == 0
     first, second = (tmp_path / name / checkpoint.RETRAINED for name in ("whole", "killed"))
     assert first.read_bytes() == second.read_bytes()

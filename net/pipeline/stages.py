@@ -146,9 +146,13 @@ def prune(
     """Prune at once by threshold (Han et al. 2015) or gradually to a density, then retrain."""
     density = options.density
     if density == "auto":
-        torch.manual_seed(options.seed + 1)
-        dense = restore.restored(initial, setting.device)
-        density = tolerated_density(dense, dataset, options, setting.log)
+
+        def search() -> float:
+            torch.manual_seed(options.seed + 1)
+            dense = restore.restored(initial, setting.device)
+            return tolerated_density(dense, dataset, options, setting.log)
+
+        density = progress.once("density", search) if progress else search()
     torch.manual_seed(options.seed + 1)  # as if that density had been given
     split, loss = learn_from or lessons(dataset, options, None, setting)
     model = restore.restored(initial, setting.device)

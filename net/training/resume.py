@@ -1,5 +1,6 @@
 """What a killed run of pruning.py needs to go on, saved after every epoch."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ class RunProgress:
     def __init__(self, path: Path, options: dict, resume: bool) -> None:
         self.path, self.options = path, options
         self.record: dict | None = None
+        self.found: dict[str, Any] = {}
         if resume and path.exists():
             record = checkpoint.load_dict(path)
             if record.get("options") != options:
@@ -39,12 +41,19 @@ class RunProgress:
                     "--resume to start again"
                 )
             self.record = record
+            self.found = record.get("found", {})
 
     def passed(self, phase: str) -> bool:
         """Whether the interrupted run was in a later phase than this."""
         return self.record is not None and (
             PHASES.index(self.record["phase"]) > PHASES.index(phase)
         )
+
+    def once(self, name: str, search: Callable[[], Any]) -> Any:
+        """What `search` gives, kept with the progress: a resumed run need not search again."""
+        if name not in self.found:
+            self.found[name] = search()
+        return self.found[name]
 
     def of(self, phase: str, **parts: Stateful) -> "PhaseProgress":
         """The progress of one phase, in which `parts` change."""
@@ -84,6 +93,7 @@ class PhaseProgress:
             "options": self.run.options,
             "phase": self.phase,
             "epoch": epoch,
+            "found": self.run.found,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
