@@ -6,12 +6,14 @@ Weights of a normal distribution, as most trained ones have them, in float32 and
 sides map memory to memory, in one process, taking turns; megabytes of dense data a second, from
 the median of 5. Ours works on whole tensors in threads and ZipNN on chunks, both with as many
 threads as PyTorch: the state is several tensors. ZipNN (pip install zipnn, 0.5.4) is optional.
+Then what it costs to read back what is written, as `encoding.save` does unless verify=False.
 """
 
 import argparse
 import os
 import platform
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,10 +23,12 @@ import numpy as np
 import torch
 from timing import medians
 
+from net import encoding
 from net.codec.bits import BitReader
 from net.codec.tensors import read_tensor, write_tensor
 
 BARS = {"size": 1.01, "encode": 0.5, "decode": 0.25}  # of ZipNN's
+VERIFY_BAR = 0.4  # of the time of encoding
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,17 +48,21 @@ def main(argv: list[str] | None = None) -> int:
     met = True
     with ThreadPoolExecutor(threads) as pool:
         for dtype in (torch.float32, torch.bfloat16):
-            met &= compare(dtype, 1 << (18 if arguments.quick else 24), pool, ZipNN)
+            state = normal(dtype, 1 << (18 if arguments.quick else 24))
+            met &= compare(state, pool, ZipNN) & verifying(state)
     return 0 if met or arguments.quick else 1  # small tensors are no measure
 
 
-def compare(
-    dtype: torch.dtype, size: int, pool: ThreadPoolExecutor, peer: type | None, parts: int = 4
-) -> bool:
+def normal(dtype: torch.dtype, size: int, parts: int = 4) -> list[torch.Tensor]:
     rng = np.random.default_rng(0)
     drawn = [torch.from_numpy(rng.normal(0, 0.02, size).astype(np.float32)) for _ in range(parts)]
-    state = [tensor.to(dtype) for tensor in drawn]
-    dense = parts * state[0].numel() * dtype.itemsize
+    return [tensor.to(dtype) for tensor in drawn]
+
+
+def compare(state: list[torch.Tensor], pool: ThreadPoolExecutor, peer: type | None) -> bool:
+    """Beside ZipNN; whether size and speeds are within the bars."""
+    size, dtype = state[0].numel(), state[0].dtype
+    dense = len(state) * size * dtype.itemsize
 
     def encode() -> list[bytes]:
         return list(pool.map(lambda tensor: write_tensor(tensor).finish(), state))
@@ -94,6 +102,21 @@ def compare(
         rates = f"{dense / mine / 1e6:.0f} MB/s, ZipNN {dense / other / 1e6:.0f}"
         print(f"  {what} {rates}: {found[what]:.2f} x (bar: {BARS[what]})")
     print("ok    " if met else "MISSED", "size, encode and decode within the bars")
+    return met
+
+
+def verifying(state: list[torch.Tensor]) -> bool:
+    """Whether reading back takes no more than the bar of the time of writing without it."""
+    named = {str(i): tensor for i, tensor in enumerate(state)}
+
+    def save(verify: bool) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            encoding.save(named, folder, verify=verify)
+
+    verified, written = medians(lambda: save(True), lambda: save(False), repeat=9)
+    cost = verified / written - 1
+    met = cost <= VERIFY_BAR
+    print("ok    " if met else "MISSED", f"verify {cost:.0%} of encoding (bar: {VERIFY_BAR:.0%})")
     return met
 
 
