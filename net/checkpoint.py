@@ -23,7 +23,8 @@ from .errors import UserError
 from .files import atomic_write
 
 FORMAT = "deep-compression 1"
-NESTED = ("state_dict", "model_state_dict", "model")  # keys of a state dict in others' files
+# Keys of the model in files that hold more than one state dict, as others publish them.
+NESTED = ("state_dict", "model_state_dict", "model")
 
 # What the stages call their files.
 INITIAL = "initial_model.ptmodel"
@@ -92,10 +93,16 @@ def load(path: str | Path) -> Checkpoint:
         if not valid:
             raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
         return Checkpoint(**fields)
-    # The layouts in which state dicts are commonly published.
-    for candidate in (content, *(content.get(key) for key in NESTED)):
-        if is_state_dict(candidate):
-            return Checkpoint(dict(candidate))
+    if is_state_dict(content):
+        return Checkpoint(dict(content))
+    nested = {key: value for key, value in content.items() if is_state_dict(value)}
+    for key in (*NESTED, *(nested if len(nested) == 1 else ())):
+        if key in nested:
+            return Checkpoint(dict(nested[key]))
+    if nested:
+        raise CheckpointError(
+            f"{path} holds several models: {', '.join(map(str, nested))}; save one by itself"
+        )
     raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
 
 
@@ -139,7 +146,12 @@ def load_dict(path: str | Path) -> dict:
         ) from None
     except MemoryError:
         raise
-    except Exception:  # torch.load raises whatever a damaged zip or pickle leads to
+    except Exception as error:  # torch.load raises whatever a damaged zip or pickle leads to
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path} is a TorchScript archive, which is code; save the state_dict() of what "
+                "torch.jit.load gives instead"
+            ) from None
         raise CheckpointError(
             f"{path} is not a checkpoint, or is damaged or cut off; make it again"
         ) from None

@@ -104,6 +104,22 @@ def test_a_file_without_a_model(tmp_path, content):
         checkpoint.load(tmp_path / "m.pt")
 
 
+def test_one_of_several_models_is_taken_by_its_name_only(tmp_path):
+    one, other = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    torch.save({"ema": one, "model": other}, tmp_path / "m.pt")
+    assert checkpoint.load(tmp_path / "m.pt").state_dict["w"].tolist() == [1, 1]
+    torch.save({"generator": one, "critic": other, "step": 3}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="several models: generator, critic; save one"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_torchscript_archive(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 3), torch.zeros(1, 2)), tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="is a TorchScript archive"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
 def test_a_checkpoint_without_a_field(tmp_path, model):
     checkpoint.save_dict(
         tmp_path / "m.ptmodel", {"format": checkpoint.FORMAT, "state_dict": model.state_dict}

@@ -31,7 +31,7 @@ def old():
     return dict(state)
 
 
-@pytest.mark.parametrize("key", [None, *checkpoint.NESTED])
+@pytest.mark.parametrize("key", [None, *checkpoint.NESTED, "model_state"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_layouts_of_published_files(tmp_path, old, key, prefix, zipped):
