@@ -5,7 +5,7 @@
     python examples/state_dict.py                    # random weights of torchvision's SqueezeNet
 
 Any file that torch.save or safetensors wrote, or a folder of shards. Sharing at a noise that
-published networks do not feel; with the architecture and sample inputs it goes further.
+published image networks do not feel; with the architecture and sample inputs it goes further.
 """
 
 import sys

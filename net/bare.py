@@ -42,7 +42,7 @@ class SharedState(Mapping[str, torch.Tensor]):
         self.clusterings: dict[str, Clustering] = {}
         self._init, self._seed = init, seed
         self._steps: dict[str, float] = {}
-        kinds = compressible(source)
+        self._kinds = kinds = compressible(source)
         self._bits = bits_of_tensors(source, kinds, bits, bias_bits)
         if bits == "auto":
             self._steps = steps_of(source, kinds, noise)
@@ -69,7 +69,7 @@ class SharedState(Mapping[str, torch.Tensor]):
             return before
         with naming(f"cannot share {name}"):  # not finite
             if name in self._steps:
-                after = share_tensor(before, self._steps[name])
+                after = share_tensor(before, self._steps[name], self._kinds[name])
             else:
                 after = torch.zeros_like(before)
                 how = self._bits[name], self._init, self._seed

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from .compensation import compensate, prices
-from .post_training import BIT, MAX_LEVEL, grid, share_tensor
+from .post_training import BIT, MAX_LEVEL, grid, row_parts, share_tensor
 from .products import Inputs, Use, Watch
 
 VECTORS = 20_000  # inputs of a layer that are looked at; no fewer than PER_INPUT per column of H
@@ -69,7 +69,8 @@ def share(
     if inputs is not None:
         return calibrate(model, inputs, kinds, steps)
     parameters = dict(model.named_parameters())
-    return {name: share_tensor(parameters[name], steps[name]) for name in kinds}, {}
+    shared = {n: share_tensor(parameters[n], steps[n], kind) for n, kind in kinds.items()}
+    return shared, {}
 
 
 def calibrate(
@@ -97,14 +98,14 @@ def calibrate(
         reasons = {name: _reason(name, parameters[name], uses) for name in kinds}
         for name, reason in reasons.items():
             if reason:  # no data needed, so that every layer can be calibrated behind them
-                parameters[name].copy_(share_tensor(parameters[name], steps[name]))
+                parameters[name].copy_(share_tensor(parameters[name], steps[name], kinds[name]))
         order = [name for name in order if not reasons[name]]
         for part in np.array_split(np.arange(len(order)), min(len(order), STAGES) or 1):
             names = [order[i] for i in part]
             moments = _moments(exact, work, names, batches, uses)
             for name in names:
                 own = {use: found for use, found in moments.items() if use.name == name}
-                reasons[name] = _share(parameters[name], own, steps[name])
+                reasons[name] = _share(parameters[name], own, steps[name], kinds[name])
     shared = {name: parameters[name].detach() for name in kinds}
     return shared, {name: reason for name, reason in reasons.items() if reason}
 
@@ -209,7 +210,7 @@ def _inputs(
     return drawn
 
 
-def _share(parameter: torch.Tensor, moments: Mapping[Use, Moments], step: float) -> str:
+def _share(parameter: torch.Tensor, moments: Mapping[Use, Moments], step: float, kind: str) -> str:
     """Share the values of `parameter` in place; the reason if without its `moments`, or empty."""
     usable = {use: found for use, found in moments.items() if found.usable()}
     rows = np.zeros(len(parameter), int)
@@ -219,16 +220,22 @@ def _share(parameter: torch.Tensor, moments: Mapping[Use, Moments], step: float)
         usable = _merged(parameter, usable)
     source = parameter.clone()
     if not usable or (rows == 0).any():
-        parameter.copy_(share_tensor(source, step))
+        parameter.copy_(share_tensor(source, step, kind))
     if not usable:
         return "its inputs are zero or not finite" if moments else UNREACHED
     largest = float(source.abs().max())
-    step = max(step, largest / MAX_LEVEL)
-    levels = grid(step, largest, source.dtype)
     for use, found in usable.items():
         weights = use.matrices(source).double().cpu().numpy()
-        shared = torch.from_numpy(levels[_rounded(weights, found, step, levels)])
-        use.restore(shared.to(parameter), parameter)
+        shared = np.empty_like(weights)
+        parts: list[tuple[Any, float]] = [(slice(None), step)]
+        if kind == "rnn":
+            own = source[use.first : use.first + use.rows]
+            parts = [(rows.numpy(), size) for rows, size in row_parts(own, step)]
+        for rows, size in parts:
+            size = max(size, largest / MAX_LEVEL)
+            levels = grid(size, largest, source.dtype)
+            shared[:, rows] = levels[_rounded(weights[:, rows], found, size, levels)]
+        use.restore(torch.from_numpy(shared).to(parameter), parameter)
     return ""
 
 

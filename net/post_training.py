@@ -4,7 +4,8 @@ Every weight is rounded to a multiple of its tensor's step. That alone is what a
 followed by an entropy coder does; three things make it smaller at the same noise: rounding errors
 cancel in what inputs have in common (compensation.py), a value is taken with the length of its
 code word in mind, so that zeros abound where they pay, and steps are larger in larger tensors,
-where a bit less saves most. net/calibration.py goes further with sample inputs.
+where a bit less saves most. Recurrent weights have steps by row. net/calibration.py goes further
+with sample inputs.
 """
 
 import math
@@ -23,6 +24,8 @@ NOISE = 0.4
 # optimal at high rates (ln 2 / 6), where it buys little: rounding further makes noise less white.
 BIT = 0.05
 MAX_LEVEL = 1 << 13  # multiples of the step on either side of zero
+TYPICAL = 1.3  # the root mean square is taken for typical up to so many medians of its rows
+FINEST = 6  # the largest power of two by which a row's step is finer than its tensor's
 SAMPLE = 1 << 20  # weights on which the code words are estimated
 CHUNK = 1 << 22  # weights in float64 at a time and thread
 PASSES = 3
@@ -32,20 +35,35 @@ class Spread(NamedTuple):
     """What the choice of steps has to know of a tensor."""
 
     parameters: int  # that are not zero
-    deviation: float  # root of the mean square of these
+    deviation: float  # root of the mean square of these, in a typical row
 
 
 def spread(tensor: torch.Tensor) -> Spread:
-    """Raises ValueError for NaN or infinity."""
-    flat = tensor.detach().reshape(-1)
-    count, total = 0, 0.0
-    for part in flat.split(CHUNK):
-        part = part.double()
-        count += int(part.count_nonzero())
-        total += float(part.square().sum())
-    if not math.isfinite(total) and not bool(flat.isfinite().all()):
+    """A few rows of large weights do not count: what is noise to them would drown all others.
+
+    Raises ValueError for NaN or infinity.
+    """
+    counts, powers = _rows(tensor)
+    count, power = int(counts.sum()), float(powers.sum())
+    if not math.isfinite(power) and not bool(tensor.isfinite().all()):
         raise ValueError("not all values are finite")
-    return Spread(count, math.sqrt(total / count) if count else 0.0)
+    if not count:
+        return Spread(0, 0.0)
+    live = counts > 0
+    median = float((powers[live] / counts[live]).sqrt().median())
+    return Spread(count, min(math.sqrt(power / count), TYPICAL * median))
+
+
+def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row, how many weights are not zero, and the sum of their squares: float64 [rows]."""
+    rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor.detach().reshape(1, -1)
+    counts, powers = (torch.zeros(len(rows), dtype=torch.float64) for _ in range(2))
+    height = max(1, CHUNK // max(1, rows.shape[1]))
+    for first in range(0, len(rows), height):
+        for part in rows[first : first + height].split(CHUNK, dim=1):
+            counts[first : first + height] += part.count_nonzero(1).cpu()
+            powers[first : first + height] += part.double().square().sum(1).cpu()
+    return counts, powers
 
 
 def steps(spreads: Mapping[str, Spread], noise: float = NOISE) -> dict[str, float]:
@@ -69,12 +87,13 @@ def steps(spreads: Mapping[str, Spread], noise: float = NOISE) -> dict[str, floa
     return {name: step(live[name]) if name in live else 1.0 for name in spreads}
 
 
-def share_tensor(tensor: torch.Tensor, step: float) -> torch.Tensor:
+def share_tensor(tensor: torch.Tensor, step: float, kind: str = "") -> torch.Tensor:
     """`tensor` with its values shared: multiples of `step`, of the same shape and type.
 
     The first dimension is that of the outputs, the second of the inputs, others are a
     convolution's kernel; one of a single dimension has no outputs to cancel errors in. Zeros stay
-    zeros. Takes any real floating-point type. Raises ValueError for a bad step, NaN or infinity.
+    zeros. Takes any real floating-point type. `kind`: as of parameters.compressible; "rnn" by
+    `row_parts`. Raises ValueError for a bad step, NaN or infinity.
     """
     if not step > 0 or not math.isfinite(step):
         raise ValueError(f"the step must be a positive number, not {step!r}")
@@ -83,18 +102,46 @@ def share_tensor(tensor: torch.Tensor, step: float) -> torch.Tensor:
         return source.clone()
     if not bool(source.isfinite().all()):
         raise ValueError("not all values are finite")
+    source = source.cpu()
+    if kind != "rnn":
+        return _shared(source, step).to(tensor.device)
+    result = torch.empty_like(source)
+    for rows, size in row_parts(source, step):
+        result[rows] = _shared(source[rows], size)
+    return result.to(tensor.device)
+
+
+def row_parts(tensor: torch.Tensor, step: float) -> list[tuple[torch.Tensor, float]]:
+    """Which rows of recurrent weights (bool [rows]) get which step: `step` over powers of two.
+
+    Half of it in a row of the tensor's own deviation, since errors come round again with every
+    element of a sequence; less as the row's weights are smaller: a gate that is nearly linear has
+    far smaller ones than those that saturate, and as much to say. A published speaker encoder, an
+    LSTM of three layers, so keeps a cosine of 0.94 to its own answers in 860 kB; with one step for
+    each tensor, 0.5.
+    """
+    counts, powers = _rows(tensor)
+    sizes = (powers / counts.clamp_min(1)).sqrt()
+    whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
+    finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
+    finer[sizes == 0] = 0
+    return [(finer == power, step / 2**power) for power in finer.unique().tolist()]
+
+
+def _shared(source: torch.Tensor, step: float) -> torch.Tensor:
+    """As `share_tensor`, with one step."""
     shape = source.shape
     rows = shape[0] if source.dim() > 1 else 1
     blocks = shape[1] if source.dim() > 1 else source.numel()
     kernel = tuple(shape[2:])
-    source = source.cpu().reshape(rows, blocks, -1)
+    source = source.reshape(rows, blocks, -1)
     largest = float(source.abs().max())
     step = max(step, largest / MAX_LEVEL)
-    levels = grid(step, largest, tensor.dtype)
+    levels = grid(step, largest, source.dtype)
     factors, pulls = prior(blocks, kernel)
     bit = BIT * step**2 * float(np.mean(np.diagonal(factors, axis1=1, axis2=2) ** -2.0))
     result = torch.empty_like(source)
-    values = torch.from_numpy(levels).to(tensor.dtype)
+    values = torch.from_numpy(levels).to(source.dtype)
 
     def rounded(part: torch.Tensor, price: np.ndarray) -> np.ndarray:
         weights = part.double().numpy()
@@ -120,7 +167,7 @@ def share_tensor(tensor: torch.Tensor, step: float) -> torch.Tensor:
 
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             list(pool.map(work, parts))
-    return result.reshape(shape).to(tensor.device)
+    return result.reshape(shape)
 
 
 def grid(step: float, largest: float, dtype: torch.dtype) -> np.ndarray:

@@ -38,10 +38,10 @@ class WeightSharing(StepHooks):
 
     `bits="auto"` is for a model that is trained already (net.post_training): the values of every
     tensor are those that give the fewest bytes at a `noise` in the weights, 0.4 standard deviations
-    wide steps by default; weights become zero where that pays. `calibration`, an iterable of inputs
-    of the model (tensors, or tuples or dicts of arguments), gives far fewer bytes at the same error
-    of the outputs (net.calibration); `without_data` then names the tensors that no input reached,
-    and why.
+    wide steps by default, half of that in recurrent ones; weights become zero where that pays.
+    `calibration`, an iterable of inputs of the model (tensors, or tuples or dicts of arguments),
+    gives far fewer bytes at the same error of the outputs (net.calibration); `without_data` then
+    names the tensors that no input reached, and why.
 
     With `parts` > 1 the weights are shared in so many parts, the largest first, and the biases with
     the last: one part at once and each further one by `share_next`. What is not shared yet is

@@ -122,6 +122,21 @@ def test_zeros_stay_zeros_of_every_type(build):
     assert bool((shared["weight"] != 0).any())
 
 
+def test_small_gates_of_recurrent_weights_survive():
+    """A cell's candidate has far smaller weights than the gates that saturate."""
+    torch.manual_seed(0)
+    model = nn.LSTM(12, 10, batch_first=True)
+    with torch.no_grad():
+        for weight in (model.weight_ih_l0, model.weight_hh_l0):
+            weight[20:30] /= 30
+    kinds = compressible(model)
+    shared, reasons = calibrate(model, [alike(8, 20, 12)], kinds, steps_of(model, kinds, 0.4))
+    assert not reasons
+    for name, tensor in shared.items():
+        before = model.get_parameter(name).detach()[20:30]
+        assert float((tensor[20:30] - before).norm() / before.norm()) < 0.4
+
+
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()

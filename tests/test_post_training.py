@@ -7,9 +7,11 @@ from net.compensation import compensate, prices, prior
 from net.errors import UserError
 from net.post_training import (
     MAX_LEVEL,
+    TYPICAL,
     Spread,
     grid,
     round_vector,
+    row_parts,
     share_tensor,
     spread,
     steps,
@@ -172,6 +174,59 @@ def test_prices_are_lengths_of_code_words():
 def test_spread_counts_what_is_not_zero():
     assert spread(torch.tensor([[3.0, 0.0], [-4.0, 0.0]])) == Spread(2, pytest.approx(12.5**0.5))
     assert spread(torch.zeros(3)) == Spread(0, 0.0)
+
+
+def test_a_few_rows_of_large_weights_do_not_count():
+    """What is noise to them would drown all others; rows of zeros do not count either."""
+    tensor = torch.full((9, 5), 2.0)
+    tensor[0] *= 50
+    tensor[1:3] = 0
+    assert spread(tensor) == Spread(35, pytest.approx(2 * TYPICAL))
+    assert spread(tensor[3:]).deviation == pytest.approx(2)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 11, 1 << 22])
+@pytest.mark.parametrize("shape", [(7,), (4, 3), (3, 2, 2), (0, 3), (3, 0), (1, 13)])
+def test_spread_in_parts(monkeypatch, shape, chunk):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    whole = spread(tensor)
+    monkeypatch.setattr("net.post_training.CHUNK", chunk)
+    assert spread(tensor) == Spread(tensor.numel(), pytest.approx(whole.deviation))
+
+
+def gates():
+    """Recurrent weights [40, 20], one of whose four gates has weights a twentieth as large."""
+    weights = torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+    weights[20:30] /= 20
+    weights[5] = 0
+    return weights
+
+
+def test_rows_of_recurrent_weights_have_steps_of_their_own():
+    weights = gates()
+    steps_of_rows = torch.zeros(40)
+    for rows, size in row_parts(weights, 1.0):
+        assert not steps_of_rows[rows].any()
+        steps_of_rows[rows] = size
+    assert steps_of_rows[5] == 1
+    live = [i for i in range(40) if i != 5]
+    size = weights[live].square().mean(1).sqrt()
+    half = size / weights[live].square().mean().sqrt() / 2  # of the step
+    assert bool((steps_of_rows[live] / half).log2().abs().le(0.5 + 1e-6).all())
+    assert torch.equal(torch.log2(steps_of_rows), torch.log2(steps_of_rows).round())
+    assert [size for _, size in row_parts(torch.zeros(3, 2), 1.0)] == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_gates_of_recurrent_weights_survive(dtype):
+    weights = gates().to(dtype)
+    alike = share_tensor(weights, 0.4)
+    shared = share_tensor(weights, 0.4, "rnn")
+    assert not alike[20:30].any()
+    assert bool((shared[weights == 0] == 0).all())
+    lost = (weights - shared).double().square().sum(1) / weights.double().square().sum(1)
+    assert float(lost.nan_to_num().max()) < 0.05
+    assert torch.equal(shared, share_tensor(weights, 0.4, "rnn"))
 
 
 def test_steps_follow_deviation_and_size():

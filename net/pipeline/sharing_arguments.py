@@ -19,9 +19,9 @@ def add_sharing(parser: Parser, prefix: str = "finetune-") -> None:
         group,
         "--noise",
         or_auto(real(0.001, 100)),
-        "of --bits auto: the width of its steps in standard deviations of the weights, larger for "
-        "fewer bytes; auto: with data the most that --error-budget allows, without data 0.4, which "
-        "published networks do not feel",
+        "of --bits auto: the width of its steps in standard deviations of the weights, half of it "
+        "in recurrent ones, larger for fewer bytes; auto: with data the most that --error-budget "
+        "allows, without data 0.4, which published image networks do not feel",
         metavar="R",
     )
     group.add_argument(
