@@ -213,10 +213,10 @@ def _raw(form: Form, values: np.ndarray) -> BitWriter:
 
     A large plane that codes hardly pay for is left as it is: it would take most of the time.
     """
-    writer, octets = form.writer(), form.apply(values).view(np.uint8)
+    writer, kept = form.writer(), form.apply(values)
     writer.write(0, 1)
     for low in range(0, form.width, 8):
-        plane, bits = octets[low >> 3 :: len(octets) // len(values)], min(8, form.width - low)
+        plane, bits = kept.view(np.uint8)[low // 8 :: kept.itemsize], min(8, form.width - low)
         counts = codec.kernels.count(plane, 1 << 8)
         symbols = np.flatnonzero(counts)
         code = Code.from_counts(symbols, counts[symbols])
