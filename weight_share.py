@@ -45,6 +45,10 @@ def body(args: Namespace) -> None:
         if source.arch is None and args.arch is None:
             options = cli.chosen(args).sharing
             _, clusterings = runs.share_bare(source, options, args.output)
+            setting.log.note(
+                "shared without data, so that nobody has seen what the model answers now: compare "
+                "it with the original, or name --arch and --dataset"
+            )
         else:
             folder = Path(args.output).parent
             run = cli.new_run(args, setting, folder, source.arch, source.dataset)

@@ -51,11 +51,12 @@ def test_fine_tuning_moves_centroids_not_assignments(pipeline, tmp_path):
         assert len(tuned[clustered == value].unique()) == 1
 
 
-def test_a_bare_state_dict_is_clustered_without_its_architecture(tmp_path):
+def test_a_bare_state_dict_is_clustered_without_its_architecture(tmp_path, capsys):
     torch.manual_seed(0)
     state = {"a.weight": torch.randn(9, 9), "norm.weight": torch.randn(9), "n": torch.tensor(3)}
     torch.save(state, tmp_path / "m.pt")
     assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "0", "--bits", "2") == 0
+    assert "NOTE: shared without data, so that nobody has seen" in capsys.readouterr().err
     shared = checkpoint.load(tmp_path / "out")
     assert shared.arch is None
     assert len(shared.state_dict["a.weight"].unique()) == 4
