@@ -227,14 +227,10 @@ def _share(parameter: torch.Tensor, moments: Mapping[Use, Moments], step: float,
     for use, found in usable.items():
         weights = use.matrices(source).double().cpu().numpy()
         shared = np.empty_like(weights)
-        parts: list[tuple[Any, float]] = [(slice(None), step)]
-        if kind == "rnn":
-            own = source[use.first : use.first + use.rows]
-            parts = [(rows.numpy(), size) for rows, size in row_parts(own, step)]
-        for rows, size in parts:
+        for part, size in row_parts(source[use.first : use.first + use.rows], step, kind):
             size = max(size, largest / MAX_LEVEL)
             levels = grid(size, largest, source.dtype)
-            shared[:, rows] = levels[_rounded(weights[:, rows], found, size, levels)]
+            shared[:, part] = levels[_rounded(weights[:, part], found, size, levels)]
         use.restore(torch.from_numpy(shared).to(parameter), parameter)
     return ""
 

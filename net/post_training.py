@@ -92,7 +92,7 @@ def share_tensor(tensor: torch.Tensor, step: float, kind: str = "") -> torch.Ten
 
     The first dimension is that of the outputs, the second of the inputs, others are a
     convolution's kernel; one of a single dimension has no outputs to cancel errors in. Zeros stay
-    zeros. Takes any real floating-point type. `kind`: as of parameters.compressible; "rnn" by
+    zeros. Takes any real floating-point type. `kind`: as of parameters.compressible, for
     `row_parts`. Raises ValueError for a bad step, NaN or infinity.
     """
     if not step > 0 or not math.isfinite(step):
@@ -103,16 +103,19 @@ def share_tensor(tensor: torch.Tensor, step: float, kind: str = "") -> torch.Ten
     if not bool(source.isfinite().all()):
         raise ValueError("not all values are finite")
     source = source.cpu()
-    if kind != "rnn":
-        return _shared(source, step).to(tensor.device)
+    parts = row_parts(source, step, kind)
+    if len(parts) == 1:  # without a copy: it may be a large one
+        return _shared(source, parts[0][1]).to(tensor.device)
     result = torch.empty_like(source)
-    for rows, size in row_parts(source, step):
+    for rows, size in parts:
         result[rows] = _shared(source[rows], size)
     return result.to(tensor.device)
 
 
-def row_parts(tensor: torch.Tensor, step: float) -> list[tuple[torch.Tensor, float]]:
-    """Which rows of recurrent weights (bool [rows]) get which step: `step` over powers of two.
+def row_parts(
+    tensor: torch.Tensor, step: float, kind: str
+) -> list[tuple[slice | np.ndarray, float]]:
+    """Rows (all, or bool [rows]) and their step: `step`, in recurrent weights over powers of two.
 
     Half of it in a row of the tensor's own deviation, since errors come round again with every
     element of a sequence; less as the row's weights are smaller: a gate that is nearly linear has
@@ -120,12 +123,14 @@ def row_parts(tensor: torch.Tensor, step: float) -> list[tuple[torch.Tensor, flo
     LSTM of three layers, so keeps a cosine of 0.94 to its own answers in 860 kB; with one step for
     each tensor, 0.5.
     """
+    if kind != "rnn":
+        return [(slice(None), step)]
     counts, powers = _rows(tensor)
     sizes = (powers / counts.clamp_min(1)).sqrt()
     whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
     finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
     finer[sizes == 0] = 0
-    return [(finer == power, step / 2**power) for power in finer.unique().tolist()]
+    return [((finer == power).numpy(), step / 2**power) for power in finer.unique().tolist()]
 
 
 def _shared(source: torch.Tensor, step: float) -> torch.Tensor:

@@ -205,7 +205,7 @@ def gates():
 def test_rows_of_recurrent_weights_have_steps_of_their_own():
     weights = gates()
     steps_of_rows = torch.zeros(40)
-    for rows, size in row_parts(weights, 1.0):
+    for rows, size in row_parts(weights, 1.0, "rnn"):
         assert not steps_of_rows[rows].any()
         steps_of_rows[rows] = size
     assert steps_of_rows[5] == 1
@@ -214,7 +214,7 @@ def test_rows_of_recurrent_weights_have_steps_of_their_own():
     half = size / weights[live].square().mean().sqrt() / 2  # of the step
     assert bool((steps_of_rows[live] / half).log2().abs().le(0.5 + 1e-6).all())
     assert torch.equal(torch.log2(steps_of_rows), torch.log2(steps_of_rows).round())
-    assert [size for _, size in row_parts(torch.zeros(3, 2), 1.0)] == [1]
+    assert [size for _, size in row_parts(torch.zeros(3, 2), 1.0, "rnn")] == [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-LANES = 8  # parts of a long stream, which are decoded at the same time (codes.py, kernels.py)
+LANES = 8  # pieces of a long stream, which are decoded at the same time (codes.py, kernels.py)
 
 
 def __getattr__(name: str) -> Any:

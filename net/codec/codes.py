@@ -14,7 +14,7 @@ from . import LANES
 from .bits import BitReader, BitWriter, HuffmanError
 
 PART = 1 << 15  # symbols decoded before they are used: the L2 cache holds them
-LANES_FROM = 1 << 17  # symbols; below, there are no parts
+LANES_FROM = 1 << 17  # symbols; fewer are not divided into lanes
 RUN = 1024  # a one-symbol alphabet costs one bit for this many symbols
 MAX_SYMBOLS = 1 << 26
 

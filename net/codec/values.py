@@ -38,7 +38,7 @@ def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
 def read_values(
     reader: BitReader, count: int, kind: np.dtype, floating: bool
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """``count`` patterns of type ``kind`` written by ``write_values``, PART by PART.
+    """``count`` patterns of type ``kind`` written by ``write_values``, part by part.
 
     Gives which they are, and the patterns, to be used before the next part is asked for.
     """
@@ -238,7 +238,7 @@ def _raw(form: Form, values: np.ndarray) -> BitWriter:
 def _read_planes(
     reader: BitReader, count: int, width: int, kind: np.dtype
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """What ``_raw`` has written, PART by PART, as ``read_values`` does."""
+    """What ``_raw`` has written, part by part, as ``read_values`` does."""
     if count > RUN * reader.remaining:
         raise HuffmanError("the data ends early")
     planes = []  # data, from which bit on, in how many bits a value
