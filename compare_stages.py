@@ -9,20 +9,21 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from net.pipeline import arguments, cli
+from net.pipeline import cli
+from net.pipeline.fields import Parser, built
+from net.pipeline.options import ReportOptions
 
 
-def parser() -> arguments.Parser:
-    parser = arguments.Parser(__doc__)
-    parser.add_argument(
-        "--path", default="saves/", metavar="DIR", help="the folder of the stages (default: saves/)"
-    )
+def parser() -> Parser:
+    parser = Parser(__doc__)
+    cli.add_path(parser, "--path", "saves/", "the folder of the models")
     parser.add_argument(
         "--initial", metavar="FILE", help="the dense model, where it is not in that folder"
     )
-    arguments.add_directory(parser)
-    arguments.add_comparison(parser)
-    arguments.add_common(parser)
+    cli.add_folders(parser, output=False)
+    parser.add_fields("comparison", ReportOptions)
+    cli.add_common(parser, hide=["log"])
+    cli.add_seed(parser)
     return parser
 
 
@@ -30,7 +31,8 @@ def body(args: Namespace) -> None:
     from net.pipeline import runs
     from net.report import comparison, plots
 
-    if args.plot:
+    shown = built(args, ReportOptions)
+    if shown.plot:
         plots.require()
     found = comparison.read(args.path, args.directory, initial=args.initial)
     with cli.setting(args) as setting:
@@ -39,9 +41,9 @@ def body(args: Namespace) -> None:
             options = cli.data_options(args, found.reference.dataset)
             dataset = runs.load_data(found.reference.arch, options, setting)
         figures = comparison.compare(found, dataset, setting.device, setting.test_batch_size)
-    if args.latency:
+    if shown.latency:
         figures["latency"] = comparison.latency(found, dataset)
-    comparison.show(figures, args.json, args.csv, args.plot)
+    comparison.show(figures, shown.json, shown.csv, shown.plot)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

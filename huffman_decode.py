@@ -11,19 +11,18 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from net.pipeline import arguments, cli
+from net.pipeline import cli
+from net.pipeline.fields import Parser
 
 
-def parser() -> arguments.Parser:
-    parser = arguments.Parser(__doc__)
-    arguments.add_directory(parser)
-    parser.add_argument(
-        "--output",
-        default="saves/model_after_decoding.ptmodel",
-        metavar="FILE",
-        help="a .ptmodel or a .safetensors file (default: %(default)s)",
+def parser() -> Parser:
+    parser = Parser(__doc__)
+    cli.add_folders(parser, output=False)
+    cli.add_path(
+        *(parser, "--output", "saves/model_after_decoding.ptmodel"),
+        *("a .ptmodel or a .safetensors file", "FILE"),
     )
-    arguments.add_common(parser)
+    cli.add_without_effect(parser)
     return parser
 
 

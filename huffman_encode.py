@@ -11,14 +11,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from net.pipeline import arguments, cli
+from net.pipeline import cli
+from net.pipeline.fields import Parser
 
 
-def parser() -> arguments.Parser:
-    parser = arguments.Parser(__doc__)
+def parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
-    arguments.add_directory(parser)
-    arguments.add_common(parser)
+    cli.add_folders(parser, output=False)
+    cli.add_without_effect(parser)
     return parser
 
 

@@ -15,24 +15,45 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from net.pipeline import arguments, cli
+from net.pipeline import cli
+from net.pipeline.deep_compressing import add_pruning
+from net.pipeline.fields import Parser, in_range
+from net.pipeline.options import picture_name
 
 if TYPE_CHECKING:
     from net.pipeline.options import PruningOptions
     from net.pipeline.runs import Run
 
 
-def parser() -> arguments.Parser:
-    parser = arguments.Parser(__doc__)
-    arguments.add_preset(parser)
-    arguments.add_output_folder(parser)
-    arguments.add_training(parser)
-    arguments.add_pruning(parser)
-    arguments.add_budget(parser)
-    arguments.add_scan(parser)
-    arguments.add_log(parser)
-    arguments.add_common(parser)
+def parser() -> Parser:
+    parser = Parser(__doc__)
+    cli.add_preset(parser)
+    cli.add_folders(parser, directory=False)
+    add_pruning(parser)
+    add_scan(parser)
+    cli.add_common(parser)
     return parser
+
+
+def add_scan(parser: Parser) -> None:
+    group = parser.add_argument_group("sensitivity scan")
+    group.add_argument(
+        "--scan",
+        action="store_true",
+        help="prune nothing; show the held-out error of the dense model with each layer pruned "
+        "alone, and the densities per layer that suit --scan-target",
+    )
+    group.add_argument(
+        "--scan-target",
+        type=lambda text: in_range(text, float, 0, 1),
+        default=0.05,
+        metavar="R",
+        help="fraction of all weights to keep (default: 0.05)",
+    )
+    group.add_argument("--json", metavar="FILE", help="write the scan as JSON")
+    group.add_argument(
+        "--plot", type=picture_name, metavar="FILE", help="draw it (.png, .svg or .pdf)"
+    )
 
 
 def body(args: Namespace) -> None:

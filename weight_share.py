@@ -2,34 +2,34 @@
 """Share the weights of a model: k-means per layer, then centroid fine-tuning.
 
     python weight_share.py saves/model_after_retraining.ptmodel
-    python weight_share.py some_state_dict.pt --epochs 0 --bits auto
+    python weight_share.py some_state_dict.pth
 
-Writes saves/model_after_weight_sharing.ptmodel.
+Writes saves/model_after_weight_sharing.ptmodel.  A state dict of somebody
+else's is shared by rate, without training and without data; with --arch and
+--dataset it is calibrated, and with --preset trained fine-tuned as well.
 """
 
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from net.pipeline import arguments, cli, sharing_arguments
+from net.pipeline import cli
+from net.pipeline.fields import Parser, built
+from net.pipeline.options import ModelOptions, SharingOptions
+from net.pipeline.presets import defaults
+
+OUTPUT = "saves/model_after_weight_sharing.ptmodel"
 
 
-def parser() -> arguments.Parser:
-    parser = arguments.Parser(__doc__)
+def parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
-    arguments.add_preset(parser)
-    parser.add_argument(
-        "--output",
-        default="saves/model_after_weight_sharing.ptmodel",
-        metavar="FILE",
-        help="default: %(default)s",
-    )
-    sharing_arguments.add_sharing(parser, prefix="")
-    arguments.add_budget(parser)
-    arguments.add_training(parser)
-    arguments.add_model(parser, default=None)
-    arguments.add_log(parser)
-    arguments.add_common(parser)
+    cli.add_preset(parser)
+    cli.add_path(parser, "--output", OUTPUT, "the model with shared values", metavar="FILE")
+    rename = {"finetune_epochs": "epochs", "finetune_lr": "lr"}
+    parser.add_fields("weight sharing", SharingOptions, rename=rename, defaults=defaults)
+    parser.add_fields("of a state dict that is no .ptmodel file", ModelOptions)
+    cli.add_common(parser)
     return parser
 
 
@@ -42,8 +42,8 @@ def body(args: Namespace) -> None:
 
     source = checkpoint.load(args.model)
     with cli.setting(args) as setting:
-        if source.arch is None and args.arch is None:
-            options = cli.chosen(args).sharing
+        if source.arch is None and built(args, ModelOptions).arch is None:
+            options = cli.chosen(args, recorded="untrained").sharing
             _, clusterings = runs.share_bare(source, options, args.output)
             setting.log.note(
                 "shared without data, so that nobody has seen what the model answers now: compare "
@@ -52,7 +52,8 @@ def body(args: Namespace) -> None:
         else:
             folder = Path(args.output).parent
             run = cli.new_run(args, setting, folder, source.arch, source.dataset)
-            options = cli.chosen(args, run).sharing
+            preset = source.options.get("preset") if source.arch else "untrained"
+            options = cli.chosen(args, run, preset).sharing
             if source.arch is None:
                 source = run.adopt(args.model)
             _, clusterings = run.share(source, options, args.output)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Error against bytes: the preset `smallest` at one density after the other.
+"""Error against bytes: the record of LeNet-5 at one density after the other.
 
-    python benchmarks/curve.py --dataset mnist --arch lenet-5 --plot docs/curve.png
+    python benchmarks/curve.py --dataset mnist --plot docs/curve.png
     python benchmarks/curve.py --dataset mnist --densities 0.0095 --json curve.json
     python benchmarks/curve.py --quick
 
@@ -21,17 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tradeoff import progress, size_on_disk
 
-from net.pipeline import arguments, cli
-from net.pipeline.argument_types import real
+from net.pipeline import choosing, cli
+from net.pipeline.fields import Parser, built, in_range
+from net.pipeline.options import ReportOptions
 
 DENSITIES = (0.0185, 0.0095, 0.0046)
-QUICK = ["--dataset", "digits", "--arch", "lenet-300-100", "--teacher", "dense"]
+QUICK = ["--dataset", "digits", "--arch", "lenet-300-100", "--share-parts", "1"]
 QUICK += [f"--{phase}epochs=1" for phase in ("", "prune-", "retrain-", "finetune-")]
 # What others report, {architecture: {source: [(bytes, error percent)]}}.
 OTHERS = {"lenet-5": {"MIRACLE (Havasi et al. 2019)": [(3030, 0.69), (1520, 0.96)]}}
 
 
-def parser() -> arguments.Parser:
+def parser() -> Parser:
     import deep_compressing
 
     parser = deep_compressing.parser()
@@ -39,7 +40,7 @@ def parser() -> arguments.Parser:
     parser.add_argument(
         "--densities",
         nargs="+",
-        type=real(0, 1),
+        type=lambda text: in_range(text, float, 0, 1),
         default=DENSITIES,
         metavar="R",
         help="to prune to",
@@ -51,23 +52,24 @@ def parser() -> arguments.Parser:
 def body(args) -> None:
     from net.report import plots, tables
 
-    if args.plot:
+    shown = built(args, ReportOptions)
+    if shown.plot:
         plots.require()
     with cli.setting(args) as setting:
         run = cli.new_run(args, setting, args.output)
-        found = earlier(args.json)
+        found = earlier(shown.json)
         known = {(point["density"], point["seed"]) for point in found}
         options = cli.chosen(args, run)
         figures = figures_of(run.arch, run.dataset, found)
         wanted = [d for d in args.densities if (d, options.pruning.seed) not in known]
         for point in measured(run, options, wanted):
-            found = sorted([*earlier(args.json, found), point], key=lambda p: p["bytes"])
+            found = sorted([*earlier(shown.json, found), point], key=lambda p: p["bytes"])
             figures = figures_of(run.arch, run.dataset, found)
-            if args.json:
-                tables.write_json(args.json, figures)
+            if shown.json:
+                tables.write_json(shown.json, figures)
     print(text(found))
-    if args.plot:
-        plots.save(plots.curve_page(figures), args.plot)
+    if shown.plot:
+        plots.save(plots.curve_page(figures), shown.plot)
 
 
 def earlier(path: str | None, otherwise: list[dict] | None = None) -> list[dict]:
@@ -86,11 +88,14 @@ def measured(run, options, densities):
         return
     initial = run.initial(options.pruning.training())
     data, setting = run.dataset, run.setting
-    learn_from = partial(run.lessons, options.sharing, initial)
+    pruning = choosing.schedules(options.pruning, data, setting.device)
+    sharing = choosing.without_auto(choosing.schedules(options.sharing, data, setting.device))
+    learn_from = partial(run.lessons, sharing, run.teacher(sharing, initial))
     for density in progress("density", densities):
-        changed = replace(options.pruning, density=density)
-        pruned = stages.prune(initial, data, changed, setting, run.lessons(changed, initial))
-        shared, _ = stages.share(pruned, data, options.sharing, setting, learn_from)
+        changed = replace(pruning, density=density)
+        lessons = run.lessons(changed, run.teacher(changed, initial))
+        pruned = stages.prune(initial, data, changed, setting, lessons)
+        shared, _ = stages.share(pruned, data, sharing, setting, learn_from)
         yield {
             "density": density,
             "seed": options.pruning.seed,
@@ -126,7 +131,7 @@ def text(points: list[dict]) -> str:
 
 def main(argv=None) -> int:
     given = sys.argv[1:] if argv is None else argv
-    first = ["--preset", "smallest"]
+    first = ["--preset", "lenet-5"]
     if "--quick" in given:
         first += [*QUICK, "--densities", "0.1", "0.05"]
     return cli.run(parser(), body, [*first, *given])

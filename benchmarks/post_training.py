@@ -32,8 +32,9 @@ import torch
 from torch import nn
 
 import net
+from net.choose import divergence
 from net.training import architectures, datasets, weights
-from net.training.loop import divergence, error_percent
+from net.training.loop import error_percent
 
 NOISES = (0.25, 0.35, 0.5, 0.7, 1.0)
 IMAGES = 1000

@@ -19,7 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from net.pipeline import arguments, cli
+from net.pipeline import choosing, cli
+from net.pipeline.fields import Parser, built
+from net.pipeline.options import ReportOptions
 
 DENSITIES = (0.3, 0.2, 0.12, 0.08, 0.05, 0.03, 0.02, 0.01)
 BITS = (1, 2, 3, 4, 5, 6, 8)
@@ -31,7 +33,7 @@ SHORT = ["--epochs", "20", "--retrain-epochs", "10", "--finetune-epochs", "1"]
 QUICK = ["--dataset", "digits", "--epochs", "1", "--retrain-epochs", "1", "--finetune-epochs", "1"]
 
 
-def parser() -> arguments.Parser:
+def parser() -> Parser:
     import deep_compressing
 
     parser = deep_compressing.parser()
@@ -43,8 +45,8 @@ def parser() -> arguments.Parser:
 def body(args) -> None:
     from net.report import plots, tables
 
-    start = time.perf_counter()
-    if args.plot:
+    start, shown = time.perf_counter(), built(args, ReportOptions)
+    if shown.plot:
         plots.require()
     with cli.setting(args) as setting:
         run = cli.new_run(args, setting, args.output)
@@ -53,10 +55,10 @@ def body(args) -> None:
     print(text(figures))
     seconds = time.perf_counter() - start
     print(f"{platform.processor() or platform.machine()}, {seconds:.0f} s")
-    if args.json:
-        tables.write_json(args.json, figures)
-    if args.plot:
-        plots.save(plots.tradeoff_page(figures), args.plot)
+    if shown.json:
+        tables.write_json(shown.json, figures)
+    if shown.plot:
+        plots.save(plots.tradeoff_page(figures), shown.plot)
 
 
 def tradeoff(run, options, densities, bits) -> dict:
@@ -65,14 +67,16 @@ def tradeoff(run, options, densities, bits) -> dict:
     from net.training.log import Log
 
     setting = replace(run.setting, log=Log(silent=True))
-    dense = stages.train(run.arch, run.dataset, options.pruning.training(), setting)
+    pruning = choosing.schedules(options.pruning, run.dataset, setting.device)
+    sharing = choosing.schedules(options.sharing, run.dataset, setting.device)
+    dense = stages.train(run.arch, run.dataset, pruning.training(), setting)
     pruned = []
     for density in progress("pruning", densities):
-        changed = replace(options.pruning, sensitivity=sensitivity_of(dense, density), density=None)
+        changed = replace(pruning, sensitivity=sensitivity_of(dense, density), density=None)
         pruned.append(stages.prune(dense, run.dataset, changed, setting))
 
     def share(source, **changed):
-        changed = replace(options.sharing, bias_bits=BIAS_BITS, **changed)
+        changed = replace(sharing, bias_bits=BIAS_BITS, **changed)
         return stages.share(source, run.dataset, changed, setting)[0]
 
     shared = [share(model, bits=5) for model in progress("sharing", pruned)]

@@ -6,14 +6,14 @@ import torch
 import pruning
 from net import checkpoint
 from net.parameters import compressible
-from net.pipeline import stages
+from net.pipeline import choosing, stages
 from net.training import restore, resume
 from net.training.architectures import build
 from net.training.resume import PhaseProgress
 from tests.conftest import FAST
 
 OPTIONS = [*FAST[:-2]]  # without --finetune-epochs, which pruning.py does not have
-SMALLEST = [*OPTIONS, "--preset", "smallest", "--prune-epochs", "2", "--teacher-copies", "2"]
+RECORD = [*OPTIONS, "--preset", "lenet-300-100", "--prune-epochs", "2", "--teacher-copies", "2"]
 
 
 def test_writes_the_models_of_the_pipeline(tmp_path, pipeline, capsys):
@@ -66,7 +66,7 @@ def test_the_error_budget_chooses_the_density(tmp_path, capsys):
     for budget in ("0.01", "100"):
         output = tmp_path / budget
         assert pruning.main([*AUTO, "--error-budget", budget, "--output", str(output)]) == 0
-        (density,) = re.findall(r"^density (\S+): at that noise", capsys.readouterr().out, re.M)
+        (density,) = re.findall(r"^density (\S+): what moves", capsys.readouterr().out, re.M)
         state = checkpoint.load(output / checkpoint.RETRAINED).state_dict
         weights = [state[name] for name in state if "weight" in name]
         count = sum(int(weight.count_nonzero()) for weight in weights)
@@ -78,7 +78,7 @@ def test_the_error_budget_chooses_the_density(tmp_path, capsys):
 def test_the_density_found_is_as_good_as_given(tmp_path, capsys):
     found, given = (tmp_path / name for name in ("found", "given"))
     assert pruning.main([*AUTO, "--output", str(found)]) == 0
-    (density,) = re.findall(r"^density (\S+): at that noise", capsys.readouterr().out, re.M)
+    (density,) = re.findall(r"^density (\S+): what moves", capsys.readouterr().out, re.M)
     assert pruning.main([*AUTO, "--density", density, "--output", str(given)]) == 0
     first, second = (checkpoint.load(each / checkpoint.RETRAINED) for each in (found, given))
     for name, tensor in first.state_dict.items():
@@ -89,7 +89,7 @@ def test_a_resumed_run_stops_at_the_same_density(tmp_path, monkeypatch):
     whole, killed = ([*AUTO, "--output", str(tmp_path / name)] for name in ("whole", "killed"))
     assert pruning.main(whole) == 0
     run_and_die(monkeypatch, killed, ("prune", 2))
-    monkeypatch.setattr(stages, "tolerated_density", lambda *args: pytest.fail("searched again"))
+    monkeypatch.setattr(choosing, "density", lambda *args: pytest.fail("searched again"))
     assert pruning.main([*killed, "--resume"]) == 0
     first, second = (tmp_path / name / checkpoint.RETRAINED for name in ("whole", "killed"))
     assert first.read_bytes() == second.read_bytes()
@@ -141,33 +141,33 @@ def test_lenet_5(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def smallest(tmp_path_factory):
-    """The folder of a short run of --preset smallest, which has all four phases."""
-    folder = tmp_path_factory.mktemp("smallest")
-    assert pruning.main([*SMALLEST, "--density", "0.05", "--output", str(folder)]) == 0
+def record(tmp_path_factory):
+    """The folder of a short run of a record, which has all four phases."""
+    folder = tmp_path_factory.mktemp("record")
+    assert pruning.main([*RECORD, "--density", "0.05", "--output", str(folder)]) == 0
     return folder
 
 
-def test_gradual_pruning_to_a_density(smallest):
-    names = sorted(path.name for path in smallest.iterdir())
+def test_gradual_pruning_to_a_density(record):
+    names = sorted(path.name for path in record.iterdir())
     assert names == sorted([checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.TEACHER])
-    assert checkpoint.load(smallest / checkpoint.TEACHER).arch == "lenet-5"
-    retrained = checkpoint.load(smallest / checkpoint.RETRAINED)
+    assert checkpoint.load(record / checkpoint.TEACHER).arch == "lenet-5"
+    retrained = checkpoint.load(record / checkpoint.RETRAINED)
     weights = [retrained.state_dict[name] for name in restore.kinds_of(retrained)]
     total = sum(weight.numel() for weight in weights)
     # No more than that, and a little less: what fed only dead units is dropped as well.
     assert 0.03 * total < sum(int(w.count_nonzero()) for w in weights) <= 0.05 * total + 1
 
 
-def test_the_phases_are_known_in_their_order(smallest, tmp_path, monkeypatch):
+def test_the_phases_are_known_in_their_order(tmp_path, monkeypatch):
     seen, save = [], PhaseProgress.save
 
-    def record(self, epoch):
+    def remember(self, epoch):
         seen.append(self.phase)
         save(self, epoch)
 
-    monkeypatch.setattr(PhaseProgress, "save", record)
-    arguments = [*SMALLEST, "--epochs", "1", "--prune-epochs", "1", "--retrain-epochs", "1"]
+    monkeypatch.setattr(PhaseProgress, "save", remember)
+    arguments = [*RECORD, "--epochs", "1", "--prune-epochs", "1", "--retrain-epochs", "1"]
     assert pruning.main([*arguments, "--output", str(tmp_path)]) == 0
     assert tuple(seen) == resume.PHASES
 
@@ -183,15 +183,15 @@ def test_the_phases_are_known_in_their_order(smallest, tmp_path, monkeypatch):
         (("retrain", 1), False),
     ],
 )
-def test_resume_in_every_phase_of_smallest(tmp_path, smallest, monkeypatch, die_in, lost):
+def test_resume_in_every_phase_of_a_record(tmp_path, record, monkeypatch, die_in, lost):
     """`lost`: the teacher, trained in an earlier phase, is gone when the run goes on."""
-    arguments = [*SMALLEST, "--density", "0.05", "--output", str(tmp_path)]
+    arguments = [*RECORD, "--density", "0.05", "--output", str(tmp_path)]
     run_and_die(monkeypatch, arguments, die_in)
     if lost:
         (tmp_path / checkpoint.TEACHER).unlink()
     assert pruning.main([*arguments, "--resume"]) == 0
     for name in (checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.TEACHER):
-        assert (tmp_path / name).read_bytes() == (smallest / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (record / name).read_bytes()
 
 
 def test_density_per_layer(tmp_path):
@@ -205,14 +205,14 @@ def test_density_per_layer(tmp_path):
 
 
 def test_the_dense_model_as_its_own_teacher(tmp_path):
-    arguments = [*SMALLEST, "--teacher", "lenet-300-100", "--output", str(tmp_path)]
+    arguments = [*RECORD, "--teacher", "lenet-300-100", "--output", str(tmp_path)]
     assert pruning.main(arguments) == 0
     assert not (tmp_path / checkpoint.TEACHER).exists()
 
 
 @pytest.mark.parametrize("teacher", ["lenet-6", "absent.ptmodel"])
 def test_a_teacher_that_is_not_there(tmp_path, capsys, teacher):
-    arguments = [*SMALLEST, "--teacher", teacher, "--output", str(tmp_path)]
+    arguments = [*RECORD, "--teacher", teacher, "--output", str(tmp_path)]
     assert pruning.main(arguments) == 1
     err = capsys.readouterr().err
     assert teacher in err

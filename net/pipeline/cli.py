@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from . import options
-from .arguments import Parser
-from .options import DataOptions, Preset
+from . import presets
+from .fields import Parser, built, declared, given
+from .options import (
+    CommonOptions,
+    DataOptions,
+    MachineOptions,
+    ModelOptions,
+    PruningOptions,
+    SharingOptions,
+)
+from .presets import Preset
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from .runs import Run
     from .stages import Setting
 
+DEFAULT_ARCH = "lenet-300-100"
 OUT_OF_MEMORY = "out of memory; try a smaller --batch-size or model"
 
 
@@ -87,6 +96,48 @@ def fail(message: str) -> int:
     return 1
 
 
+# Options that several scripts have.
+
+EXPERTS = {"include", "exclude", "lr", "csv", "latency", "log"}
+
+
+def add_preset(parser: Parser) -> None:
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"what the options below are by default: {', '.join(presets.GENERAL)}, or a file such "
+        "as presets/records/lenet-5.json (default: trained with --weights, else paper)",
+    )
+
+
+def add_folders(parser: Parser, output: bool = True, directory: bool = True) -> None:
+    if output:
+        add_path(parser, "--output", "saves/", "the folder of the models")
+    if directory:
+        add_path(parser, "--directory", "encodings/", "the folder of the encoded model")
+
+
+def add_path(parser: Parser, flag: str, default: str, text: str, metavar: str = "DIR") -> None:
+    parser.add_argument(flag, default=default, metavar=metavar, help=f"{text} (default: {default})")
+
+
+def add_common(parser: Parser, hide: Sequence[str] = ()) -> None:
+    parser.add_fields("data", DataOptions, hide=hide)
+    parser.add_fields("machine and log", MachineOptions, hide=hide)
+    parser.hide(parser.add_argument("--no-cuda", action="store_true", help="--device cpu"))
+
+
+def add_without_effect(parser: Parser) -> None:
+    """The common options, for a script that needs none of them: accepted, and named in a note."""
+    add_common(parser, hide=[*declared(DataOptions), *declared(MachineOptions)])
+    add_seed(parser)
+
+
+def add_seed(parser: Parser) -> None:
+    """For a script in which nothing is random, but which takes what all take."""
+    parser.add_fields("data", CommonOptions, only=["seed"], hide=["seed"])
+
+
 # From the namespace of a parser to what the stages take. Nothing below this file knows of it.
 
 
@@ -94,7 +145,8 @@ def device(args: Namespace) -> "torch.device":
     """The torch device that the flags ask for."""
     import torch
 
-    if args.no_cuda or args.device == "cpu":
+    wanted = built(args, MachineOptions).device
+    if args.no_cuda or wanted == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
         rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -104,7 +156,7 @@ def device(args: Namespace) -> "torch.device":
                 "one in each process of torchrun; start fewer, or use --device cpu"
             )
         return torch.device("cuda", rank)
-    if args.device == "cuda":
+    if wanted == "cuda":
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     return torch.device("cpu")
 
@@ -117,20 +169,18 @@ def setting(args: Namespace) -> Iterator["Setting"]:
     from .stages import Setting
 
     where = device(args)  # refuses one that is not there, before any file is made
-    if "log_interval" not in args:  # a script that does not train
-        yield Setting(where, Log(), args.test_batch_size)
-        return
-    path = args.log if distributed.is_writer() else None
-    log = Log(path, args.log_interval, append=getattr(args, "resume", False))
+    machine = built(args, MachineOptions)
+    path = machine.log if distributed.is_writer() else None
+    log = Log(path, machine.log_interval, append=getattr(args, "resume", False))
     try:
-        yield Setting(where, log, args.test_batch_size)
+        yield Setting(where, log, machine.test_batch_size)
     finally:
         log.close()
 
 
 def data_options(args: Namespace, trained_on: str | None = None) -> DataOptions:
     """`trained_on` is what --dataset auto stands for, where it is known."""
-    found = options.changed_options(DataOptions(), vars(args))
+    found = built(args, DataOptions)
     if found.dataset == "auto" and trained_on:
         return replace(found, dataset=trained_on)
     return found
@@ -152,8 +202,11 @@ def new_run(
 
     weights = getattr(args, "weights", None)
     published = weights if weights and is_published(weights) else None
+    model = built(args, ModelOptions)
     described = arch or architectures.describe(
-        args.arch, args.num_classes, args.in_channels, weights=published
+        model.arch or preset(args).arch or DEFAULT_ARCH,
+        *(model.num_classes, model.in_channels),
+        weights=published,
     )
     dataset = load_data(described, data_options(args, trained_on), setting)
     if arch is None:
@@ -161,13 +214,19 @@ def new_run(
     return Run(described, dataset, folder, setting)
 
 
-def chosen(args: Namespace, run: "Run | None" = None) -> Preset:
-    """--preset, adjusted to the architecture, with what the user gives in its place."""
+def preset(args: Namespace, recorded: str | None = None) -> Preset:
+    """--preset; where it is not given, the one `recorded` in a checkpoint, "trained" with
+    --weights, or "paper"."""
+    name = args.preset or recorded
+    return presets.load(name or ("trained" if getattr(args, "weights", None) else "paper"))
+
+
+def chosen(args: Namespace, run: "Run | None" = None, recorded: str | None = None) -> Preset:
+    """The preset, with what the user gives in its place."""
     from .runs import teacher_for
 
-    trained = bool(getattr(args, "weights", None))
-    preset = options.preset(args.preset, run.arch if run else None, trained)
-    preset = preset.with_options(**vars(args))
+    found = preset(args, recorded)
+    found = found.with_options(given(args, PruningOptions) | given(args, SharingOptions))
     if run is None:
-        return preset
-    return preset.with_options(teacher=teacher_for(preset.sharing.teacher, run.dataset))
+        return found
+    return found.with_options({"teacher": teacher_for(found.sharing.teacher, run.dataset)})

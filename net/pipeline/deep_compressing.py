@@ -13,26 +13,47 @@ a picture into saves/comparison.png unless --plot names another file.
 from argparse import Namespace
 from collections.abc import Sequence
 
-from . import arguments, cli, sharing_arguments
+from . import cli
+from .fields import Parser, built, declared
+from .options import ModelOptions, PruningOptions, ReportOptions, SharingOptions
+from .presets import defaults
+
+HIDDEN = ("lr", "prune_epochs", "include", "exclude", "csv", "latency", "log")
 
 
-def parser() -> arguments.Parser:
-    parser = arguments.Parser(__doc__)
-    arguments.add_preset(parser)
-    arguments.add_output_folder(parser)
-    arguments.add_directory(parser)
-    arguments.add_training(parser)
-    arguments.add_pruning(parser)
-    sharing_arguments.add_sharing(parser)
-    arguments.add_budget(parser)
-    arguments.add_comparison(parser)
-    arguments.add_log(parser)
-    arguments.add_common(parser)
+def parser() -> Parser:
+    parser = Parser(__doc__)
+    cli.add_preset(parser)
+    cli.add_folders(parser)
+    add_pruning(parser)
+    add_sharing(parser)
+    parser.add_fields("comparison", ReportOptions, hide=HIDDEN)
+    cli.add_common(parser, hide=HIDDEN)
     return parser
+
+
+def add_pruning(parser: Parser) -> None:
+    parser.add_fields(
+        *("model", ModelOptions),
+        defaults=lambda name: cli.DEFAULT_ARCH if name == "arch" else "none",
+    )
+    parser.add_fields(
+        "training, pruning, retraining", PruningOptions, defaults=defaults, hide=HIDDEN
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a run of the same options that was killed"
+    )
+
+
+def add_sharing(parser: Parser) -> None:
+    own = [name for name in declared(SharingOptions) if name not in declared(PruningOptions)]
+    parser.add_fields("weight sharing", SharingOptions, only=own, defaults=defaults)
 
 
 def body(args: Namespace) -> None:
     from pathlib import Path
+
+    shown = built(args, ReportOptions)
 
     from .. import checkpoint
     from ..files import check_writable
@@ -43,9 +64,9 @@ def body(args: Namespace) -> None:
     output = Path(args.output)
     cli.device(args)  # refuses a device that is not there, before any folder is made
     # An hour of training must not end in "permission denied".
-    for folder in (output, args.directory, *(Path(f).parent for f in (args.json, args.csv) if f)):
+    for folder in (output, args.directory, *(Path(f).parent for f in (shown.json, shown.csv) if f)):
         check_writable(folder)
-    plot = args.plot
+    plot: str | Path | None = shown.plot
     if plot or plots.available():
         plots.require()
         plot = plot or output / "comparison.png"
@@ -65,9 +86,9 @@ def body(args: Namespace) -> None:
     checkpoint.save(output / checkpoint.DECODED, decoded)
     found = comparison.read(output, args.directory, (decoded.state_dict, encoded.tensors))
     figures = comparison.compare(found, run.dataset, setting.device, setting.test_batch_size)
-    if args.latency:
+    if shown.latency:
         figures["latency"] = comparison.latency(found, run.dataset)
-    comparison.show(figures, args.json, args.csv, plot)
+    comparison.show(figures, shown.json, shown.csv, plot)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

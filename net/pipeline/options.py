@@ -1,41 +1,169 @@
-"""The options of the stages as frozen dataclasses, and the presets: named sets of their values.
+"""The options of the stages: frozen dataclasses, a field an option (fields.py).
 
 A checkpoint records the options that made it, in the order of the fields. They hold no paths, so
-that equal runs give equal bytes wherever they are.
+that equal runs give equal bytes wherever they are. "auto" is an option's value, never a stage's:
+choosing.py makes a number of it before the stage begins.
 """
 
+import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-# {pattern: number}, net.parameters.resolve
-PerLayer = Mapping[str, float]
-BitsPerLayer = Mapping[str, int]
+from .fields import BitsPerLayer, PerLayer, option
+
+# Of net.training.datasets, which imports torch; a test compares the two.
+DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "cifar10", "digits")
+SENSITIVE = "weights smaller than this many standard deviations of their layer are pruned"
+
+
+def dataset_name(text: str) -> str:
+    if text in DATASETS or all(text.partition(":")):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"unknown data set {text!r}; known: {', '.join(DATASETS)}, folder:PATH, "
+        "package.module:factory"
+    )
+
+
+def picture_name(text: str) -> str:
+    if not text.lower().endswith((".png", ".svg", ".pdf")):
+        raise argparse.ArgumentTypeError(f"{text!r} ends in none of .png, .svg and .pdf")
+    return text
+
+
+# --- what no result depends on: not recorded ------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which data set, and where it is. Not recorded: a checkpoint names its data set itself."""
+    """Which data set, and where it is. A checkpoint names its data set itself."""
 
-    dataset: str = "auto"
-    data_dir: str = "data"
-    val_fraction: float = 0.2
-    skip_broken: bool = False
+    dataset: str = option(
+        "auto",
+        "mnist, fashion-mnist, kmnist, cifar10, digits; folder:PATH, images in PATH/CLASS/, or in "
+        "PATH/train/CLASS/ and PATH/val/CLASS/; package.module:factory, a function of your own "
+        "that returns (train, test) or (train, validation, test); auto: what the model was "
+        "trained on, or MNIST if it is there or can be downloaded, else digits",
+        check=dataset_name,
+    )
+    data_dir: str = option("data", "where data sets are, or are downloaded to", metavar="DIR")
+    val_fraction: float = option(
+        0.2,
+        "of the images of folder:PATH, to test on where there is no PATH/val",
+        low=0.01,
+        high=0.99,
+        metavar="R",
+        expert=True,
+    )
+    skip_broken: bool = option(
+        False,
+        "pass over images of folder:PATH that cannot be read, with a note; otherwise the first "
+        "ends the run",
+        expert=True,
+    )
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where a script runs, and what it says of it."""
+
+    device: str = option("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "cuda"))
+    test_batch_size: int = option(1000, "inputs at a time", low=1, metavar="N", expert=True)
+    log: str | None = option(
+        None, "write a line per event; JSON lines if FILE ends in .jsonl", metavar="FILE"
+    )
+    log_interval: int = option(
+        50, "batches between two training figures", low=1, metavar="N", expert=True
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which architecture."""
+
+    arch: str | None = option(
+        None,
+        "lenet-300-100, lenet-5, resnet-20 (-32, -44, -56, -110) or vgg-16 for CIFAR, a classifier "
+        "of torchvision's by its name, resnet18(num_classes=10) with options, or "
+        "package.module:factory of your own, found from the working directory",
+    )
+    num_classes: int | None = option(
+        None, "outputs of the model, if not those of the data set", low=1, metavar="N", expert=True
+    )
+    in_channels: int | None = option(
+        None, "of the images, if not those of the data set", low=1, metavar="N", expert=True
+    )
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How the comparison of the stages is shown."""
+
+    json: str | None = option(None, "write the figures as JSON", metavar="FILE")
+    csv: str | None = option(
+        None, "write the tables as NAME-stages.csv and NAME-layers.csv", metavar="NAME.csv"
+    )
+    plot: str | None = option(
+        None, "draw the comparison (.png, .svg or .pdf)", metavar="FILE", check=picture_name
+    )
+    latency: bool = option(
+        False, "time the layers on the CPU, dense against sparse, at batch 1 and 64"
+    )
+
+
+# --- what results depend on: recorded -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CommonOptions:
     """What every stage that trains needs to know."""
 
-    seed: int = 42
-    batch_size: int | Literal["auto"] = "auto"  # of all processes together
-    largest_batch: int = 250  # that "auto" gives
-    distortion: float = 1.0
-    teacher: str = "none"
-    teacher_copies: int = 8
-    temperature: float = 2.0  # of teacher and student (distillation_loss)
-    amp: bool | Literal["auto"] = False  # net.training.precision
+    preset: str = "paper"  # whose values these are, but for what the user has given
+    seed: int = option(42, "of everything that is random", high=2**63 - 1, metavar="N")
+    batch_size: int | Literal["auto"] = option(
+        "auto",
+        "inputs per step, of all processes together; auto: 250, fewer of a small data set",
+        low=1,
+        metavar="N",
+    )
+    largest_batch: int = option(
+        250, "the most that --batch-size auto takes", low=1, metavar="N", expert=True
+    )
+    distortion: float = option(
+        1.0,
+        "strength of the random changes of training images, 0 for none: grey ones are rotated, "
+        "scaled and sheared, coloured ones shifted and mirrored",
+        metavar="R",
+    )
+    teacher: str = option(
+        "none",
+        "what pruning and weight sharing learn from in place of the labels: dense (the model "
+        "before pruning), another architecture, which is trained first, or a .ptmodel file",
+        expert=True,
+    )
+    teacher_copies: int = option(
+        8,
+        "distorted versions of each image that the teacher sees, made once; 0: a new one in every "
+        "epoch",
+        metavar="N",
+        expert=True,
+    )
+    temperature: float = option(
+        2.0,
+        "softens the outputs of teacher and student (Hinton et al. 2015)",
+        low=0.01,
+        high=1000,
+        metavar="R",
+        expert=True,
+    )
+    amp: bool | Literal["auto"] = option(
+        False,
+        "matrix products in bfloat16; auto: on a processor that has it",
+        negatable=True,
+        expert=True,
+    )
 
     def recorded(self) -> dict:
         options = asdict(self)
@@ -43,36 +171,78 @@ class CommonOptions:
             options["weights"] = Path(options["weights"]).name
         return options
 
-    def batch_size_for(self, images: int) -> int:
-        """Images per step on a training set of so many: "auto" is `largest_batch`, or what gives 40
-        steps an epoch on a small data set."""
-        if self.batch_size != "auto":
-            return self.batch_size
-        return max(1, min(self.largest_batch, images // 40))
+
+def patterns(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN[,PATTERN...]")
+    return found
+
+
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """Which parameters are compressed, and how far choices may go."""
+
+    include: tuple[str, ...] | None = option(
+        None,
+        "prune and share these parameters, and no others: patterns over names (fc*,*.proj) or "
+        "kinds (@linear, @conv, @attention, @rnn, @embedding)",
+        metavar="PATTERNS",
+        check=patterns,
+    )
+    exclude: tuple[str, ...] = option(
+        (), "leave these as they are, exactly", metavar="PATTERNS", check=patterns
+    )
+    error_budget: float = option(
+        0.5,
+        "about how many points of error the choices of auto may cost; higher: fewer bytes",
+        high=100,
+        metavar="R",
+    )
 
 
 @dataclass(frozen=True)
 class TrainingOptions(CommonOptions):
     """Of dense training."""
 
-    weights: str | None = None  # what training starts from
-    epochs: int = 20
-    lr: float = 2e-3
-    dropout: float = 0.0
-    l1: float = 0.05
+    weights: str | None = option(
+        None,
+        "start from this saved model, or from published weights of torchvision's (DEFAULT, "
+        "IMAGENET1K_V1, ...); --epochs 0 leaves dense training out",
+        metavar="FILE",
+    )
+    epochs: int = option(20, "epochs of dense training", metavar="N")
+    lr: float = option(
+        2e-3, "peak of Adam's learning rate in dense training", metavar="R", expert=True
+    )
+    dropout: float = option(0.0, "in dense training", high=0.99, metavar="P", expert=True)
+    l1: float = option(
+        0.05,
+        "L1 penalty of dense training: each step takes l1 x learning rate off every weight",
+        metavar="R",
+        expert=True,
+    )
 
 
 @dataclass(frozen=True)
-class PruningOptions(TrainingOptions):
+class PruningOptions(TrainingOptions, ChoiceOptions):
     """Of pruning and retraining."""
 
-    sensitivity: float | PerLayer = 1.5
-    # Instead of the sensitivity: gradual pruning, with "auto" to what the error budget allows.
-    density: float | PerLayer | Literal["auto"] | None = None
-    error_budget: float = 0.5
-    prune_epochs: int = 20
-    retrain_epochs: int = 25
-    retrain_lr: float = 3e-3
+    sensitivity: float | PerLayer = option(1.5, SENSITIVE + "; higher: fewer weights", metavar="R")
+    density: float | PerLayer | Literal["auto"] | None = option(
+        None,
+        "instead of --sensitivity: the fraction of weights to keep, of all layers together or per "
+        "layer, reached gradually; lower: fewer bytes; auto: as low as --error-budget allows",
+        high=1,
+        metavar="R",
+    )
+    prune_epochs: int = option(
+        20, "epochs of gradual pruning (--density)", metavar="N", expert=True
+    )
+    retrain_epochs: int = option(25, "epochs of training after pruning", metavar="N")
+    retrain_lr: float = option(
+        3e-3, "peak of Adam's learning rate after pruning", metavar="R", expert=True
+    )
 
     def training(self) -> TrainingOptions:
         """The part that the dense model depends on."""
@@ -80,182 +250,85 @@ class PruningOptions(TrainingOptions):
 
 
 @dataclass(frozen=True)
-class SharingOptions(CommonOptions):
+class SharingOptions(CommonOptions, ChoiceOptions):
     """Of weight sharing and the fine-tuning of the shared values."""
 
     # Table 1 of the paper: 8 bits for convolutions, 5 for fully connected layers.
-    bits: int | BitsPerLayer | Literal["auto"] = field(default_factory=lambda: {"*": 5, "@conv": 8})
-    noise: float | Literal["auto"] = "auto"  # of bits "auto"; "auto": what the budget allows
-    calibration_images: int = 1000
-    exact_vectors: bool = False
-    fold_norms: bool = False
-    error_budget: float = 0.5
-    bias_bits: int | BitsPerLayer | Literal["auto"] = "auto"
-    init: str = "linear"
-    finetune_epochs: int = 3
-    finetune_lr: float = 5e-4
-    reassign: float = 0.0  # fraction of the fine-tuning
-    share_parts: int = 1  # in which the weights are shared, with training between
+    bits: int | BitsPerLayer | Literal["auto"] = option(
+        {"*": 5, "@conv": 8},
+        "2**N shared values per layer, by k-means; fewer bits: fewer bytes; auto: by rate, the "
+        "fewest bytes at --noise",
+        low=1,
+        high=16,
+        metavar="N",
+    )
+    noise: float | Literal["auto"] = option(
+        "auto",
+        "of --bits auto: the steps between values, in standard deviations of the weights; larger: "
+        "fewer bytes, other outputs; auto: with data what --error-budget allows",
+        low=0.001,
+        high=100,
+        metavar="R",
+    )
+    calibration_images: int = option(
+        1000,
+        "of --bits auto: training inputs, without labels, on which the errors of each layer are "
+        "compensated; 0 for none",
+        metavar="N",
+        expert=True,
+    )
+    exact_vectors: bool = option(
+        False, "leave biases and normalisation as they are, instead of rounding them", expert=True
+    )
+    fold_norms: bool = option(
+        False,
+        "fold the running statistics of BatchNorm into its weights and biases, for fewer bytes: "
+        "the same outputs, but not to be trained on",
+        negatable=True,
+        expert=True,
+    )
+    bias_bits: int | BitsPerLayer | Literal["auto"] = option(
+        "auto",
+        "2**N shared values for the biases of a layer; 0: rounded, not shared; auto: 3, or 0 "
+        "beside --bits auto",
+        high=16,
+        metavar="N",
+        expert=True,
+    )
+    init: str = option(
+        "linear",
+        "initial centroids (section 3.2 of the paper)",
+        choices=("linear", "density", "random"),
+        expert=True,
+    )
+    finetune_epochs: int = option(
+        3, "epochs of fine-tuning the shared values; 0: sharing alone", metavar="N"
+    )
+    finetune_lr: float = option(
+        5e-4, "peak of Adam's learning rate for the shared values", metavar="R", expert=True
+    )
+    reassign: float = option(
+        0.0,
+        "fraction of the fine-tuning in which weights may still change their shared value",
+        high=1,
+        metavar="R",
+        expert=True,
+    )
+    share_parts: int = option(
+        1,
+        "share the weights in so many parts, the largest tensors first; between parts, the weights "
+        "that are not shared yet train on and compensate for those that are",
+        low=1,
+        high=1000,
+        metavar="N",
+        expert=True,
+    )
 
-    @property
-    def bits_of_biases(self) -> int | BitsPerLayer:
-        """`bias_bits` as a number: those of a model that is not trained on are worth more."""
-        if self.bias_bits == "auto":
-            return 0 if self.bits == "auto" else 3
-        return self.bias_bits
+
+Options = TypeVar("Options", bound=CommonOptions)
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Defaults of all stages; every option that the user gives overrides the preset's value."""
-
-    pruning: PruningOptions = PruningOptions()
-    sharing: SharingOptions = field(default_factory=SharingOptions)
-
-    def with_options(self, **changed: Any) -> "Preset":
-        """The same with some options changed, in the stages that have them."""
-        return Preset(
-            changed_options(self.pruning, changed), changed_options(self.sharing, changed)
-        )
-
-    def with_sharing(self, **changed: Any) -> "Preset":
-        """The same with options of weight sharing changed that pruning has, too."""
-        return replace(self, sharing=replace(self.sharing, **changed))
-
-    def values(self) -> dict:
-        """{option: value} of both stages, as text where they differ."""
-        found = {**vars(self.sharing), **vars(self.pruning)}
-        for option, value in vars(self.sharing).items():
-            if value != found[option]:
-                found[option] = f"{shown(found[option])}, in weight sharing {shown(value)}"
-        return found
-
-
-Options = TypeVar("Options", bound=DataOptions | CommonOptions)
-
-
-def changed_options(options: Options, values: Mapping[str, Any]) -> Options:
-    """`options` with those of `values` that it has and that are not None."""
+def changed(options: Options, values: Mapping[str, Any]) -> Options:
+    """`options` with those of `values` that it has."""
     own = {f.name for f in fields(options)}
-    given = {k: v for k, v in values.items() if k in own and v is not None}
-    return replace(options, **given)
-
-
-# The paper's three stages: train, prune once by a threshold, retrain; share by k-means, fine-tune
-# the centroids. With an L1 pull on the weights in dense training, distorted images and shared
-# biases, which the paper does not have.
-PAPER = Preset()
-
-# The fewest bytes at the paper's error: prune gradually by saliency per bit, to a density over
-# all layers, learning from a convolutional teacher; share by rate, one layer after the other.
-SMALLEST = PAPER.with_options(
-    epochs=12,
-    retrain_epochs=60,
-    dropout=0.1,
-    l1=0.0,
-    teacher="lenet-5",
-    density=0.0148,
-    prune_epochs=40,
-    bits="auto",
-    noise=0.48,
-    bias_bits=3,
-    share_parts=3,
-    finetune_epochs=21,
-    finetune_lr=2e-3,
-)
-
-# A few shared values cannot learn by heart, and fit images best that are distorted no more than
-# they must be.
-LENET_300 = SMALLEST.with_sharing(distortion=0.6)
-
-PRESETS = {"paper": PAPER, "smallest": LENET_300}
-LENETS = ("lenet-300-100", "lenet-5")
-OTHER = "other networks"  # than these, as the help calls them
-
-# They are deeper, convolutional more often than not, and already good: the dense model teaches what
-# becomes of it. As it is: softened outputs gave 8 to 10 % more divergence after equal training. On
-# new images in every epoch: four copies of each were learnt by heart, and new ones then took 6 %
-# off a divergence that had come to a halt.
-DEEP = {
-    "largest_batch": 125,
-    "teacher": "dense",
-    "teacher_copies": 0,
-    "temperature": 1.0,
-    "amp": "auto",
-}
-
-# Of one that is trained already: no L1 pull has gathered its small weights below the threshold, and
-# large steps would lead away from where it is.
-TRAINED = {"sensitivity": 0.95, "retrain_epochs": 5, "retrain_lr": 1e-3}
-
-# Convolutions take longer per epoch, and need fewer; the dense model is the teacher.
-LENET_5 = SMALLEST.with_options(
-    dropout=0.5,
-    distortion=1.5,
-    teacher="dense",
-    density=0.0095,
-    prune_epochs=20,
-    retrain_epochs=16,
-    retrain_lr=2e-3,
-    noise=0.7,
-    share_parts=4,
-    finetune_epochs=12,
-).with_sharing(distortion=1.0)
-
-# What an architecture needs differently, {(preset, architecture): preset}.
-ADJUSTED = {
-    ("smallest", "lenet-5"): LENET_5,
-    ("paper", OTHER): PAPER.with_options(**DEEP, bits=4),
-    # Rounding roughly, with training between, costs less than pruning far (benchmarks/README.md).
-    ("smallest", OTHER): SMALLEST.with_options(
-        **DEEP,
-        density="auto",
-        prune_epochs=4,
-        retrain_epochs=8,
-        retrain_lr=2e-3,
-        noise="auto",
-        bias_bits="auto",
-        error_budget=1.0,
-        fold_norms=True,
-        share_parts=4,
-        finetune_epochs=16,
-        finetune_lr=1e-3,
-    ),
-}
-
-
-def preset(name: str, arch: str | None, trained: bool = False) -> Preset:
-    """The preset `name` for the architecture `arch`, or for none that is known; with `trained` for
-    one whose training starts from weights that are given."""
-    family = (arch or "").partition("(")[0]  # without its options
-    if family not in ("", *LENETS):
-        family = OTHER
-    found = ADJUSTED.get((name, family), PRESETS[name])
-    if trained and (name, family) == ("paper", OTHER):
-        return found.with_options(**TRAINED)
-    return found
-
-
-def defaults_text(option: str) -> str:
-    """'default: 20' for the help of `option`; presets that differ are listed."""
-    values = {name: each.values()[option] for name, each in PRESETS.items()}
-    first, *others = values
-    text = f"default: {shown(values[first])}"
-    for name in others:
-        if values[name] != values[first]:
-            text += f"; {name}: {shown(values[name])}"
-    for (name, arch), adjusted in ADJUSTED.items():
-        if adjusted.values()[option] != values[name]:
-            text += f"; {name} with {arch}: {shown(adjusted.values()[option])}"
-    if option in TRAINED:
-        text += f"; paper with {OTHER} and --weights: {shown(TRAINED[option])}"
-    return text
-
-
-def shown(value: object) -> str:
-    """A value as the user would type it."""
-    if isinstance(value, dict):
-        return ",".join(f"{pattern}={number}" for pattern, number in value.items())
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "off" if value is None else str(value)
+    return replace(options, **{k: v for k, v in values.items() if k in own})

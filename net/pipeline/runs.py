@@ -3,17 +3,25 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from .. import checkpoint, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..clustering import Clustering
 from ..files import check_writable
-from ..training import architectures, datasets, distributed, weights
+from ..training import architectures, datasets, distributed, restore, weights
 from ..training.resume import RunProgress
 from ..training.splits import Dataset
-from . import stages
-from .options import CommonOptions, DataOptions, PruningOptions, SharingOptions, TrainingOptions
+from . import choosing, stages
+from .options import (
+    CommonOptions,
+    DataOptions,
+    Options,
+    PruningOptions,
+    SharingOptions,
+    TrainingOptions,
+)
 from .stages import Lessons, Setting
 
 PROGRESS = "progress.ptmodel"
@@ -23,7 +31,8 @@ DENSE = "dense"  # the teacher that is the dense model itself
 class Run:
     """Stages on one architecture and one data set, with their files in one folder.
 
-    Raises UserError from every method for what the user can mend.
+    Options may be "auto": each stage begins by choosing numbers (choosing.py), which its checkpoint
+    records beside what was asked for. Raises UserError for what the user can mend.
     """
 
     def __init__(self, arch: str, dataset: Dataset, folder: str | Path, setting: Setting) -> None:
@@ -47,21 +56,44 @@ class Run:
             initial = checkpoint.load(self.folder / INITIAL)
         else:
             initial = self.train(options.training(), progress)
-        found = stages.prune(
-            *(initial, self.dataset, options, self.setting),
-            self.lessons(options, initial, progress),
-            progress,
+        teacher = self.teacher(options, initial, progress)
+        chosen = self._numbers(options)
+        if chosen.density == "auto":
+
+            def search() -> float:
+                torch.manual_seed(options.seed + 1)
+                model = restore.restored(initial, self.setting.device)
+                return choosing.density(model, self.dataset, chosen, self.setting.log)
+
+            chosen = replace(chosen, density=progress.once("density", search))
+        found = recorded(
+            stages.prune(
+                *(initial, self.dataset, chosen, self.setting),
+                *(self.lessons(chosen, teacher), progress),
+            ),
+            *(options, chosen),
         )
         write(retrained, found)
         progress.finish()
         return found
 
-    def train(self, options: TrainingOptions, progress: RunProgress | None = None) -> Checkpoint:
-        """Train the dense model, and write it."""
+    def train(
+        self,
+        options: TrainingOptions,
+        progress: RunProgress | None = None,
+        arch: str | None = None,
+        phase: str = "train",
+        file: str = INITIAL,
+    ) -> Checkpoint:
+        """Train a dense model, of the run's architecture unless `arch` is another, and write it."""
         check_writable(self.folder)
-        initial = stages.train(self.arch, self.dataset, options, self.setting, progress=progress)
-        write(self.folder / INITIAL, initial)
-        return initial
+        chosen = self._numbers(options)
+        made = stages.train(
+            *(arch or self.arch, self.dataset, chosen, self.setting), phase=phase, progress=progress
+        )
+        found = recorded(made, options, chosen)
+        write(self.folder / file, found)
+        return found
 
     def initial(self, options: TrainingOptions) -> Checkpoint:
         """The dense model of an earlier run with these options, or else of one now."""
@@ -70,44 +102,12 @@ class Run:
             return checkpoint.load(path)
         return self.train(options)
 
-    def share(
-        self, source: Checkpoint, options: SharingOptions, path: str | Path
-    ) -> tuple[Checkpoint, dict[str, Clustering]]:
-        """Share the weights of `source`, and write the result to `path`."""
-        check_writable(Path(path).parent)
-        shared, clusterings = stages.share(
-            *(source, self.dataset, options, self.setting), lambda: self.lessons(options, source)
-        )
-        write(path, shared)
-        return shared, clusterings
-
-    def adopt(self, path: str | Path) -> Checkpoint:
-        """A state dict that somebody else has saved, as a checkpoint of this architecture."""
-        found, notes = weights.adopted(path, self.arch)
-        for note in notes:
-            self.setting.log.note(note)
-        return replace(found, dataset=self.dataset.name)
-
-    def lessons(
+    def teacher(
         self, options: CommonOptions, source: Checkpoint, progress: RunProgress | None = None
-    ) -> Lessons:
-        """What to learn from after dense training, made once for all stages that learn the same.
-
-        `source` is what the stage begins with, its own teacher if there is no dense model."""
-        key = (
-            *(options.teacher, options.teacher_copies, options.temperature),
-            *(options.distortion, options.seed),
-        )
-        if key not in self._lessons:
-            teacher = self._teacher(options, source, progress)
-            self._lessons[key] = stages.lessons(self.dataset, options, teacher, self.setting)
-        return self._lessons[key]
-
-    def _teacher(
-        self, options: CommonOptions, source: Checkpoint, progress: RunProgress | None
     ) -> Checkpoint | None:
-        """The model that options.teacher names: a file, the dense model itself, or one of another
-        architecture, which is trained first unless the folder has it from an earlier run."""
+        """The stage that makes what `options.teacher` names: nothing, a file, the dense model (or
+        `source`, where the folder has none), or a model of another architecture, which is trained
+        unless the folder has it from an earlier run."""
         if options.teacher == "none":
             return None
         if is_file_name(options.teacher):
@@ -121,11 +121,44 @@ class Run:
             if not was_made_by(path, self._identity(options.teacher, training)):
                 if progress and progress.passed("teacher"):  # its file has been lost since
                     progress = None
-                trained = stages.train(
-                    *(options.teacher, self.dataset, training, self.setting, "teacher", progress)
-                )
-                write(path, trained)
+                return self.train(training, progress, options.teacher, "teacher", TEACHER)
         return checkpoint.load(path)
+
+    def share(
+        self, source: Checkpoint, options: SharingOptions, path: str | Path
+    ) -> tuple[Checkpoint, dict[str, Clustering]]:
+        """Share the weights of `source`, and write the result to `path`."""
+        check_writable(Path(path).parent)
+        chosen = choosing.without_auto(self._numbers(options))
+        if chosen.bits == "auto" and chosen.noise == "auto":
+            torch.manual_seed(options.seed + 2)
+            model = restore.restored(source, self.setting.device)
+            noise = choosing.noise(model, self.dataset, chosen, self.setting.log)
+            chosen = replace(chosen, noise=noise)
+        shared, clusterings = stages.share(
+            *(source, self.dataset, chosen, self.setting),
+            lambda: self.lessons(chosen, self.teacher(chosen, source)),
+        )
+        shared = recorded(shared, options, chosen)
+        write(path, shared)
+        return shared, clusterings
+
+    def adopt(self, path: str | Path) -> Checkpoint:
+        """A state dict that somebody else has saved, as a checkpoint of this architecture."""
+        found, notes = weights.adopted(path, self.arch)
+        for note in notes:
+            self.setting.log.note(note)
+        return replace(found, dataset=self.dataset.name)
+
+    def lessons(self, options: CommonOptions, teacher: Checkpoint | None) -> Lessons:
+        """What to learn from after dense training, made once for all stages that learn the same."""
+        key = (
+            *(options.teacher, options.teacher_copies, options.temperature),
+            *(options.distortion, options.seed),
+        )
+        if key not in self._lessons:
+            self._lessons[key] = stages.lessons(self.dataset, options, teacher, self.setting)
+        return self._lessons[key]
 
     def _dense(self) -> Checkpoint | None:
         """The dense model of this architecture and data set in the folder, if that is there."""
@@ -143,6 +176,9 @@ class Run:
         elif options.teacher not in ("none", DENSE):
             architectures.skeleton(options.teacher)
 
+    def _numbers(self, options: Options) -> Options:
+        return choosing.schedules(options, self.dataset, self.setting.device)
+
     def _identity(self, arch: str, options: CommonOptions) -> dict:
         return {"arch": arch, "dataset": self.dataset.name, **options.recorded()}
 
@@ -153,9 +189,16 @@ def share_bare(
     """Share the weights of a state dict whose architecture is not known, and write the result:
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
     check_writable(Path(path).parent)
-    shared, clusterings = stages.share_bare(source, options)
+    shared, clusterings = stages.share_bare(source, choosing.without_auto(options))
     write(path, shared)
     return shared, clusterings
+
+
+def recorded(model: Checkpoint, asked: CommonOptions, chosen: CommonOptions) -> Checkpoint:
+    """`model` with the options that were asked for, and under "chosen" the numbers that differ."""
+    options = asked.recorded()
+    numbers = {k: v for k, v in chosen.recorded().items() if v != options[k]}
+    return replace(model, options=options | {"chosen": numbers})
 
 
 def write_model(path: str | Path, model: Checkpoint) -> int:
@@ -193,7 +236,8 @@ def was_made_by(path: Path, made_by: dict) -> bool:
     if not path.exists():
         return False
     found = checkpoint.load(path)
-    return {"arch": found.arch, "dataset": found.dataset, **found.options} == made_by
+    options = {name: value for name, value in found.options.items() if name != "chosen"}
+    return {"arch": found.arch, "dataset": found.dataset, **options} == made_by
 
 
 def write(path: str | Path, model: Checkpoint) -> None:

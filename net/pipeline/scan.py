@@ -124,5 +124,5 @@ def hull_steps(layer: dict, loss: float) -> list[tuple[float, str, float, float]
 
 
 def option(density: dict[str, float]) -> str:
-    """The densities as `--density` of pruning.py takes them."""
+    """The densities as the option --density takes them."""
     return ",".join(f"{name}={value:.4g}" for name, value in density.items())

@@ -2,17 +2,17 @@
 
     train -> prune -> share -> encode -> decode
 
-Each takes a checkpoint, a data set and the options of net.pipeline.options, and returns a new
-checkpoint; none changes its arguments, touches a file but those of an encoding, or prints, but
-through the log that it is given. Every stage seeds torch's generator itself, so that it gives the
-same bytes in a process of its own as within the whole pipeline.
+Each takes a checkpoint, a data set and options that are plain numbers (choosing.py has made them of
+every "auto"), and returns a new checkpoint; none changes its arguments, touches a file but those of
+an encoding, or prints, but through the log that it is given. Every stage seeds torch's generator
+itself, so that it gives the same bytes in a process of its own as within the whole pipeline.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -34,11 +34,13 @@ from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
-from .budget import begin_sharing, tolerated_density
+from . import choosing
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
 RAMP = 0.7
+# What sharing a bare state dict depends on: no teacher, no epochs.
+RECORDED_OF_BARE = ("seed", "bits", "noise", "exact_vectors", "bias_bits", "init")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def train(
         model,
         optimizer,
         split,
-        schedule(options, options.epochs, dataset),
+        schedule(options, options.epochs),
         validate=lambda: evaluate(model, dataset.validation),
         phase=phase,
         log=setting.log,
@@ -107,8 +109,9 @@ def train(
     return Checkpoint(state_of(model), arch, "initial", dataset.name, recorded, metrics)
 
 
-def schedule(options: CommonOptions, epochs: int, dataset: Dataset) -> Schedule:
-    return Schedule(epochs, options.batch_size_for(len(dataset.train)), options.amp)
+def schedule(options: CommonOptions, epochs: int) -> Schedule:
+    assert options.batch_size != "auto"
+    return Schedule(epochs, options.batch_size, options.amp)
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -144,16 +147,7 @@ def prune(
     progress: RunProgress | None = None,
 ) -> Checkpoint:
     """Prune at once by threshold (Han et al. 2015) or gradually to a density, then retrain."""
-    density = options.density
-    if density == "auto":
-
-        def search() -> float:
-            torch.manual_seed(options.seed + 1)
-            dense = restore.restored(initial, setting.device)
-            return tolerated_density(dense, dataset, options, setting.log)
-
-        density = progress.once("density", search) if progress else search()
-    torch.manual_seed(options.seed + 1)  # as if that density had been given
+    torch.manual_seed(options.seed + 1)
     split, loss = learn_from or lessons(dataset, options, None, setting)
     model = restore.restored(initial, setting.device)
     set_dropout(model, 0.0)
@@ -165,7 +159,7 @@ def prune(
             model,
             optimizer,
             split,
-            schedule(options, epochs, dataset),
+            schedule(options, epochs),
             loss=loss,
             validate=lambda: evaluate(model, dataset.validation),
             phase=phase,
@@ -176,12 +170,14 @@ def prune(
         )
         pruner.detach()
 
-    if density is None:
-        pruner = Pruner(model, sensitivity=options.sensitivity)
+    chosen: dict[str, Any] = {"include": options.include, "exclude": options.exclude}
+    if options.density is None:
+        pruner = Pruner(model, sensitivity=options.sensitivity, **chosen)
     else:
-        per_epoch = schedule(options, 1, dataset).steps_per_epoch(len(split))
+        assert options.density != "auto"
+        per_epoch = schedule(options, 1).steps_per_epoch(len(split))
         steps = max(1, int(RAMP * options.prune_epochs * per_epoch))
-        pruner = Pruner(model, density=density, steps=steps)
+        pruner = Pruner(model, density=options.density, steps=steps, **chosen)
         train_with(pruner, "prune", options.prune_epochs)
         fold_constant_inputs(model, pruner.masks, dataset.train)
         drop_idle(model, pruner.masks, split, loss)
@@ -213,12 +209,11 @@ def share(
     architectures.check_fits(model, source.arch or "the model", dataset)
     set_dropout(model, 0.0)
     setting.test_error(model, "before weight sharing", dataset)
-    epochs = options.finetune_epochs
-    plan = schedule(options, epochs, dataset)
-    reassign = int(options.reassign * epochs * plan.steps_per_epoch(len(dataset.train)))
-    parts = options.share_parts if epochs else 1
-    model, sharing = begin_sharing(
-        *(model, dataset, options, reassign, parts), setting.log, setting.test_batch_size
+    epochs, parts = options.finetune_epochs, options.share_parts
+    steps_per_epoch = schedule(options, 1).steps_per_epoch(len(dataset.train))
+    sharing = choosing.shared(
+        *(model, options, choosing.calibration_inputs(dataset, options)),
+        reassign=int(options.reassign * epochs * steps_per_epoch),
     )
 
     def train_values(phase: str, epochs: int) -> None:
@@ -228,7 +223,7 @@ def share(
             model,
             optimizer,
             split,
-            replace(plan, epochs=epochs),
+            schedule(options, epochs),
             loss=loss,
             validate=lambda: evaluate(model, dataset.validation),
             phase=phase,
@@ -266,7 +261,7 @@ def finish(sharing: WeightSharing, options: SharingOptions, log: Log) -> None:
     if options.fold_norms and sharing.fold_norms():
         log.note(
             "the running statistics of BatchNorm are folded into its weights and biases: do not "
-            "train the model on, or give --no-fold-norms"
+            "train the model on"
         )
 
 
@@ -280,24 +275,26 @@ def share_bare(
     """
     if options.finetune_epochs:
         raise UserError(
-            "a bare state dict can be clustered, not fine-tuned: its architecture is not known; "
-            "use --epochs 0, or name it by --arch"
+            "a bare state dict can be shared, not fine-tuned: its architecture is not known; "
+            "name it, or ask for no epochs"
         )
     if options.fold_norms:
         raise UserError(
-            "what BatchNorm adds to a variance is not in a bare state dict; name its architecture "
-            "by --arch, or leave --fold-norms out"
+            "what BatchNorm adds to a variance is not in a bare state dict, so that its statistics "
+            "cannot be folded; name the architecture"
         )
+    assert not isinstance(options.bias_bits, str)
     state = SharedState(
         source.state_dict,
         options.bits,
         noise=NOISE if options.noise == "auto" else options.noise,
         exact_vectors=options.exact_vectors,
-        bias_bits=options.bits_of_biases,
+        bias_bits=options.bias_bits,
         init=options.init,
         seed=options.seed,
     )
-    found = Checkpoint(state, source.arch, "weight_shared", source.dataset, options.recorded())
+    recorded = {name: getattr(options, name) for name in RECORDED_OF_BARE}
+    found = Checkpoint(state, source.arch, "weight_shared", source.dataset, recorded)
     return found, state.clusterings
 
 
@@ -325,7 +322,7 @@ def decode(directory: str | Path) -> Checkpoint:
 
 def check_patterns(options: PruningOptions, model: nn.Module) -> None:
     """Find before hours of training what would stop the run after them. Raises UserError."""
-    kinds = prunable(model)
+    kinds = prunable(model, options.include, options.exclude)
     resolve(options.sensitivity, kinds)
     if isinstance(options.density, dict):
         resolve(options.density, kinds)

@@ -64,15 +64,6 @@ def outputs(
     return torch.cat(logits).float(), torch.cat(labels)
 
 
-def divergence(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """Mean Kullback-Leibler divergence of outputs from those of a reference, in nats.
-
-    Both are logits [N, classes]. Far less noisy than a difference of errors: every input counts.
-    """
-    log_q, log_p = (F.log_softmax(each.double(), 1) for each in (logits, reference))
-    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean").item()
-
-
 def error_percent(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """How many answers are not those of the labels [N], in percent; logits [N, classes]."""
     return 100 * (logits.argmax(1) != labels).double().mean().item()

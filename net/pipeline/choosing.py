@@ -1,0 +1,129 @@
+"""A number for every "auto" of a stage's options, before the stage begins; shown and recorded.
+
+Inputs are held out of the training set, and changed as in training: what a network has learnt by
+heart would bear more.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import choose
+from ..choose import Choice
+from ..errors import UserError
+from ..sharing import WeightSharing
+from ..training.distillation import Distorted
+from ..training.log import Log
+from ..training.precision import in_bfloat16
+from ..training.splits import Dataset
+from .options import Options, PruningOptions, SharingOptions
+
+HELD_OUT = 2000  # inputs
+BATCH = 250
+DENSITIES = (1.0, 0.005)  # between which the density is looked for
+NOISES = (0.05, 6.4)
+STEPS_PER_EPOCH = 40  # at least, of a small data set, where the batch size is "auto"
+
+
+def schedules(options: Options, dataset: Dataset, device: torch.device | str) -> Options:
+    """The same with a batch size, and with or without bfloat16."""
+    size = options.batch_size
+    if size == "auto":
+        size = max(1, min(options.largest_batch, len(dataset.train) // STEPS_PER_EPOCH))
+    return replace(options, batch_size=size, amp=in_bfloat16(torch.device(device), options.amp))
+
+
+def density(model: nn.Module, dataset: Dataset, options: PruningOptions, log: Log) -> float:
+    """The least density at which `model`, pruned at once, keeps within the error budget."""
+    return search(model, dataset, options, log, "density", choose.pruned, DENSITIES)
+
+
+def noise(model: nn.Module, dataset: Dataset, options: SharingOptions, log: Log) -> float:
+    """The most noise at which `model`, shared at once, keeps within the error budget."""
+    inputs = calibration_inputs(dataset, options)
+
+    def share(changed: nn.Module, value: float) -> None:
+        shared(changed, replace(options, noise=value, share_parts=1), inputs)
+
+    return search(model, dataset, options, log, "noise", share, NOISES)
+
+
+def search(
+    model: nn.Module,
+    dataset: Dataset,
+    options: PruningOptions | SharingOptions,
+    log: Log,
+    what: str,
+    change: Callable[[nn.Module, float], object],
+    span: tuple[float, float],
+) -> float:
+    """choose.farthest to three digits, told to the log."""
+    limit = choose.PER_POINT * options.error_budget
+    batches = held_out(dataset, options.distortion)
+
+    def tell(tried: Choice) -> None:
+        text = f"{what} {tried.value:.3g} would move the outputs by {tried.divergence:.4f} nats"
+        log.result(text, event="tried", **{what: tried.value}, divergence=tried.divergence)
+
+    found = choose.farthest(*span, choose.moved_by(model, batches, change), limit, tell)
+    reason = f"what moves held-out outputs by at most {limit:.3g} nats without training"
+    value = float(f"{found.value:.3g}")
+    log.result(
+        f"{what} {value:g}: {reason} (an error budget of {options.error_budget:g} points)",
+        **{"event": "chosen", what: value, "divergence": found.divergence},
+    )
+    return value
+
+
+def shared(
+    model: nn.Module, options: SharingOptions, inputs: list[torch.Tensor], reassign: int = 0
+) -> WeightSharing:
+    """The sharing of `model` by options that are numbers; `inputs` are those of calibration."""
+    assert not isinstance(options.bias_bits, str)
+    by_rate: dict[str, Any] = {}
+    if options.bits == "auto":
+        by_rate = {"noise": options.noise, "calibration": inputs or None}
+    return WeightSharing(
+        model,
+        options.bits,
+        exact_vectors=options.exact_vectors,
+        bias_bits=options.bias_bits,
+        init=options.init,
+        seed=options.seed,
+        reassign=reassign,
+        parts=options.share_parts,
+        include=options.include,
+        exclude=options.exclude,
+        **by_rate,
+    )
+
+
+def without_auto(options: SharingOptions) -> SharingOptions:
+    """The same with numbers for what needs no look at the model: `bias_bits`, `share_parts`."""
+    if options.bias_bits == "auto":  # biases that are not trained on are worth more
+        options = replace(options, bias_bits=0 if options.bits == "auto" else 3)
+    if not options.finetune_epochs:
+        return replace(options, share_parts=1)
+    if options.finetune_epochs < options.share_parts:
+        raise UserError(
+            f"{options.finetune_epochs} epochs of fine-tuning cannot be divided among "
+            f"{options.share_parts} parts; give more epochs, or fewer parts"
+        )
+    return options
+
+
+def calibration_inputs(dataset: Dataset, options: SharingOptions) -> list[torch.Tensor]:
+    """Training inputs without their labels, in batches; none where they are not wanted."""
+    if not options.calibration_images or options.bits != "auto":
+        return []
+    wanted = dataset.train[: options.calibration_images]
+    return [inputs for inputs, _ in wanted.batches(BATCH)]
+
+
+def held_out(dataset: Dataset, strength: float) -> list[torch.Tensor]:
+    """Held-out inputs in batches, changed as in training, the same for all looks at them."""
+    split = Distorted(dataset.validation[:HELD_OUT], strength)
+    return [inputs for inputs, _ in split.batches(BATCH)]

@@ -1,0 +1,249 @@
+"""Options declared once, as fields of dataclasses, and the command lines that are made of them.
+
+    @dataclass(frozen=True)
+    class Training:
+        epochs: int = option(20, "epochs of dense training", low=0, metavar="N")
+
+A field's type says what text is taken: a number, several alternatives, "auto", None ("none"), or a
+value per layer, {pattern: number}. Imports nothing heavy: `--help` must answer at once.
+"""
+
+import argparse
+import copy
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NoReturn, TypeVar
+
+Group = TypeVar("Group")
+PerLayer = Mapping[str, float]
+BitsPerLayer = Mapping[str, int]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float = 0,
+    high: float = math.inf,
+    choices: Sequence[str] = (),
+    metavar: str | None = None,
+    expert: bool = False,
+    negatable: bool = False,
+    check: Callable[[str], Any] | None = None,
+) -> Any:
+    """A field of a dataclass that is an option of a script, too.
+
+    `low` and `high` bound its numbers; `choices` are the words that it takes; `check` reads its
+    text instead. `expert`: shown by --help-all alone, and given as any other or by --set.
+    `negatable`: a switch that a preset may turn on, so that it has a form with --no- as well.
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": tuple(choices)}
+    metadata |= {"metavar": metavar, "expert": expert, "negatable": negatable, "check": check}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def declared(group: type) -> dict[str, dataclasses.Field]:
+    """{name: field} of the options of a dataclass."""
+    return {field.name: field for field in dataclasses.fields(group) if "help" in field.metadata}
+
+
+# --- from text to value -------------------------------------------------------------------------
+
+
+def reader(group: type, name: str) -> Callable[[str], Any]:
+    """The function that reads the text of an option of `group`.
+
+    It raises argparse.ArgumentTypeError for a value that is out of range: bad usage, found before
+    any work starts.
+    """
+    facts = declared(group)[name].metadata
+    if facts["check"]:
+        check: Callable[[str], Any] = facts["check"]
+        return check
+    kinds = alternatives(typing.get_type_hints(group)[name])
+    words = [word for kind in kinds if typing.get_origin(kind) is Literal for word in kind.__args__]
+    words += facts["choices"]
+
+    def read(text: str) -> Any:
+        if text in words:
+            return text
+        if text == "none" and type(None) in kinds:
+            return None
+        if bool in kinds and text in ("on", "off"):
+            return text == "on"
+        if any(typing.get_origin(kind) is not None and "=" in text for kind in kinds):
+            return per_layer(text, number)
+        if int in kinds or float in kinds:
+            return number(text)
+        if str in kinds and not facts["choices"]:
+            return text
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words) or 'on, off'}")
+
+    def number(text: str) -> float:
+        return in_range(text, float if float in kinds else int, facts["low"], facts["high"])
+
+    return read
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def in_range(text: str, kind: type, low: float, high: float) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and low <= value <= high):
+        what = "number" if kind is float else "whole number"
+        span = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} {span}")
+    return value
+
+
+def per_layer(text: str, number: Callable[[str], Any]) -> dict[str, Any]:
+    """'features.*=1.2,@linear=2.0' as {pattern: number} (net.parameters)."""
+    values = {}
+    for part in text.split(","):
+        pattern, equals, value = part.partition("=")
+        if not (pattern.strip() and equals):
+            raise argparse.ArgumentTypeError(f"{part!r} is not PATTERN=VALUE")
+        values[pattern.strip()] = number(value)
+    return values
+
+
+def shown(value: object) -> str:
+    """A value as the user would type it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{pattern}={number}" for pattern, number in value.items())
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
+
+
+# --- command lines --------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose options are fields of dataclasses, whose errors are one line, and whose help
+    is the script's docstring.
+
+    A field that was not given is not in the namespace: see ``given`` and ``built``.
+    """
+
+    def __init__(self, docstring: str | None) -> None:
+        super().__init__(
+            description=docstring,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._known: dict[str, tuple[type, str]] = {}  # {name for --set: where it is declared}
+        self._hidden: dict[argparse.Action, str] = {}
+        self.add_argument("-h", "--help", action="help", help="what is needed most, and exit")
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="every option, and exit")
+
+    def add_fields(
+        self,
+        title: str,
+        group: type,
+        *,
+        rename: Mapping[str, str] | None = None,
+        only: Iterable[str] | None = None,
+        hide: Iterable[str] = (),
+        defaults: Callable[[str], str] | None = None,
+    ) -> None:
+        """Options for the fields of `group`, those of `only` if that is given.
+
+        `rename`: other names for some. `hide`: leave these to --help-all as well. `defaults(name)`
+        says what holds where the option is not given, if that is not the field's default.
+        """
+        box = self.add_argument_group(title)
+        names = declared(group)
+        for name in names if only is None else only:
+            facts = names[name].metadata
+            default = (defaults or _default_of(group))(name)
+            text = facts["help"] + (f" (default: {default})" if default != "none" else "")
+            flag = (rename or {}).get(name, name)
+            self._known[flag] = group, name
+            more: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+            kinds = alternatives(typing.get_type_hints(group)[name])
+            if facts["negatable"]:
+                more["action"] = argparse.BooleanOptionalAction
+            elif bool in kinds:
+                more["action"] = "store_true"
+            else:
+                more |= {"type": reader(group, name), "metavar": facts["metavar"] or "NAME"}
+                if facts["choices"] and str in kinds and not facts["metavar"]:
+                    more["metavar"] = "{" + ",".join(facts["choices"]) + "}"
+            action = box.add_argument("--" + flag.replace("_", "-"), help=text, **more)
+            if facts["expert"] or name in hide:
+                self.hide(action)
+        self._experts_by_name()
+
+    def hide(self, action: argparse.Action) -> None:
+        """Show the option by --help-all alone."""
+        self._hidden[action] = action.help or ""
+        action.help = argparse.SUPPRESS
+
+    def show_all(self) -> None:
+        for action, text in self._hidden.items():
+            action.help = text
+
+    def _experts_by_name(self) -> None:
+        if "--set" not in self._option_string_actions:
+            self.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                metavar="NAME=VALUE",
+                help="any option of --help-all, by its name",
+            )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found = super().parse_args(args, namespace)
+        for text in getattr(found, "set", ()):
+            flag, equals, value = text.partition("=")
+            flag = flag.strip().lstrip("-").replace("-", "_")
+            if not equals or flag not in self._known:
+                close = difflib.get_close_matches(flag, self._known, 1)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                self.error(f"argument --set: {text!r} is not NAME=VALUE of an option{hint}")
+            group, name = self._known[flag]
+            try:
+                setattr(found, name, reader(group, name)(value))
+            except argparse.ArgumentTypeError as error:
+                self.error(f"argument --set {flag}: {error}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: Any, *_: Any, **__: Any) -> None:
+        parser.show_all()
+        parser.print_help()
+        parser.exit()
+
+
+def _default_of(group: type) -> Callable[[str], str]:
+    default = group()
+    return lambda name: shown(getattr(default, name))
+
+
+def given(args: argparse.Namespace, group: type) -> dict[str, Any]:
+    """{name: value} of the options of `group` that the user has given."""
+    return {name: value for name, value in vars(args).items() if name in declared(group)}
+
+
+def built(args: argparse.Namespace, group: type[Group]) -> Group:
+    """A `group` of what the user has given, and its defaults."""
+    return group(**given(args, group))

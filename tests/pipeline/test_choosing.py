@@ -1,0 +1,113 @@
+"""From "auto" to numbers: figures on a small network that was trained."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from net import choose
+from net.errors import UserError
+from net.pipeline import choosing
+from net.pipeline.options import PruningOptions, SharingOptions
+from net.training.log import Log
+from net.training.splits import Dataset, Split
+
+SILENT = Log(silent=True)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(a perceptron trained on made-up classes, its data)."""
+    torch.manual_seed(0)
+    inputs = torch.randn(1200, 20)
+    labels = torch.tanh(inputs @ torch.randn(20, 16)).matmul(torch.randn(16, 4)).argmax(1)
+    split = Split(inputs, labels)
+    data = Dataset("made up", split[:1000], split[1000:], split[1000:])
+    model = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs[:1000]), labels[:1000]).backward()
+        optimizer.step()
+    return model, data
+
+
+def moved(model, data, change):
+    changed = copy.deepcopy(model)
+    change(changed)
+    batches = choosing.held_out(data, 0.0)
+    return choose.divergence(choose.outputs(changed, batches), choose.outputs(model, batches))
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.5, 2.0])
+def test_the_density_is_the_least_within_the_limit(trained, budget):
+    model, data = trained
+    options = PruningOptions(density="auto", error_budget=budget, distortion=0.0)
+    density = choosing.density(model, data, options, SILENT)
+    limit = choose.PER_POINT * budget
+    assert moved(model, data, lambda m: choose.pruned(m, density)) <= 1.1 * limit
+    assert moved(model, data, lambda m: choose.pruned(m, 0.85 * density)) > limit
+    assert 0.1 < density < 0.95
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.5, 2.0])
+def test_the_noise_is_the_most_within_the_limit(trained, budget):
+    model, data = trained
+    options = SharingOptions(
+        bits="auto", error_budget=budget, distortion=0.0, bias_bits=0, finetune_epochs=0
+    )
+    noise = choosing.noise(model, data, options, SILENT)
+
+    def cost(value):
+        changed = replace(options, noise=value)
+        inputs = choosing.calibration_inputs(data, options)
+        return moved(model, data, lambda m: choosing.shared(m, changed, inputs))
+
+    limit = choose.PER_POINT * budget
+    assert cost(noise) <= limit < 1.1 * cost(1.3 * noise)
+    assert 0.1 < noise < 3
+
+
+def test_the_model_stays_as_it_is(trained):
+    model, data = trained
+    before = copy.deepcopy(model.state_dict())
+    choosing.density(model, data, PruningOptions(density="auto"), SILENT)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_farthest_tells_what_it_tried_and_keeps_to_the_safe_side():
+    told = []
+    found = choose.farthest(1.0, 0.01, lambda value: 1 / value, 20.0, told.append)
+    assert 0.05 <= found.value <= 0.053
+    assert found.divergence == 1 / found.value
+    assert len(told) == choose.HALVINGS
+    nothing = choose.farthest(1.0, 0.01, lambda value: 9.0, 1.0)
+    assert nothing.value == 1.0
+
+
+def test_divergence():
+    logits = torch.tensor([[0.0, 0.0], [1.0, -1.0]])
+    assert choose.divergence(logits, logits) == 0
+    # p = (1/2, 1/2), q = (3/4, 1/4): 1/2 ln(2/3) + 1/2 ln 2 = 0.1438
+    q = torch.tensor([[0.75, 0.25]]).log()
+    assert choose.divergence(q, torch.zeros(1, 2)) == pytest.approx(0.14384, abs=1e-5)
+
+
+def test_a_batch_size_gives_small_data_sets_steps_enough(trained):
+    _, data = trained
+    assert choosing.schedules(PruningOptions(), data, "cpu").batch_size == 25
+    assert choosing.schedules(PruningOptions(largest_batch=10), data, "cpu").batch_size == 10
+    assert choosing.schedules(PruningOptions(batch_size=64), data, "cpu").batch_size == 64
+    assert choosing.schedules(PruningOptions(amp="auto"), data, "cpu").amp in (True, False)
+
+
+def test_what_needs_no_look_at_the_model():
+    assert choosing.without_auto(SharingOptions()).bias_bits == 3
+    assert choosing.without_auto(SharingOptions(bits="auto")).bias_bits == 0
+    assert choosing.without_auto(SharingOptions(bias_bits=5)).bias_bits == 5
+    assert choosing.without_auto(SharingOptions(share_parts=4, finetune_epochs=0)).share_parts == 1
+    with pytest.raises(UserError, match="3 epochs of fine-tuning cannot be divided among 4 parts"):
+        choosing.without_auto(SharingOptions(share_parts=4, finetune_epochs=3))
