@@ -41,7 +41,8 @@ def installed(tmp_path_factory):
     )
     for name in DISTRIBUTION:
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "net", source / "net", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("net", "presets"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [
         sys.executable,
         "-m",
@@ -83,6 +84,8 @@ def test_one_package_and_all_of_it(installed):
     assert top - {"bin", "Scripts"} == {NAME}
     found = {path.relative_to(installed / NAME) for path in (installed / NAME).rglob("*.py")}
     assert found == {path.relative_to(ROOT / "net") for path in MODULES.values()}
+    presets = [path.relative_to(ROOT) for path in (ROOT / "presets").rglob("*.json")]
+    assert all((installed / NAME / path).is_file() for path in presets)
 
 
 def test_its_description(installed):
