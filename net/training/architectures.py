@@ -19,10 +19,8 @@ from torch import nn
 from ..errors import UserError
 from . import own_code
 from .inputs import Input
-from .lenet import LeNet5, LeNet300100
-from .resnet import CifarResNet
+from .models import CifarResNet, CifarVGG16, LeNet5, LeNet300100
 from .splits import Dataset
-from .vgg import CifarVGG16
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum

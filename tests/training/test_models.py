@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from net.training.architectures import build, input_of
-from net.training.resnet import Block
+from net.training.models import Block
 
 # He et al. 2016, table 6, in millions.
 PARAMETERS = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}
