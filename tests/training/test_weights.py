@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from net import checkpoint
+from net import state_dicts
 from net.errors import UserError
 from net.training import architectures, weights
 from net.training.weights import downloaded, is_published, load_into, start_from, without_prefixes
@@ -31,7 +31,7 @@ def old():
     return dict(state)
 
 
-@pytest.mark.parametrize("key", [None, *checkpoint.NESTED, "model_state"])
+@pytest.mark.parametrize("key", [None, *state_dicts.MAIN, "model_state"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_layouts_of_published_files(tmp_path, old, key, prefix, zipped):
