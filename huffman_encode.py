@@ -16,7 +16,7 @@ from net.pipeline import arguments, cli
 
 def parser() -> arguments.Parser:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
+    arguments.add_source(parser)
     arguments.add_directory(parser)
     arguments.add_common(parser)
     return parser
@@ -26,8 +26,12 @@ def body(args: Namespace) -> None:
     from net import checkpoint
     from net.pipeline import stages
     from net.report import tables
+    from net.training.log import Log
 
-    encoded = stages.encode(checkpoint.load(args.model), args.directory)
+    source = checkpoint.load(args.model, args.key)
+    for note in source.notes:
+        Log().note(note)
+    encoded = stages.encode(source, args.directory)
     print(tables.encoding_text(encoded))
 
 

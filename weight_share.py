@@ -16,7 +16,7 @@ from net.pipeline import arguments, cli, sharing_arguments
 
 def parser() -> arguments.Parser:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
+    arguments.add_source(parser)
     arguments.add_preset(parser)
     parser.add_argument(
         "--output",
@@ -40,8 +40,10 @@ def body(args: Namespace) -> None:
     from net.pipeline import runs
     from net.report import tables
 
-    source = checkpoint.load(args.model)
+    source = checkpoint.load(args.model, args.key)
     with cli.setting(args) as setting:
+        for note in source.notes:
+            setting.log.note(note)
         if source.arch is None and args.arch is None:
             options = cli.chosen(args).sharing
             _, clusterings = runs.share_bare(source, options, args.output)
@@ -54,7 +56,7 @@ def body(args: Namespace) -> None:
             run = cli.new_run(args, setting, folder, source.arch, source.dataset)
             options = cli.chosen(args, run).sharing
             if source.arch is None:
-                source = run.adopt(args.model)
+                source = run.adopt(source, args.model)
             _, clusterings = run.share(source, options, args.output)
     print(tables.sharing_table(clusterings))
 
