@@ -184,14 +184,16 @@ def load_dict(path: str | Path) -> dict:
         raise CheckpointError(f"no model at {path}{origin(path)}")
     try:
         with (
+            path.open("rb") as file,
             _plain_classes(),
             warnings.catch_warnings(),  # of pickle protocols, which say nothing to a user
         ):
             warnings.simplefilter("ignore")
-            # Only the zip layout (PyTorch 1.6 and later) can be mapped.
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            # Only the zip layout (PyTorch 1.6 and later) can be mapped, by its name, and torch.load
+            # goes by that of a safetensors file.
+            mapped = zipfile.is_zipfile(path) and path.suffix != shards.SUFFIX
+            source = path if mapped else file
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if what := formats.instead(path):
             raise CheckpointError(f"{path} is {what}") from None

@@ -171,22 +171,31 @@ def _beside(content: object, path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def plain(value: object) -> Any:
     """A copy of `value`: of numbers, texts, None, lists, tuples and dicts. Raises NotPlain."""
-    left = MAX_FIELDS
+    done: dict[int, tuple[Any, int]] = {}  # what was copied, and how many values it is written as
 
-    def copy(value: Any, depth: int) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0 or depth > MAX_DEPTH:
-            raise NotPlain
+    def copy(value: Any, depth: int) -> tuple[Any, int]:
         if value is None or type(value) in (bool, int, float, str):
-            return value
+            return value, 1
+        if id(value) in done:
+            return done[id(value)]
+        found: Any
+        if depth > MAX_DEPTH:  # or within itself
+            raise NotPlain
         if type(value) in (list, tuple):
-            return type(value)(copy(each, depth + 1) for each in value)
-        if type(value) in (dict, OrderedDict):
-            return {copy(k, depth + 1): copy(v, depth + 1) for k, v in value.items()}
-        raise NotPlain
+            parts = [copy(each, depth + 1) for each in value]
+            found = type(value)(part for part, _ in parts)
+        elif type(value) in (dict, OrderedDict):
+            parts = [copy(each, depth + 1) for pair in value.items() for each in pair]
+            found = {parts[i][0]: parts[i + 1][0] for i in range(0, len(parts), 2)}
+        else:
+            raise NotPlain
+        size = 1 + sum(size for _, size in parts)
+        if size > MAX_FIELDS:
+            raise NotPlain
+        done[id(value)] = found, size
+        return found, size
 
-    return copy(value, 0)
+    return copy(value, 0)[0]
 
 
 def to_json(value: Any) -> Any:
