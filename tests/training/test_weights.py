@@ -32,7 +32,9 @@ def old():
 
 
 @pytest.mark.parametrize("key", [None, *state_dicts.MAIN, "model_state"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.module.", "model.", "net.", "model.backbone.module."]
+)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_layouts_of_published_files(tmp_path, old, key, prefix, zipped):
     named = {prefix + name: tensor for name, tensor in old.items()}
@@ -67,6 +69,13 @@ def test_a_model_that_is_called_module_keeps_its_name():
     wrapped = {f"module.{name}": tensor for name, tensor in own.items()}
     assert without_prefixes(wrapped, own).keys() == own.keys()
     assert without_prefixes({"module.a": 1, "b": 2}, own).keys() == {"module.a", "b"}
+
+
+def test_an_average_of_weights_and_its_counter(old):
+    given = {f"module.{name}": tensor for name, tensor in old.items()}
+    model = normed()
+    load_into(model, given | {"n_averaged": torch.tensor(9)}, "m.th", "normed")
+    assert equal(model, old)
 
 
 def test_a_last_layer_of_other_classes_is_left_as_drawn(old):
