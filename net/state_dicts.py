@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ MAIN = ("state_dict", "model_state_dict", "model")
 # Keys under which there are tensors that are no model.
 NO_MODEL = re.compile(r"optim|sched|scaler|callback|(^|_)rng", re.IGNORECASE)
 MAX_DEPTH = 32
+MAX_NAMES = 8  # of one and the same dict
 MAX_FIELDS = 1 << 21  # a pickle can name one list a thousand times
 SHOWN = 6
 
@@ -65,20 +66,22 @@ def find(content: object, key: str | None = None) -> Found:
 def _with_tensors(content: object) -> dict[Path, dict]:
     """{path: dict} of all that hold tensors under names, but for those of optimizers."""
     found: dict[Path, dict] = {}
-    seen: set[int] = set()
+    seen: Counter[int] = Counter()
 
-    def visit(value: object, path: Path) -> None:
-        if not isinstance(value, dict) or id(value) in seen or "param_groups" in value:
+    def visit(value: object, path: Path, above: tuple[int, ...]) -> None:
+        if not isinstance(value, dict) or "param_groups" in value or id(value) in above:
             return
         if len(path) > MAX_DEPTH or (path and NO_MODEL.search(path[-1])):
             return
-        seen.add(id(value))
+        if seen[id(value)] == MAX_NAMES:
+            return
+        seen[id(value)] += 1
         if any(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items()):
             found[path] = value
         for name, inner in value.items():
-            visit(inner, (*path, str(name)))
+            visit(inner, (*path, str(name)), (*above, id(value)))
 
-    visit(content, ())
+    visit(content, (), ())
     return found
 
 
@@ -92,15 +95,7 @@ def _chosen(everything: Mapping[Path, dict], key: str | None) -> tuple[Path, lis
                 return path, []
         known = _listed(map(_dotted, everything))
         raise ValueError(f"has no state dict {key!r}; there are: {known}")
-    sizes = {path: _elements(state) for path, state in everything.items()}
-    # A counter beside a model, the statistics beside its layers: the larger of two that are one
-    # within the other.
-    models = [
-        path
-        for path in everything
-        if not any(_nested(path, other) and sizes[other] > sizes[path] for other in everything)
-        and not (sizes[path] == 0 and len(everything) > 1)
-    ] or list(everything)
+    models = _largest({path: _elements(state) for path, state in everything.items()})
     if len(models) == 1:
         return models[0], []
     main = [path for path in models if path and all(part in MAIN for part in path)]
@@ -112,9 +107,19 @@ def _chosen(everything: Mapping[Path, dict], key: str | None) -> tuple[Path, lis
     )
 
 
-def _nested(one: Path, other: Path) -> bool:
-    shorter, longer = sorted((one, other), key=len)
-    return one != other and longer[: len(shorter)] == shorter
+def _largest(sizes: Mapping[Path, int]) -> list[Path]:
+    """Of state dicts that are one within the other, that of the most elements: not the counter
+    beside a model, nor the statistics of a layer. All if none has any."""
+    below: Counter[Path] = Counter()  # the most of any below it
+    for path, size in sizes.items():
+        for end in range(len(path)):
+            below[path[:end]] = max(below[path[:end]], size)
+
+    def above(path: Path) -> int:
+        return max((sizes.get(path[:end], 0) for end in range(len(path))), default=0)
+
+    found = [path for path, size in sizes.items() if size and size >= max(below[path], above(path))]
+    return found or list(sizes)
 
 
 def _at(extra: dict, path: Path) -> dict:

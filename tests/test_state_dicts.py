@@ -45,6 +45,7 @@ def test_the_state_dict_that_is_meant(content, key):
 @pytest.mark.parametrize(
     ("content", "key", "message"),
     [
+        ({"params": ONE, "params_ema": ONE}, None, "several models: params, params_ema; .*--key"),
         ({"params": ONE, "params_ema": OTHER}, None, "several models: params, params_ema; .*--key"),
         ({"model": {"g": ONE, "d": OTHER}}, None, r"several models: model\.g, model\.d; .*--key"),
         ({"model": ONE, "state_dict": OTHER}, None, "several models: model, state_dict"),
