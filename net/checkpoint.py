@@ -30,6 +30,7 @@ from .files import atomic_write
 from .state_dicts import to_json
 
 FORMAT = "deep-compression 1"
+UNREADABLE = "is not a checkpoint, or is damaged or cut off; make it again"
 
 # Of a safetensors file, under the key that its header has for it.
 METADATA = "__metadata__"
@@ -198,19 +199,18 @@ def load_dict(path: str | Path) -> dict:
         if what := formats.instead(path):
             raise CheckpointError(f"{path} is {what}") from None
         refused = re.search(r"GLOBAL ([\w.]+)|[Cc]lass(?:es)? ([\w.]+\.\w+)", str(error))
-        named = f" ({refused[1] or refused[2]})" if refused else ""
+        if not refused:
+            raise CheckpointError(f"{path} {UNREADABLE}") from None
         raise CheckpointError(
-            f"{path} is refused: it is not a file of plain tensors{named}, and reading more than "
-            "that could run code; save its state_dict() instead"
+            f"{path} is refused: it is not a file of plain tensors ({refused[1] or refused[2]}), "
+            "and reading more than that could run code; save its state_dict() instead"
         ) from None
     except MemoryError:
         raise
     except Exception:  # torch.load raises whatever a damaged zip or pickle leads to
         if what := formats.instead(path):
             raise CheckpointError(f"{path} is {what}") from None
-        raise CheckpointError(
-            f"{path} is not a checkpoint, or is damaged or cut off; make it again"
-        ) from None
+        raise CheckpointError(f"{path} {UNREADABLE}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
     return content

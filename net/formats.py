@@ -66,8 +66,8 @@ def _of_bytes(head: bytes, size: int) -> tuple[str, str] | None:
             return what, todo
     if head[:1] == b"\x80" and head[1:2] in PROTOCOLS and not head.startswith(LEGACY):
         return "a pickle that torch.save did not write", CONVERT
-    if _is_onnx(head):
-        return "an ONNX model", CONVERT
+    if protobuf := _of_protobuf(head):
+        return protobuf, CONVERT
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--")):
         return "an HTML page, not the file that it is to lead to", FETCH
@@ -96,15 +96,17 @@ def _of_text(head: bytes, size: int) -> tuple[str, str] | None:
     return "a text, or damaged or cut off", "give the file of the weights"
 
 
-def _is_onnx(head: bytes) -> bool:
-    """A ModelProto has no magic: its version of 3 or more, then the producer's name or, without
-    one, another field that it may have."""
+def _of_protobuf(head: bytes) -> str | None:
+    """Messages without a magic: the version first; then, of ONNX, the producer's name or, without
+    one, another of its fields; of Core ML a description of the inputs."""
     if len(head) < 4 or head[0] != 0x08 or not 3 <= head[1] < 0x40:
-        return False
-    if head[2] == 0x12:
-        name = head[4 : 4 + head[3]]
-        return head[3] < 0x80 and len(name) == head[3] and name.isascii() and b"\n" not in name
-    return head[2] in (0x1A, 0x22, 0x28, 0x3A, 0x42)
+        return None
+    if head[2] != 0x12:
+        return "an ONNX model" if head[2] in (0x1A, 0x22, 0x28, 0x3A, 0x42) else None
+    name = head[4 : 4 + head[3]]
+    if head[3] < 0x80 and len(name) == head[3] and all(32 <= letter < 127 for letter in name):
+        return "an ONNX model"
+    return "a Core ML model" if 0x0A in head[3:8] else None
 
 
 def _of_archive(path: Path, head: bytes) -> tuple[str, str] | None:

@@ -25,7 +25,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # What a folder may hold beside: of a trainer's state, not of the model.
 NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
-WEIGHTS = (SUFFIX, ".bin", ".pth", ".pt", ".ckpt", ".ptmodel")
+WEIGHTS = (SUFFIX, ".bin", ".pth", ".pt", ".th", ".pth.tar", ".ckpt", ".ptmodel")
 
 # What the format calls the types; each is stored as it is in memory, little-endian.
 DTYPES = {
@@ -168,7 +168,9 @@ def weights_file(path: str | Path) -> Path:
     indexes = [file for file in files if is_index(file)]
     single = [path / SINGLE] if path / SINGLE in files else []
     weights = [
-        file for file in files if file.suffix in WEIGHTS and not NO_WEIGHTS.fullmatch(file.name)
+        file
+        for file in files
+        if file.name.endswith(WEIGHTS) and not NO_WEIGHTS.fullmatch(file.name)
     ]
     safe = [file for file in weights if file.suffix == SUFFIX]
     safe_indexes = [file for file in indexes if SUFFIX in file.name]
@@ -178,12 +180,15 @@ def weights_file(path: str | Path) -> Path:
         if found:
             names = ", ".join(file.name for file in found)
             raise ShardsError(f"{path} holds several weights: {names}; give the path of one")
-    below = sorted({file.parent.name for file in path.glob("*/*") if file.suffix in WEIGHTS})
+    below = sorted({file.parent.name for file in path.glob("*/*") if file.name.endswith(WEIGHTS)})
     if below:
         raise ShardsError(
             f"{path} holds no weights itself; give the path of one of its folders: "
             + ", ".join(below)
         )
+    other = max(files, key=lambda file: file.stat().st_size, default=path)
+    if what := formats.instead(other):
+        raise ShardsError(f"{path} holds no weights; its largest file, {other.name}, is {what}")
     raise ShardsError(
         f"no {INDEX} or {SINGLE} in {path}, nor other weights; give the path of a saved model"
     )

@@ -45,6 +45,7 @@ KINDS = {
     "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(99),
     "a TFLite model": b"\x1c\0\0\0TFL3" + bytes(99),
     "an ONNX model": b"\x08\x07\x12\x07pytorch\x1a\x052.1.0:\x9a" + bytes(99),
+    "a Core ML model": b"\x08\x04\x12\xa1\1\nR\n\7input_2" + bytes(99),
     "a TensorFlow SavedModel": b"\x08\x01\x12\xf8" + bytes(99),
     "a NumPy array": b"\x93NUMPY\1\0" + bytes(99),
     "a NumPy archive": npz(),

@@ -248,6 +248,7 @@ SHARDS = "-00001-of-00002.bin"
         (["adapter_model.safetensors", "README.md", "config.json"], "adapter_model.safetensors"),
         (["diffusion_pytorch_model.fp16.safetensors"], "diffusion_pytorch_model.fp16.safetensors"),
         (["pytorch_model.bin", "training_args.bin", "optimizer.pt"], "pytorch_model.bin"),
+        (["model_best.pth.tar", "log.txt"], "model_best.pth.tar"),
         (["consolidated.00.pth", "params.json"], "consolidated.00.pth"),
         (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
         (["model.safetensors", "adapter_model.safetensors"], "model.safetensors"),
@@ -282,6 +283,13 @@ def test_weights_in_folders_below(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     with pytest.raises(ShardsError, match="give the path of one of its folders: unet, vae"):
+        shards.weights_file(tmp_path)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(99))
+    with pytest.raises(ShardsError, match=r"no weights; its largest file, m\.gguf, is a GGUF file"):
         shards.weights_file(tmp_path)
 
 
