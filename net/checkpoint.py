@@ -30,6 +30,8 @@ from .files import atomic_write
 from .state_dicts import to_json
 
 FORMAT = "deep-compression 1"
+# What torch's reader of plain tensors says of the class or function that is none.
+REFUSED = re.compile(r"GLOBAL ([\w.]+)|class '([\w.]+)'|load (DTensors|nested jagged tensors)")
 UNREADABLE = "is not a checkpoint, or is damaged or cut off; make it again"
 
 # Of a safetensors file, under the key that its header has for it.
@@ -198,12 +200,12 @@ def load_dict(path: str | Path) -> dict:
     except pickle.UnpicklingError as error:
         if what := formats.instead(path):
             raise CheckpointError(f"{path} is {what}") from None
-        refused = re.search(r"GLOBAL ([\w.]+)|[Cc]lass(?:es)? ([\w.]+\.\w+)", str(error))
-        if not refused:
+        if not (refused := REFUSED.search(str(error))):
             raise CheckpointError(f"{path} {UNREADABLE}") from None
+        name = refused[refused.lastindex or 0]
         raise CheckpointError(
-            f"{path} is refused: it is not a file of plain tensors ({refused[1] or refused[2]}), "
-            "and reading more than that could run code; save its state_dict() instead"
+            f"{path} is refused: it is not a file of plain tensors ({name}), and "
+            "reading more than that could run code; save its state_dict() instead"
         ) from None
     except MemoryError:
         raise

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from net import state_dicts
+from net import checkpoint, state_dicts
 from net.errors import UserError
 from net.training import architectures, weights
 from net.training.weights import downloaded, is_published, load_into, start_from, without_prefixes
@@ -69,6 +69,16 @@ def test_a_model_that_is_called_module_keeps_its_name():
     wrapped = {f"module.{name}": tensor for name, tensor in own.items()}
     assert without_prefixes(wrapped, own).keys() == own.keys()
     assert without_prefixes({"module.a": 1, "b": 2}, own).keys() == {"module.a", "b"}
+
+
+def test_adopted_are_the_weights_and_what_is_beside_them():
+    state = architectures.build("lenet-5").state_dict()
+    given = {f"model.net.{name}": tensor for name, tensor in state.items()}
+    source = checkpoint.Checkpoint(given, extra={"names": {0: "cat"}})
+    found, notes = weights.adopted(source, "m.ckpt", "lenet-5")
+    assert (found.arch, found.extra, notes) == ("lenet-5", {"names": {0: "cat"}}, [])
+    assert list(found.state_dict) == list(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict.items())
 
 
 def test_an_average_of_weights_and_its_counter(old):
