@@ -9,6 +9,7 @@
 """
 
 import argparse
+import io
 import json
 import pickle
 import re
@@ -17,7 +18,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -37,9 +38,12 @@ UNREADABLE = "is not a checkpoint, or is damaged or cut off; make it again"
 # Of a safetensors file, under the key that its header has for it.
 METADATA = "__metadata__"
 # What others have beside their tensors, which is data and no more: the arguments of a command line,
-# and the numbers of NumPy.
+# paths in them, bytes, and the numbers of NumPy.
 PLAIN_CLASSES: list = [
     argparse.Namespace,
+    io.BytesIO,
+    *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
     *(np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}),
     *(np.ndarray, np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]),
     # as NumPy 1 has called them

@@ -1,6 +1,8 @@
 import argparse
+import io
 import json
 import math
+import pathlib
 from collections import OrderedDict
 
 import numpy as np
@@ -129,11 +131,14 @@ def test_an_ordered_dict_and_parameters(tmp_path):
 
 
 def test_arguments_and_numbers_of_numpy_are_no_reason_to_refuse(tmp_path):
-    content = {"model": ONE, "args": argparse.Namespace(lr=0.1), "best": np.float64(3)}
-    torch.save({**content, "mean": np.zeros(3, np.float32)}, tmp_path / "m.pt")
+    arguments = argparse.Namespace(lr=0.1, output=pathlib.Path("out"))
+    content = {"model": {**ONE, "a._extra_state": io.BytesIO(b"x")}, "args": arguments}
+    numbers = {"best": np.float64(3), "mean": np.zeros(3, np.float32)}
+    torch.save({**content, **numbers}, tmp_path / "m.pt")
     found = checkpoint.load(tmp_path / "m.pt")
     assert list(found.state_dict) == ["a.weight"]
-    assert found.notes == [f"{tmp_path}/m.pt: beside the tensors and not kept: args, best, mean"]
+    lost = "model.a._extra_state, args, best, mean"
+    assert found.notes == [f"{tmp_path}/m.pt: beside the tensors and not kept: {lost}"]
 
 
 def test_the_class_that_is_refused_is_named(tmp_path):
