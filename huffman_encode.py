@@ -17,7 +17,7 @@ from net.pipeline.fields import Parser
 
 def parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
+    cli.add_source(parser)
     cli.add_folders(parser, output=False)
     cli.add_without_effect(parser)
     return parser
@@ -27,8 +27,12 @@ def body(args: Namespace) -> None:
     from net import checkpoint
     from net.pipeline import stages
     from net.report import tables
+    from net.training.log import Log
 
-    encoded = stages.encode(checkpoint.load(args.model), args.directory)
+    source = checkpoint.load(args.model, args.key)
+    for note in source.notes:
+        Log().note(note)
+    encoded = stages.encode(source, args.directory)
     print(tables.encoding_text(encoded))
 
 

@@ -23,7 +23,7 @@ OUTPUT = "saves/model_after_weight_sharing.ptmodel"
 
 def parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a .ptmodel file or a saved state dict")
+    cli.add_source(parser)
     cli.add_preset(parser)
     cli.add_path(parser, "--output", OUTPUT, "the model with shared values", metavar="FILE")
     rename = {"finetune_epochs": "epochs", "finetune_lr": "lr"}
@@ -40,8 +40,10 @@ def body(args: Namespace) -> None:
     from net.pipeline import runs
     from net.report import tables
 
-    source = checkpoint.load(args.model)
+    source = checkpoint.load(args.model, args.key)
     with cli.setting(args) as setting:
+        for note in source.notes:
+            setting.log.note(note)
         if source.arch is None and built(args, ModelOptions).arch is None:
             options = cli.chosen(args, recorded="untrained").sharing
             _, clusterings = runs.share_bare(source, options, args.output)
@@ -55,7 +57,7 @@ def body(args: Namespace) -> None:
             preset = source.options.get("preset") if source.arch else "untrained"
             options = cli.chosen(args, run, preset).sharing
             if source.arch is None:
-                source = run.adopt(args.model)
+                source = run.adopt(source, args.model)
             _, clusterings = run.share(source, options, args.output)
     print(tables.sharing_table(clusterings))
 

@@ -13,6 +13,7 @@ from .post_training import NOISE, share_tensor, steps_of
 from .shards import Info, info_of
 from .shared_tensor import SharedTensor
 from .sharing import bits_of_tensors, vectors_to_round
+from .tensors import check_dense
 from .vectors import rounded_vector
 
 
@@ -22,7 +23,7 @@ class SharedState(Mapping[str, torch.Tensor]):
     Nothing is kept, so that a checkpoint larger than memory can be shared and encoded, but for
     tied tensors of a plain dict, which stay one tensor. The options are those of WeightSharing.
     `clusterings` fills with every tensor that was asked for. Raises UserError for a tensor that
-    is not finite.
+    is not finite, or not dense.
     """
 
     def __init__(
@@ -36,6 +37,9 @@ class SharedState(Mapping[str, torch.Tensor]):
         init: str = "linear",
         seed: int = 42,
     ) -> None:
+        if not hasattr(source, "info"):  # in memory; what is read from a file is dense
+            for name in source:
+                check_dense(name, source[name])
         self.source, self.noise = source, noise
         self._first = tied_names(source)
         self._kept: dict[str, torch.Tensor] = {}

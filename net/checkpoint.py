@@ -4,27 +4,52 @@
  "state_dict": {name: tensor},          # of the plain architecture: a pruned weight is a zero
  "arch": "lenet-300-100", "stage": "retrained", "dataset": "mnist",
  "options": {option: value},            # what made it; no paths, no clock: same run, same bytes
- "metrics": {name: number}}
+ "metrics": {name: number},
+ "extra": {field: value}}               # what else the file had from which it was made; or absent
 """
 
+import argparse
+import io
+import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 
-from . import shards
+from . import formats, shards, state_dicts
 from .codec.tensors import identity
 from .errors import UserError
 from .files import atomic_write
+from .state_dicts import to_json
 
 FORMAT = "deep-compression 1"
-# Keys of the model in files that hold more than one state dict, as others publish them.
-NESTED = ("state_dict", "model_state_dict", "model")
+# What torch's reader of plain tensors says of the class or function that is none.
+REFUSED = re.compile(r"GLOBAL ([\w.]+)|class '([\w.]+)'|load (DTensors|nested jagged tensors)")
+UNREADABLE = "is not a checkpoint, or is damaged or cut off; make it again"
+
+# Of a safetensors file, under the key that its header has for it.
+METADATA = "__metadata__"
+# What others have beside their tensors, which is data and no more: the arguments of a command line,
+# paths in them, bytes, and the numbers of NumPy.
+PLAIN_CLASSES: list = [
+    argparse.Namespace,
+    io.BytesIO,
+    *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
+    *(np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}),
+    *(np.ndarray, np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]),
+    # as NumPy 1 has called them
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
+]
 
 # What the stages call their files.
 INITIAL = "initial_model.ptmodel"
@@ -46,7 +71,12 @@ class CheckpointError(UserError):
 
 @dataclass
 class Checkpoint:
-    """A model between two stages.  `arch` and `dataset` are None for a bare state dict."""
+    """A model between two stages.  `arch` and `dataset` are None for a bare state dict.
+
+    `extra` has the plain values that somebody else's file holds beside its tensors, where it has
+    them; those of a safetensors file under METADATA. `notes`, which are not saved, are what a user
+    should know of a file that was read.
+    """
 
     state_dict: Mapping[str, torch.Tensor]
     arch: str | None = None
@@ -54,6 +84,18 @@ class Checkpoint:
     dataset: str | None = None
     options: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def metadata(self) -> dict[str, str]:
+        """What a safetensors file of this model says of itself."""
+        own = {str(key): value for key, value in self.extra.items() if key != METADATA}
+        texts = {k: v if isinstance(v, str) else json.dumps(to_json(v)) for k, v in own.items()}
+        return {**self.extra.get(METADATA, {"format": "pt"}), **texts}
+
+
+# What a file has; "extra" only where there is something in it.
+FIELDS = ("state_dict", "arch", "stage", "dataset", "options", "metrics")
 
 
 def save(path: str | Path, checkpoint: Checkpoint) -> int:
@@ -64,46 +106,61 @@ def save(path: str | Path, checkpoint: Checkpoint) -> int:
 
 
 def shallow_dict(checkpoint: Checkpoint) -> dict:
-    return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
+    found = {name: getattr(checkpoint, name) for name in FIELDS}
+    return found | ({"extra": checkpoint.extra} if checkpoint.extra else {})
 
 
-def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint, or a bare state dict that somebody else saved: a .pt or .safetensors file,
-    or a folder of Hugging Face's shards.
+def load(path: str | Path, key: str | None = None) -> Checkpoint:
+    """Read a checkpoint, or a bare state dict that somebody else saved: a file of torch.save or a
+    safetensors file, whatever it is called, or a folder of Hugging Face's with its shards.
 
-    Tensors are read when they are asked for (safetensors), or memory-mapped where the file allows
-    it, so that a large model is read tensor by tensor.  Raises CheckpointError; never runs code
-    from the file.
+    The state dict may be at any depth; `key`, its dotted path, chooses one of several. Tensors are
+    read when they are asked for (safetensors), or memory-mapped where the file allows it, so that
+    a large model is read tensor by tensor.  Raises CheckpointError; never runs code from the file.
     """
-    if shards.is_shards(path):
-        try:
-            return Checkpoint(shards.Shards(path))
-        except shards.ShardsError as error:
-            raise CheckpointError(str(error)) from None
-    content = load_dict(path)
+    try:
+        file = shards.weights_file(path)
+        if shards.is_shards(file):
+            if key is not None and file.is_file():
+                raise CheckpointError(f"{file} holds one model; leave --key out")
+            found = shards.Shards(file)
+            extra = {METADATA: found.metadata} if found.metadata else {}
+            return Checkpoint(found, extra=extra)
+        content = _of_shards(file) if shards.is_index(file) else load_dict(file)
+    except shards.ShardsError as error:
+        raise CheckpointError(str(error)) from None
     if content.get("format") == FORMAT:
-        fields: dict[str, Any] = {
-            name: content.get(name) for name in Checkpoint.__dataclass_fields__
-        }
-        valid = (
-            is_state_dict(fields["state_dict"])
-            and all(isinstance(fields[k], str | None) for k in ("arch", "stage", "dataset"))
-            and all(isinstance(fields[k], dict) for k in ("options", "metrics"))
-        )
-        if not valid:
-            raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
-        return Checkpoint(**fields)
-    if is_state_dict(content):
-        return Checkpoint(dict(content))
-    nested = {key: value for key, value in content.items() if is_state_dict(value)}
-    for key in (*NESTED, *(nested if len(nested) == 1 else ())):
-        if key in nested:
-            return Checkpoint(dict(nested[key]))
-    if nested:
-        raise CheckpointError(
-            f"{path} holds several models: {', '.join(map(str, nested))}; save one by itself"
-        )
-    raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
+        if key is not None:
+            raise CheckpointError(f"{file} holds one model; leave --key out")
+        return _own(file, content)
+    try:
+        state, extra, notes = state_dicts.find(content, key)
+    except ValueError as error:
+        raise CheckpointError(f"{file} {error}") from None
+    return Checkpoint(state, extra=extra, notes=[f"{file}: {note}" for note in notes])
+
+
+def _own(path: Path, content: dict) -> Checkpoint:
+    fields: dict[str, Any] = {name: content.get(name) for name in FIELDS}
+    fields["extra"] = content.get("extra", {})
+    valid = (
+        is_state_dict(fields["state_dict"])
+        and all(isinstance(fields[k], str | None) for k in ("arch", "stage", "dataset"))
+        and all(isinstance(fields[k], dict) for k in ("options", "metrics", "extra"))
+    )
+    if not valid:
+        raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
+    return Checkpoint(**fields)
+
+
+def _of_shards(index: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all files of torch.save's that an index names, memory-mapped, in its order."""
+    files = shards.weight_map(index)
+    parts = {file: load_dict(file) for file in sorted(set(files.values()))}
+    for name, file in files.items():
+        if not isinstance(parts[file].get(name), torch.Tensor):
+            raise CheckpointError(f"{file} lacks {name}, which {index.name} names")
+    return {name: parts[file][name] for name, file in files.items()}
 
 
 def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -133,31 +190,42 @@ def load_dict(path: str | Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"no model at {path}{origin(path)}")
     try:
-        with warnings.catch_warnings():  # of pickle protocols, which say nothing to a user
+        with (
+            path.open("rb") as file,
+            _plain_classes(),
+            warnings.catch_warnings(),  # of pickle protocols, which say nothing to a user
+        ):
             warnings.simplefilter("ignore")
-            # Only the zip layout (PyTorch 1.6 and later) can be mapped.
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError:
+            # Only the zip layout (PyTorch 1.6 and later) can be mapped, by its name, and torch.load
+            # goes by that of a safetensors file.
+            mapped = zipfile.is_zipfile(path) and path.suffix != shards.SUFFIX
+            source = path if mapped else file
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        if what := formats.instead(path):
+            raise CheckpointError(f"{path} is {what}") from None
+        if not (refused := REFUSED.search(str(error))):
+            raise CheckpointError(f"{path} {UNREADABLE}") from None
+        name = refused[refused.lastindex or 0]
         raise CheckpointError(
-            f"{path} is refused: it is not a file of plain tensors, and reading more than that "
-            "could run code; save its state_dict() instead"
+            f"{path} is refused: it is not a file of plain tensors ({name}), and "
+            "reading more than that could run code; save its state_dict() instead"
         ) from None
     except MemoryError:
         raise
-    except Exception as error:  # torch.load raises whatever a damaged zip or pickle leads to
-        if "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path} is a TorchScript archive, which is code; save the state_dict() of what "
-                "torch.jit.load gives instead"
-            ) from None
-        raise CheckpointError(
-            f"{path} is not a checkpoint, or is damaged or cut off; make it again"
-        ) from None
+    except Exception:  # torch.load raises whatever a damaged zip or pickle leads to
+        if what := formats.instead(path):
+            raise CheckpointError(f"{path} is {what}") from None
+        raise CheckpointError(f"{path} {UNREADABLE}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
     return content
+
+
+def _plain_classes() -> AbstractContextManager:
+    if torch.__version__ < "2.6":  # where a class has no other name than its own
+        return nullcontext()
+    return torch.serialization.safe_globals(PLAIN_CLASSES)
 
 
 def is_state_dict(content: object) -> TypeGuard[Mapping[str, torch.Tensor]]:

@@ -24,6 +24,7 @@ from .codec.manifest import MANIFEST, Entry
 from .codec.tensors import DTYPES, identity, read_tensor, reads_as, write_tensor
 from .errors import UserError
 from .files import atomic_write, unwritable
+from .tensors import check_dense
 
 __all__ = ["Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"]
 __all__ += ["fixed_index_bits", "load", "open", "read", "save", "write"]
@@ -201,11 +202,13 @@ class _Writing:
         return tensor_info(entry, tensor, reader) if self.describe else None
 
 
-def _check_tensor(name: object, tensor: object) -> None:
-    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-        raise EncodingError(f"cannot encode {name!r}: a {type(tensor).__name__}, not a tensor")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise EncodingError(f"cannot encode {name!r}: make it a dense, unquantized tensor first")
+def _check_tensor(name: object, tensor: torch.Tensor) -> None:
+    if not isinstance(name, str):
+        raise EncodingError(f"cannot encode {name!r}: a name is a text")
+    try:
+        check_dense(name, tensor)
+    except UserError as error:
+        raise EncodingError(f"cannot encode {error}") from None
     if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
         raise EncodingError(f"cannot encode {name!r}: no form for {tensor.dtype}")
     if not manifest.fits(tuple(tensor.shape), tensor.dtype):

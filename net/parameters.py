@@ -1,8 +1,9 @@
 """Which parameters are compressed, of what kind each is, and patterns over their names.
 
-Compressed is, by parameter and not by layer, every floating-point parameter of two or more
-dimensions whose last name part contains `weight`: that takes in linear layers, convolutions,
-stacked attention projections (`in_proj_weight`) and recurrent weights (`weight_ih_l0`) alike.
+Compressed is, by parameter and not by layer, every floating-point parameter (of 16, 32 or 64 bits:
+float8 is kept as it is) of two or more dimensions whose last name part contains `weight`: that
+takes in linear layers, convolutions, stacked attention projections (`in_proj_weight`) and recurrent
+weights (`weight_ih_l0`) alike.
 """
 
 import re
@@ -15,6 +16,7 @@ from torch import nn
 
 from .codec.tensors import identity
 from .errors import UserError
+from .tensors import is_computed
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
 Patterns = str | Sequence[str]
@@ -136,7 +138,7 @@ def _matrices(
     seen = set()
     listed = _of_module(source) if isinstance(source, nn.Module) else _of_state(source)
     for name, found, owner, key in listed:
-        if found.dtype.is_floating_point and len(found.shape) >= 2 and key not in seen:
+        if is_computed(found.dtype) and len(found.shape) >= 2 and key not in seen:
             seen.add(key)
             yield name, _kind(name, len(found.shape), owner)
 

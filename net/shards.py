@@ -1,25 +1,31 @@
 """Safetensors files, a single one or a folder of shards, read and written tensor by tensor.
 
 The layout of a file (https://github.com/huggingface/safetensors): the length of the header in 8
-bytes, little-endian; the header, JSON {name: {"dtype", "shape", "data_offsets"}}; the elements. A
-folder has an index, JSON {"weight_map": {name: file}}, as Hugging Face's save_pretrained writes it.
+bytes, little-endian; the header, JSON {name: {"dtype", "shape", "data_offsets"}}, in which
+"__metadata__" is a dict of texts; the elements. A folder has an index, JSON {"weight_map": {name:
+file}}, as Hugging Face's save_pretrained writes it.
 """
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from . import formats
 from .errors import UserError
 from .files import atomic_write
 
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# What a folder may hold beside: of a trainer's state, not of the model.
+NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
+WEIGHTS = (SUFFIX, ".bin", ".pth", ".pt", ".th", ".pth.tar", ".ckpt", ".ptmodel")
 
 # What the format calls the types; each is stored as it is in memory, little-endian.
 DTYPES = {
@@ -39,7 +45,11 @@ DTYPES = {
     "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
+if hasattr(torch, "float8_e8m0fnu"):
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -57,49 +67,144 @@ class Info(NamedTuple):
 class Shards(Mapping[str, torch.Tensor]):
     """A read-only mapping: shards[name] reads that tensor and no other.
 
-    `path` is a .safetensors file, or a folder with an index or with a single model.safetensors.
-    Raises ShardsError for what is missing or damaged.
+    `path` is a safetensors file, an index, or a folder with one of them. `metadata` is what the
+    files say of themselves. The headers are read once, and a tensor's file is opened when it is
+    asked for, by as many threads as like. Raises ShardsError for what is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._files = _files_of(self.path)
+        self.path = weights_file(path)
+        self.metadata: dict[str, str] = {}
+        if is_index(self.path):
+            self._parts = self._indexed(self.path)
+        elif not self.path.is_file():
+            raise ShardsError(f"no model at {self.path}; give the path of a saved model")
+        else:
+            self._parts = self._of_file(self.path)
+        if not self._parts:
+            raise ShardsError(f"{self.path} holds no tensors")
 
     def info(self, name: str) -> Info:
         """The type and shape of a tensor, without reading it."""
-        with _opened(self._files[name]) as file:
-            part = file.get_slice(name)
-            kind = part.get_dtype()
-            if kind not in DTYPES:
-                raise ShardsError(f"{self.path}: {name} is of type {kind}, which is not supported")
-            return Info(DTYPES[kind], tuple(part.get_shape()))
+        part = self._parts[name]
+        if part.kind not in DTYPES:
+            raise ShardsError(
+                f"{part.file.path}: {name} is of type {part.kind}, which is not supported"
+            )
+        return Info(DTYPES[part.kind], part.shape)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with _opened(self._files[name]) as file:
-            return file.get_tensor(name)
+        part, info = self._parts[name], self.info(name)
+        elements = part.file.read(part.begin, part.end)
+        return elements.view(info.dtype).reshape(info.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._parts)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._parts)
+
+    def _of_file(self, path: Path) -> "dict[str, _Part]":
+        parts, metadata = _read_header(path)
+        self.metadata |= metadata
+        return parts
+
+    def _indexed(self, index: Path) -> "dict[str, _Part]":
+        files = weight_map(index)
+        parts = {file: self._of_file(file) for file in sorted(set(files.values()))}
+        for name, file in files.items():
+            if name not in parts[file]:
+                raise ShardsError(f"{file} lacks {name}, which {index.name} names")
+        return {name: parts[file][name] for name, file in files.items()}
 
 
-def is_shards(path: str | Path) -> bool:
-    """Whether `path` names a .safetensors file or a folder that is to hold some."""
+def is_shards(file: str | Path) -> bool:
+    """Whether a file is one of safetensors', or an index of some, whatever it is called."""
+    file = Path(file)
+    if is_index(file):
+        return all(name.suffix == SUFFIX for name in weight_map(file).values())
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(9)
+            size = os.fstat(opened.fileno()).st_size
+    except OSError:
+        return file.suffix == SUFFIX
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
+        return True
+    # One that is cut off or something else; torch's files alone are not read as safetensors.
+    return file.suffix == SUFFIX and not head.startswith((b"PK\3\4", b"\x80"))
+
+
+def is_index(file: str | Path) -> bool:
+    return bool(re.fullmatch(r".+\.index(\.\w+)?\.json", Path(file).name))
+
+
+def weight_map(index: Path) -> dict[str, Path]:
+    """{tensor: its file, beside the index}. Raises ShardsError."""
+    try:
+        files = json.loads(index.read_bytes())["weight_map"]
+        found = {name: index.parent / Path(file).name for name, file in files.items()}
+    except OSError as error:
+        raise ShardsError(f"{index}: {error.strerror}; give the path of a saved model") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = formats.instead(index) or ""
+        reason = f"; it is {what}" if "LFS" in what or "HTML" in what else ""
+        raise ShardsError(f"{index} is damaged: no weight_map{reason}; fetch it again") from error
+    if not found:
+        raise ShardsError(f"{index} names no tensors; fetch it again")
+    return found
+
+
+def weights_file(path: str | Path) -> Path:
+    """`path`, or of a folder the file of its weights, or the index of its files.
+
+    An index comes first, then model.safetensors, then the only other one; a safetensors file makes
+    those of torch.save unnecessary. Raises ShardsError for none, and for several.
+    """
     path = Path(path)
-    return path.suffix == SUFFIX or path.is_dir()
+    if not path.is_dir():
+        return path
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    indexes = [file for file in files if is_index(file)]
+    single = [path / SINGLE] if path / SINGLE in files else []
+    weights = [
+        file
+        for file in files
+        if file.name.endswith(WEIGHTS) and not NO_WEIGHTS.fullmatch(file.name)
+    ]
+    safe = [file for file in weights if file.suffix == SUFFIX]
+    safe_indexes = [file for file in indexes if SUFFIX in file.name]
+    for found in (safe_indexes, single, safe, indexes, weights):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(file.name for file in found)
+            raise ShardsError(f"{path} holds several weights: {names}; give the path of one")
+    below = sorted({file.parent.name for file in path.glob("*/*") if file.name.endswith(WEIGHTS)})
+    if below:
+        raise ShardsError(
+            f"{path} holds no weights itself; give the path of one of its folders: "
+            + ", ".join(below)
+        )
+    other = max(files, key=lambda file: file.stat().st_size, default=path)
+    if what := formats.instead(other):
+        raise ShardsError(f"{path} holds no weights; its largest file, {other.name}, is {what}")
+    raise ShardsError(
+        f"no {INDEX} or {SINGLE} in {path}, nor other weights; give the path of a saved model"
+    )
 
 
 def write(
     path: str | Path,
     infos: Mapping[str, Info],
     tensors: Iterable[torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
 ) -> int:
     """Write a .safetensors file, its `tensors` one after the other in the order of `infos`; return
     its bytes. They need not fit into memory together, as they must for safetensors.torch.save_file.
 
-    The old file, if there is one, stays until the new one is whole. Raises ShardsError for a type
+    `metadata` is what the file says of itself, by default that its tensors are PyTorch's. The old
+    file, if there is one, stays until the new one is whole. Raises ShardsError for a type
     that the format does not have, and for a tensor that is not as announced.
     """
     header, size = {}, 0
@@ -109,7 +214,8 @@ def write(
         end = size + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [size, end]}
         size = end
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    about = {"format": "pt"} if metadata is None else dict(metadata)
+    text = json.dumps({"__metadata__": about, **header}).encode()
     text += b" " * (-len(text) % 8)  # elements begin at a multiple of 8
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -127,39 +233,105 @@ def info_of(state: Mapping[str, torch.Tensor], name: str) -> Info:
     return Info(found.dtype, tuple(found.shape))
 
 
-def _files_of(path: Path) -> dict[str, Path]:
-    """{tensor: file}."""
-    if path.is_dir() and (path / INDEX).is_file():
-        return _indexed(path / INDEX)
-    file = path / SINGLE if path.is_dir() else path
-    if not file.is_file():
-        what = f"no {INDEX} or {SINGLE} in {path}" if path.is_dir() else f"no model at {path}"
-        raise ShardsError(f"{what}; give the path of a saved model")
-    with _opened(file) as opened:
-        names = list(opened.keys())
-    if not names:
-        raise ShardsError(f"{file} holds no tensors")
-    return dict.fromkeys(names, file)
+# --- headers --------------------------------------------------------------------------------------
 
 
-def _indexed(index: Path) -> dict[str, Path]:
+class _File(NamedTuple):
+    """A file as it was when its header was read."""
+
+    path: Path
+    start: int  # where the elements begin
+    stamp: tuple[int, ...]
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """The bytes of one tensor, uint8[end - begin]."""
+        _check_file(self.path)
+        elements = torch.empty(end - begin, dtype=torch.uint8)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                if _stamp(file.fileno()) != self.stamp:
+                    raise ShardsError(f"{self.path} has been changed meanwhile; start again")
+                file.seek(self.start + begin)
+                left = elements.numpy().data
+                while left:  # a call reads 2 GiB at most
+                    count = file.readinto(left)
+                    if not count:
+                        raise ShardsError(f"{self.path} is cut off; fetch it again")
+                    left = left[count:]
+        except OSError as error:
+            raise ShardsError(f"{self.path} cannot be read: {error.strerror}") from None
+        return elements
+
+
+class _Part(NamedTuple):
+    """Where a tensor is."""
+
+    file: _File
+    kind: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _read_header(path: Path) -> tuple[dict[str, _Part], dict[str, str]]:
+    """({name: where it is}, the metadata) of a file whose every byte belongs to a tensor."""
+    _check_file(path)
     try:
-        files = json.loads(index.read_bytes())["weight_map"]
-        names = {name: index.parent / Path(file).name for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardsError(f"{index} is damaged: no weight_map; fetch it again") from error
-    for file in sorted(set(names.values())):
-        with _opened(file) as opened:
-            missing = {n for n, f in names.items() if f == file} - set(opened.keys())
-        if missing:
-            raise ShardsError(f"{file} lacks {min(missing)}, which {index.name} names")
-    return names
+        with path.open("rb") as opened:
+            stamp = _stamp(opened.fileno())
+            length = int.from_bytes(opened.read(8), "little")
+            start = 8 + length
+            size = stamp[0] - start
+            if size < 0 or stamp[0] < 8:
+                raise ValueError("the header ends early")
+            header = json.loads(opened.read(length), object_pairs_hook=_distinct)
+        if not isinstance(header, dict):
+            raise ValueError("the header is no object")
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise ValueError("the metadata are no texts")
+        file = _File(path, start, stamp)
+        parts = {name: _part(file, name, fields) for name, fields in header.items()}
+        position = 0
+        for part in sorted(parts.values(), key=lambda part: (part.begin, part.end)):
+            if part.begin != position:
+                raise ValueError("tensors overlap, or there is a gap between them")
+            position = part.end
+        if position != size:
+            raise ValueError(f"{size} bytes of elements, not {position}")
+    except OSError as error:
+        raise ShardsError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        if what := formats.instead(path):
+            raise ShardsError(f"{path} is no safetensors file, but {what}") from None
+        raise ShardsError(f"{path} is damaged or cut off ({error}); fetch it again") from None
+    return parts, metadata
 
 
-def _opened(file: Path) -> Any:
-    if not file.is_file():
-        raise ShardsError(f"{file} is missing; fetch it again")
-    try:
-        return safe_open(str(file), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ShardsError(f"{file} is damaged or cut off ({error}); fetch it again") from None
+def _part(file: _File, name: str, fields: object) -> _Part:
+    match fields:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]} if all(
+            type(number) is int and number >= 0 for number in (*shape, begin, end)
+        ):
+            known = DTYPES.get(kind)
+            if known is None or end - begin == math.prod(shape) * known.itemsize:
+                return _Part(file, kind, tuple(shape), begin, end)
+    raise ValueError(f"{name} has no type, or its shape is not that of its elements")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name appears twice")
+    return found
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ShardsError(f"{path} is missing; fetch it again")
+
+
+def _stamp(handle: int) -> tuple[int, ...]:
+    """The size of an open file, and what changes when another takes its place."""
+    found = os.fstat(handle)
+    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev

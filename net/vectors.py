@@ -13,6 +13,7 @@ from torch import nn
 from .parameters import layer_of
 from .post_training import round_beside, round_vector
 from .shards import info_of
+from .tensors import is_computed
 
 FOLDED = ("weight", "bias", "running_mean", "running_var")  # of a batch normalisation
 
@@ -27,9 +28,7 @@ def vector_names(state: Mapping[str, torch.Tensor]) -> list[str]:
     """The one-dimensional floating-point tensors of a state dict."""
     found = {name: info_of(state, name) for name in state}
     return [
-        name
-        for name, each in found.items()
-        if len(each.shape) == 1 and each.dtype.is_floating_point
+        name for name, each in found.items() if len(each.shape) == 1 and is_computed(each.dtype)
     ]
 
 

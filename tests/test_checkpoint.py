@@ -109,7 +109,7 @@ def test_one_of_several_models_is_taken_by_its_name_only(tmp_path):
     torch.save({"ema": one, "model": other}, tmp_path / "m.pt")
     assert checkpoint.load(tmp_path / "m.pt").state_dict["w"].tolist() == [1, 1]
     torch.save({"generator": one, "critic": other, "step": 3}, tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match="several models: generator, critic; save one"):
+    with pytest.raises(CheckpointError, match=r"several models: generator, critic; .*--key"):
         checkpoint.load(tmp_path / "m.pt")
 
 

@@ -583,8 +583,8 @@ def test_other_files_stay(tmp_path: Path) -> None:
     [
         ({"a": 3}, "cannot encode 'a': a int, not a tensor"),
         ({3: torch.ones(1)}, "cannot encode 3: "),
-        ({"a": torch.eye(3).to_sparse()}, "cannot encode 'a': make it a dense"),
-        ({"a": torch.ones(2, device="meta")}, "cannot encode 'a': make it a dense"),
+        ({"a": torch.eye(3).to_sparse()}, "cannot encode 'a': .*; make it a dense"),
+        ({"a": torch.ones(2, device="meta")}, "cannot encode 'a': on the meta device"),
         ({"a": torch.zeros(1, dtype=torch.float64).expand(2**32)}, "cannot encode 'a': more than"),
     ],
 )

@@ -1,9 +1,13 @@
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import huffman_decode
+import huffman_encode
+import weight_share
 from net import checkpoint
 from net.report import comparison
 
@@ -68,3 +72,52 @@ def test_to_safetensors(pipeline, tmp_path, capsys):
 
 def directory(folder):
     return ["--directory", str(folder)]
+
+
+@pytest.mark.parametrize("made", ["torch", "safetensors"])
+@pytest.mark.parametrize("suffix", [".ptmodel", ".safetensors"])
+def test_what_others_have_beside_their_tensors_comes_back(tmp_path, made, suffix, capsys):
+    """Through all stages: metadata, plain fields where they were, and the order of the names."""
+    torch.manual_seed(0)
+    state = {name: torch.randn(9, 8) for name in ("z.weight", "a.weight", "m.weight")}
+    if made == "torch":
+        source, key = tmp_path / "m.pth", ["--key", "ema.params"]
+        names = {0: "cat", 1: "dog"}
+        other = {"z.weight": torch.zeros(1, 1)}
+        beside = {"ema": {"params": state, "decay": 0.99}, "raw": {"params": other}}
+        torch.save({**beside, "names": names, "opt": {"param_groups": []}}, source)
+        extra = {"ema": {"decay": 0.99}, "names": names, "opt": {"param_groups": []}}
+    else:
+        source, key = tmp_path / "m.bin", []
+        save_file(state, source, {"who": "me", "modelspec.title": "x"})
+        extra = {"__metadata__": {"who": "me", "modelspec.title": "x"}}
+    shared, folder, out = tmp_path / "s.ptmodel", tmp_path / "e", tmp_path / f"d{suffix}"
+    share = [str(source), *key, "--epochs", "0", "--bits", "auto", "--output", str(shared)]
+    assert weight_share.main([*share, "--device", "cpu"]) == 0
+    assert ("beside the tensors and not kept: raw" in capsys.readouterr().err) == (made == "torch")
+    assert huffman_encode.main([str(shared), "--directory", str(folder)]) == 0
+    assert huffman_decode.main(["--directory", str(folder), "--output", str(out)]) == 0
+    found = checkpoint.load(out)
+    order = list(checkpoint.load(source, *key[1:]).state_dict)
+    assert made != "torch" or order == list(state)
+    assert list(checkpoint.load(shared).state_dict) == order
+    if suffix == ".ptmodel":
+        assert found.extra == extra
+        assert list(found.state_dict) == order
+    else:
+        metadata = found.extra["__metadata__"]
+        if made == "torch":
+            assert json.loads(metadata["ema"]) == {"decay": 0.99}
+            assert metadata["format"] == "pt"
+        else:
+            assert metadata == extra["__metadata__"]
+        assert list(found.state_dict) == order
+
+
+def test_several_state_dicts_and_no_key_is_one_line(tmp_path, capsys):
+    one = {"a.weight": torch.ones(2, 2)}
+    torch.save({"params": one, "params_ema": one}, tmp_path / "m.pth")
+    assert huffman_encode.main([str(tmp_path / "m.pth"), "--directory", str(tmp_path / "e")]) == 1
+    err = capsys.readouterr().err
+    assert "holds several models: params, params_ema; choose one, as by --key params" in err
+    assert err.count("\n") == 1

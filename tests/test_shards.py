@@ -1,10 +1,12 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from net import shards
+from net import checkpoint, shards
+from net.errors import UserError
 from net.shards import DTYPES, INDEX, Info, Shards, ShardsError
 
 
@@ -139,8 +141,184 @@ def test_nothing_there(tmp_path):
 
 
 def test_a_type_that_the_format_has_gained_since(tmp_path):
-    header = b'{"scales": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}'
+    header = b'{"scales": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}'
     path = tmp_path / "m.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(ShardsError, match=r"m\.safetensors: scales is of type F8_E8M0"):
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
+    with pytest.raises(ShardsError, match=r"m\.safetensors: scales is of type F6_E2M3"):
         Shards(path).info("scales")
+
+
+# headers
+
+
+def file_of(header, elements=b"", path=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + elements)
+    return path
+
+
+def tensor(begin, end, kind="F32", shape=None):
+    return {"dtype": kind, "shape": shape or [(end - begin) // 4], "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"{", "damaged or cut off"),
+        (b"{" * 9999, "damaged or cut off"),
+        ([1], "the header is no object"),
+        ({"a": 3}, "a has no type"),
+        ({"a": {"dtype": "F32", "shape": [2]}}, "a has no type"),
+        ({"a": tensor(0, 8, shape=[3])}, "its shape is not that of its elements"),
+        ({"a": tensor(0, 8, shape=[-1, -2])}, "a has no type"),
+        ({"a": tensor(0, 8, shape=[2.0])}, "a has no type"),
+        ({"a": tensor(0, 8, shape=[True, 2])}, "a has no type"),
+        ({"a": tensor(0, 4)}, "8 bytes of elements, not 4"),
+        ({"a": tensor(0, 16)}, "8 bytes of elements, not 16"),
+        ({"a": tensor(4, 8)}, "overlap, or there is a gap"),
+        ({"a": tensor(0, 8), "b": tensor(4, 8)}, "overlap, or there is a gap"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+            b'"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+            "a name appears twice",
+        ),
+        ({"__metadata__": {"a": 3}, "a": tensor(0, 8)}, "the metadata are no texts"),
+    ],
+)
+def test_a_header_that_is_wrong(tmp_path, header, message):
+    path = file_of(header, bytes(8), tmp_path / "m.safetensors")
+    with pytest.raises(ShardsError, match=rf"m\.safetensors is .*{message}"):
+        Shards(path)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 9, 50, -1])
+def test_a_file_that_is_cut_off(state, tmp_path, kept):
+    save_file(state, tmp_path / "m.safetensors")
+    data = (tmp_path / "m.safetensors").read_bytes()
+    (tmp_path / "m.safetensors").write_bytes(data[:kept])
+    with pytest.raises(ShardsError, match=r"m\.safetensors is .*(cut off|empty)"):
+        Shards(tmp_path / "m.safetensors")
+
+
+def test_a_file_that_is_replaced_meanwhile(state, tmp_path):
+    save_file(state, tmp_path / "m.safetensors")
+    found = Shards(tmp_path / "m.safetensors")
+    save_file({name: tensor * 0 for name, tensor in state.items()}, tmp_path / "other")
+    (tmp_path / "other").rename(tmp_path / "m.safetensors")
+    with pytest.raises(ShardsError, match="has been changed meanwhile; start again"):
+        found["b"]
+
+
+def test_each_header_is_read_once(folder, monkeypatch):
+    reads = []
+    real = shards._read_header
+    monkeypatch.setattr(shards, "_read_header", lambda path: reads.append(path) or real(path))
+    found = Shards(folder)
+    for name in found:
+        found.info(name), found[name]
+    assert len(reads) == 2
+
+
+def test_many_threads_read_one_file(tmp_path):
+    state = {str(i): torch.full((50,), float(i)) for i in range(64)}
+    save_file(state, tmp_path / "m.safetensors")
+    found = Shards(tmp_path / "m.safetensors")
+    with ThreadPoolExecutor(8) as pool:
+        assert equal(dict(zip(state, pool.map(found.__getitem__, state), strict=True)), state)
+
+
+def test_metadata(state, folder, tmp_path):
+    assert Shards(folder).metadata == {}
+    save_file(state, tmp_path / "m.safetensors", {"format": "pt", "who": "me"})
+    assert Shards(tmp_path / "m.safetensors").metadata == {"format": "pt", "who": "me"}
+    infos = {name: shards.info_of(state, name) for name in state}
+    for given, expected in (({"a": "b"}, {"a": "b"}), (None, {"format": "pt"})):
+        shards.write(tmp_path / "n.safetensors", infos, state.values(), given)
+        assert Shards(tmp_path / "n.safetensors").metadata == expected
+
+
+# folders
+
+SHARDS = "-00001-of-00002.bin"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["adapter_model.safetensors", "README.md", "config.json"], "adapter_model.safetensors"),
+        (["diffusion_pytorch_model.fp16.safetensors"], "diffusion_pytorch_model.fp16.safetensors"),
+        (["pytorch_model.bin", "training_args.bin", "optimizer.pt"], "pytorch_model.bin"),
+        (["model_best.pth.tar", "log.txt"], "model_best.pth.tar"),
+        (["consolidated.00.pth", "params.json"], "consolidated.00.pth"),
+        (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
+        (["model.safetensors", "adapter_model.safetensors"], "model.safetensors"),
+        (
+            [f"diffusion_pytorch_model{SHARDS}", "diffusion_pytorch_model.bin.index.json"],
+            "diffusion_pytorch_model.bin.index.json",
+        ),
+        (
+            ["model.safetensors.index.fp16.json", "model.fp16-00001-of-00001.safetensors"],
+            "model.safetensors.index.fp16.json",
+        ),
+        (["model.safetensors", "pytorch_model.bin.index.json"], "model.safetensors"),
+    ],
+)
+def test_the_weights_of_a_folder(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert shards.weights_file(tmp_path).name == expected
+
+
+def test_a_folder_of_several_weights(tmp_path):
+    for name in ("a.fp16.safetensors", "a.safetensors", "a.bin"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(
+        ShardsError, match=r"several weights: a\.fp16\.safetensors, a\.safetensors;"
+    ):
+        shards.weights_file(tmp_path)
+
+
+def test_weights_in_folders_below(tmp_path):
+    for name in ("vae", "unet"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    with pytest.raises(ShardsError, match="give the path of one of its folders: unet, vae"):
+        shards.weights_file(tmp_path)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(99))
+    with pytest.raises(ShardsError, match=r"no weights; its largest file, m\.gguf, is a GGUF file"):
+        shards.weights_file(tmp_path)
+
+
+def test_shards_of_torch_save(state, tmp_path):
+    parts = [dict(list(state.items())[:2]), dict(list(state.items())[2:])]
+    files = {}
+    for i, part in enumerate(parts, 1):
+        name = f"pytorch_model-{i:05}-of-00002.bin"
+        torch.save(part, tmp_path / name)
+        files |= dict.fromkeys(part, name)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    for path in (tmp_path, index):
+        assert equal(checkpoint.load(path).state_dict, state)
+    index.write_text(json.dumps({"weight_map": {**files, "other": name}}))
+    with pytest.raises(UserError, match=r"00002-of-00002\.bin lacks other, which pytorch_model\."):
+        checkpoint.load(tmp_path)
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match=r"00002-of-00002\.bin is a pointer of Git LFS"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_header_of_many_tensors_is_parsed_once(tmp_path, monkeypatch):
+    """Nothing that is done for a tensor is done for the others, too."""
+    state = {f"experts.{i}.weight": torch.ones(1, 1) for i in range(2000)}
+    save_file(state, tmp_path / "m.safetensors")
+    parsed = []
+    real = json.loads
+    monkeypatch.setattr(shards.json, "loads", lambda *a, **k: parsed.append(1) or real(*a, **k))
+    found = Shards(tmp_path / "m.safetensors")
+    assert sum(float(tensor) for tensor in found.values()) == 2000
+    assert len(parsed) == 1

@@ -101,6 +101,22 @@ def fail(message: str) -> int:
 EXPERTS = {"include", "exclude", "lr", "csv", "latency", "log"}
 
 
+def add_source(parser: Parser) -> None:
+    """A model that somebody has saved."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a .ptmodel file, a saved state dict or .safetensors file, or a folder with one or "
+        "with shards",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="NAME",
+        help="the state dict to take from a file of several, as in --key params_ema or "
+        "--key ema.state_dict",
+    )
+
+
 def add_preset(parser: Parser) -> None:
     parser.add_argument(
         "--preset",

@@ -143,9 +143,9 @@ class Run:
         write(path, shared)
         return shared, clusterings
 
-    def adopt(self, path: str | Path) -> Checkpoint:
-        """A state dict that somebody else has saved, as a checkpoint of this architecture."""
-        found, notes = weights.adopted(path, self.arch)
+    def adopt(self, source: Checkpoint, path: str | Path) -> Checkpoint:
+        """A state dict of the file `path`, as a checkpoint of this architecture."""
+        found, notes = weights.adopted(source, path, self.arch)
         for note in notes:
             self.setting.log.note(note)
         return replace(found, dataset=self.dataset.name)
@@ -208,7 +208,7 @@ def write_model(path: str | Path, model: Checkpoint) -> int:
     state = model.state_dict
     infos = {name: shards.info_of(state, name) for name in state}
     bar = tqdm(state, "writing tensors", leave=False, disable=None)
-    return shards.write(path, infos, (state[name] for name in bar))
+    return shards.write(path, infos, (state[name] for name in bar), model.metadata())
 
 
 def load_data(arch: str, options: DataOptions, setting: Setting) -> Dataset:

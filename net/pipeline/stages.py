@@ -8,7 +8,7 @@ an encoding, or prints, but through the log that it is given. Every stage seeds 
 itself, so that it gives the same bytes in a process of its own as within the whole pipeline.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..parameters import compressible, resolve
 from ..post_training import NOISE
 from ..prune import Pruner, prunable, shrink
 from ..sharing import WeightSharing
+from ..state_dicts import from_json, to_json
 from ..training import architectures, restore, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
@@ -251,7 +252,8 @@ def share(
         error = setting.test_error(model, "after fine-tuning", dataset)
     metrics = {"test_error_percent": error}
     shared = Checkpoint(
-        *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics)
+        *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics),
+        extra=source.extra,
     )
     return shared, sharing.clusterings
 
@@ -294,7 +296,9 @@ def share_bare(
         seed=options.seed,
     )
     recorded = {name: getattr(options, name) for name in RECORDED_OF_BARE}
-    found = Checkpoint(state, source.arch, "weight_shared", source.dataset, recorded)
+    found = Checkpoint(
+        *(state, source.arch, "weight_shared", source.dataset, recorded), extra=source.extra
+    )
     return found, state.clusterings
 
 
@@ -304,20 +308,25 @@ def share_bare(
 def encode(source: Checkpoint, directory: str | Path) -> encoding.Encoded:
     """Write `source` to the folder `directory`, losslessly; return what it takes."""
     meta = {key: getattr(source, key) for key in ("arch", "dataset") if getattr(source, key)}
+    if source.extra:
+        meta["extra"] = to_json(source.extra)
     return encoding.write(source.state_dict, directory, meta)
 
 
 def open_encoded(directory: str | Path) -> Checkpoint:
     """The same as `decode`, but each tensor is decoded when it is asked for."""
     folder = encoding.open(directory)
-    meta = folder.meta
-    return Checkpoint(folder, meta.get("arch"), "decoded", meta.get("dataset"))
+    return _decoded(folder, folder.meta)
 
 
 def decode(directory: str | Path) -> Checkpoint:
     """The model in the folder `directory`, bit for bit."""
-    state, meta = encoding.load(directory)
-    return Checkpoint(state, meta.get("arch"), "decoded", meta.get("dataset"))
+    return _decoded(*encoding.load(directory))
+
+
+def _decoded(state: Mapping[str, torch.Tensor], meta: dict) -> Checkpoint:
+    extra = from_json(meta.get("extra", {}))
+    return Checkpoint(state, meta.get("arch"), "decoded", meta.get("dataset"), extra=extra)
 
 
 def check_patterns(options: PruningOptions, model: nn.Module) -> None:

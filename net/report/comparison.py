@@ -66,7 +66,9 @@ def read(
     arch = next((model.arch for model in found.values() if model.arch), None)
     if arch and initial and not found["initial"].arch:  # a state dict that somebody else saved
         dataset = next((model.dataset for model in found.values() if model.dataset), None)
-        found["initial"] = replace(weights.adopted(initial, arch)[0], dataset=dataset)
+        found["initial"] = replace(
+            weights.adopted(found["initial"], initial, arch)[0], dataset=dataset
+        )
     missing = [missing_line(stage, files[stage], found) for stage in files if stage not in found]
     tensors, state, size = None, None, None
     if known:

@@ -21,9 +21,6 @@ from .download import bounded_waiting, reachable, reason_of
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
-# What DistributedDataParallel and torch.compile put before every name.
-PREFIXES = ("module.", "_orig_mod.")
-
 
 # Of GoogLeNet and Inception: for training from scratch alone, which architectures.py leaves out.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -46,7 +43,8 @@ def start_from(weights: str | Path, model: nn.Module, arch: str) -> list[str]:
         with distributed.writer_first():
             given = downloaded(member)
         return load_into(model, given, f"{member!r}", arch)
-    return load_into(model, checkpoint.load(weights).state_dict, str(weights), arch)
+    source = checkpoint.load(weights)
+    return source.notes + load_into(model, source.state_dict, str(weights), arch)
 
 
 def downloaded(weights: "WeightsEnum") -> dict[str, torch.Tensor]:
@@ -71,12 +69,12 @@ def downloaded(weights: "WeightsEnum") -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
 
 
-def adopted(path: str | Path, arch: str) -> tuple[Checkpoint, list[str]]:
-    """(a state dict that somebody else has saved, as a checkpoint of the architecture `arch`; what
+def adopted(source: Checkpoint, path: str | Path, arch: str) -> tuple[Checkpoint, list[str]]:
+    """(the state dict `source`, read from `path`, as a checkpoint of the architecture `arch`; what
     a user should know of it)."""
     model = architectures.build(arch)
-    notes = start_from(path, model, arch)
-    return Checkpoint(checkpoint.copied(model.state_dict()), arch), notes
+    notes = load_into(model, source.state_dict, str(path), arch)
+    return Checkpoint(checkpoint.copied(model.state_dict()), arch, extra=source.extra), notes
 
 
 def load_into(
@@ -125,9 +123,15 @@ def load_into(
 def without_prefixes(
     given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """`given` without what stands before every one of its names, unless the model has it too."""
-    given = dict(given)
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in given) and not given.keys() <= own.keys():
-            given = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
-    return given
+    """`given` without what stands before every one of its names: the attributes under which a
+    wrapper (DistributedDataParallel, torch.compile, a module with a loss) has the model. As much
+    is left out as gives the most names of the model's `own`, the least of what gives as many.
+    """
+    # An average of weights counts what is in it, beside the module that it has them in.
+    forms = [{name: given[name] for name in given if name != "n_averaged" or name in own}]
+    while True:
+        heads = {name.partition(".")[::2] for name in forms[-1]}
+        if len({head for head, _ in heads}) != 1 or not all(rest for _, rest in heads):
+            break
+        forms.append({name.partition(".")[2]: tensor for name, tensor in forms[-1].items()})
+    return max(forms, key=lambda form: len(form.keys() & own.keys()))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from net import checkpoint
+from net import checkpoint, state_dicts
 from net.errors import UserError
 from net.training import architectures, weights
 from net.training.weights import downloaded, is_published, load_into, start_from, without_prefixes
@@ -31,8 +31,10 @@ def old():
     return dict(state)
 
 
-@pytest.mark.parametrize("key", [None, *checkpoint.NESTED, "model_state"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("key", [None, *state_dicts.MAIN, "model_state"])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.module.", "model.", "net.", "model.backbone.module."]
+)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_layouts_of_published_files(tmp_path, old, key, prefix, zipped):
     named = {prefix + name: tensor for name, tensor in old.items()}
@@ -67,6 +69,23 @@ def test_a_model_that_is_called_module_keeps_its_name():
     wrapped = {f"module.{name}": tensor for name, tensor in own.items()}
     assert without_prefixes(wrapped, own).keys() == own.keys()
     assert without_prefixes({"module.a": 1, "b": 2}, own).keys() == {"module.a", "b"}
+
+
+def test_adopted_are_the_weights_and_what_is_beside_them():
+    state = architectures.build("lenet-5").state_dict()
+    given = {f"model.net.{name}": tensor for name, tensor in state.items()}
+    source = checkpoint.Checkpoint(given, extra={"names": {0: "cat"}})
+    found, notes = weights.adopted(source, "m.ckpt", "lenet-5")
+    assert (found.arch, found.extra, notes) == ("lenet-5", {"names": {0: "cat"}}, [])
+    assert list(found.state_dict) == list(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict.items())
+
+
+def test_an_average_of_weights_and_its_counter(old):
+    given = {f"module.{name}": tensor for name, tensor in old.items()}
+    model = normed()
+    load_into(model, given | {"n_averaged": torch.tensor(9)}, "m.th", "normed")
+    assert equal(model, old)
 
 
 def test_a_last_layer_of_other_classes_is_left_as_drawn(old):

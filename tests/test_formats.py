@@ -1,0 +1,98 @@
+import gzip
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from net import checkpoint, formats
+from net.checkpoint import CheckpointError
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+def archive(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as opened:
+        for name in names:
+            opened.writestr(name, b"{}")
+    return file.getvalue()
+
+
+def npz():
+    file = io.BytesIO()
+    np.savez(file, a=np.zeros(3))
+    return file.getvalue()
+
+
+def tar():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as opened:
+        opened.addfile(tarfile.TarInfo("a"), None)
+    return file.getvalue()
+
+
+KINDS = {
+    "a pointer of Git LFS": LFS,
+    "an HTML page": b"\n<!DOCTYPE html><html>",
+    "an XML text": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "a GGUF file": b"GGUF\3\0\0\0" + bytes(99),
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(99),
+    "a TFLite model": b"\x1c\0\0\0TFL3" + bytes(99),
+    "an ONNX model": b"\x08\x07\x12\x07pytorch\x1a\x052.1.0:\x9a" + bytes(99),
+    "a Core ML model": b"\x08\x04\x12\xa1\1\nR\n\7input_2" + bytes(99),
+    "a TensorFlow SavedModel": b"\x08\x01\x12\xf8" + bytes(99),
+    "a NumPy array": b"\x93NUMPY\1\0" + bytes(99),
+    "a NumPy archive": npz(),
+    "a Keras archive": archive("metadata.json", "config.json", "model.weights.h5"),
+    "a TorchScript archive": archive("m/data.pkl", "m/constants.pkl", "m/code/x.py"),
+    "a program of torch.export": archive("m/archive_format", "m/models/model.json"),
+    "a zip archive": archive("readme.txt"),
+    "a gzip archive": gzip.compress(b"x" * 99),
+    "a tar archive": tar(),
+    "a pickle that torch.save did not write": pickle.dumps({"a": np.zeros(3)}),
+    "a JSON text": json.dumps({"a": "b" * 9999}).encode(),
+    "a text": b"Entry not found",
+    "empty": b"",
+    "zeros only": bytes(99),
+}
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors", "m"])
+@pytest.mark.parametrize("what", KINDS)
+def test_what_it_is_instead(tmp_path, what, name):
+    (tmp_path / name).write_bytes(KINDS[what])
+    assert formats.instead(tmp_path / name).startswith(what)
+    with pytest.raises(CheckpointError, match=rf"{name} is (no safetensors file, but )?{what}"):
+        checkpoint.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_is_cut_off_is_not_something_else(tmp_path, zipped):
+    path = tmp_path / "m.pt"
+    torch.save({"a": torch.zeros(999)}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[:900])
+    assert formats.instead(path) is None
+    with pytest.raises(CheckpointError, match="damaged or cut off"):
+        checkpoint.load(path)
+
+
+def test_neither_there_nor_known(tmp_path):
+    assert formats.instead(tmp_path / "none") is None
+    assert formats.instead(tmp_path) is None
+    (tmp_path / "m").write_bytes(bytes(range(255, 0, -1)))
+    assert formats.instead(tmp_path / "m") is None
+
+
+def test_the_content_decides_and_not_the_name(tmp_path):
+    state = {"a": torch.arange(3.0)}
+    save_file(state, tmp_path / "safe.bin")
+    torch.save(state, tmp_path / "zip.safetensors")
+    torch.save(state, tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
+    for name in ("safe.bin", "zip.safetensors", "old.safetensors"):
+        assert torch.equal(checkpoint.load(tmp_path / name).state_dict["a"], state["a"])
