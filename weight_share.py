@@ -41,7 +41,8 @@ def body(args: Namespace) -> None:
     from net.report import tables
 
     source = checkpoint.load(args.model)
-    with cli.setting(args) as setting:
+    cli.device(args)  # refuses a device that is not there, before any folder is made
+    with runs.alone(Path(args.output).parent), cli.setting(args) as setting:
         if source.arch is None and args.arch is None:
             options = cli.chosen(args).sharing
             _, clusterings = runs.share_bare(source, options, args.output)
