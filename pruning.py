@@ -57,9 +57,11 @@ def add_scan(parser: Parser) -> None:
 
 
 def body(args: Namespace) -> None:
+    from net.pipeline import runs
     from net.report import tables
 
-    with cli.setting(args) as setting:
+    cli.device(args)  # refuses a device that is not there, before any folder is made
+    with runs.alone(args.output), cli.setting(args) as setting:
         run = cli.new_run(args, setting, args.output)
         options = cli.chosen(args, run).pruning
         if args.scan:

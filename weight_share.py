@@ -41,7 +41,8 @@ def body(args: Namespace) -> None:
     from net.report import tables
 
     source = checkpoint.load(args.model, args.key)
-    with cli.setting(args) as setting:
+    cli.device(args)  # refuses a device that is not there, before any folder is made
+    with runs.alone(Path(args.output).parent), cli.setting(args) as setting:
         for note in source.notes:
             setting.log.note(note)
         if source.arch is None and built(args, ModelOptions).arch is None:

@@ -13,6 +13,7 @@ import io
 import json
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 from . import formats, shards, state_dicts
-from .codec.tensors import identity
+from .codec.tensors import NO_VALUES, has_values, identity
 from .errors import UserError
 from .files import atomic_write
 from .state_dicts import to_json
@@ -100,7 +101,11 @@ FIELDS = ("state_dict", "arch", "stage", "dataset", "options", "metrics")
 
 def save(path: str | Path, checkpoint: Checkpoint) -> int:
     """Write `checkpoint` to `path` atomically; return the size of the file in bytes."""
-    content = shallow_dict(checkpoint) | {"state_dict": dict(checkpoint.state_dict)}
+    state = dict(checkpoint.state_dict)
+    for name, tensor in state.items():
+        if not has_values(tensor):
+            raise CheckpointError(f"cannot write {path}: {name}: {NO_VALUES}")
+    content = shallow_dict(checkpoint) | {"state_dict": state}
     save_dict(path, {"format": FORMAT, **content})
     return Path(path).stat().st_size
 
@@ -170,7 +175,9 @@ def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     found = dict(state)
     copies = {}
-    for tensor in found.values():
+    for name, tensor in found.items():
+        if not has_values(tensor):
+            raise CheckpointError(f"cannot copy {name}: {NO_VALUES}")
         if identity(tensor) not in copies:
             copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             copies[identity(tensor)] = copy
@@ -178,10 +185,21 @@ def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_dict(path: str | Path, content: dict) -> None:
+    """`torch.save` to `path`, atomically; CheckpointError where that cannot be written."""
+    outer = sys.exc_info()[1]
     # Given a file object, torch.save names the archive "archive" whatever the path, so that equal
     # content gives equal bytes.
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    try:
+        with atomic_write(path) as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:
+                # Over a full disk or a signal, torch says that its archive has no proper end.
+                if error.__context__ in (None, outer):
+                    raise
+                raise error.__context__ from None
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def load_dict(path: str | Path) -> dict:

@@ -5,6 +5,7 @@ without a codebook of shared values. docs/format.md specifies every byte.
 """
 
 import dataclasses
+import json
 import os
 import re
 import weakref
@@ -21,16 +22,25 @@ from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
 from .codec.manifest import MANIFEST, Entry
-from .codec.tensors import DTYPES, identity, read_tensor, reads_as, write_tensor
+from .codec.tensors import (
+    DTYPES,
+    identity,
+    read_tensor,
+    reads_as,
+    write_tensor,
+)
 from .errors import UserError
-from .files import atomic_write, unwritable
+from .files import atomic_write, check_output, checksum, locked, sync_folder, unwritable
 from .tensors import check_dense
 
 __all__ = ["Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"]
 __all__ += ["fixed_index_bits", "load", "open", "read", "save", "write"]
 
-TENSOR_FILE = re.compile(r"\d+-[\w.-]*-[0-9a-f]{8}\.huff|\.[\w.-]+\.huff\.\w+\.tmp")
+TENSOR_FILE = re.compile(r"\d+-[\w.-]*-([0-9a-f]{8})\.huff")
+TEMPORARY = re.compile(r"\.[\w.-]+\.huff(\.\w+)?\.tmp")  # the longer ones of earlier versions
 IN_FLIGHT = 1 << 28  # bytes of tensors that are worked on at the same time; a larger one is alone
+MAX_PACKED = 4 * manifest.MAX_MANIFEST_BYTES  # more than any manifest takes
+ATTEMPTS = 20  # to read a folder that is replaced meanwhile
 
 
 class EncodingError(UserError):
@@ -53,15 +63,16 @@ def save(
 ) -> int:
     """Encode every tensor of ``state`` into files of ``directory``; return the bytes written.
 
-    ``meta`` is anything that JSON can hold. Tensors are asked for one after the other and let go
-    again, so a mapping that reads them from a file never has to fit into memory. Names of the
-    same memory (tied weights) are one tensor, and have one file.
+    ``meta`` is a dict that comes back from JSON as it was: no tuples, no keys but strings.
+    Tensors are asked for one after the other and let go again, so a mapping that reads them from
+    a file never has to fit into memory. Names of the same memory (tied weights) are one tensor,
+    and have one file.
 
     An earlier encoding stays valid until its manifest is replaced in one step, after all files
-    of the new one are on the disk; its files are removed then. With ``verify``, what is written
-    has been decoded and found equal, bit for bit. Other files are left alone. Raises
-    EncodingError, after removing whatever it wrote, if the state cannot be encoded or the folder
-    cannot be written.
+    of the new one are on the disk and read back; its files are removed then. With ``verify``,
+    what is written has been decoded and found equal, bit for bit. Other files are left alone.
+    Raises EncodingError, after removing whatever it wrote, if the state cannot be encoded or the
+    folder cannot be written, and before writing if another process is writing there.
     """
     return write(state, directory, meta, verify, describe=False).bytes
 
@@ -69,8 +80,8 @@ def save(
 def load(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """The state dict and the meta data that ``save`` was given ({} for none).
 
-    Raises EncodingError, naming the file and the fault, for anything else than a whole folder
-    that ``save`` has written.
+    A folder that is replaced meanwhile is read again. Raises EncodingError, naming the file and
+    the fault, for anything else than a whole folder that ``save`` has written.
     """
     return read(directory, describe=False)[:2]
 
@@ -78,13 +89,15 @@ def load(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
 class Folder(Mapping[str, torch.Tensor]):
     """An encoded folder as a read-only mapping: folder[name] reads that tensor's file alone.
 
-    ``meta``: the meta data; ``info(name)``: its type and shape, without reading it.
+    ``meta``: the meta data; ``info(name)``: its type and shape, without reading it. All that one
+    mapping gives is of one model: EncodingError where another has replaced it meanwhile.
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+        self.directory = Path(directory).resolve()  # stays what it is after a change of directory
         entries, self.meta = _read_manifest(self.directory)
         self._entries = {entry.name: entry for entry in entries}
+        self._given: set[str] = set()
 
     def info(self, name: str) -> Entry:
         """The ``dtype``, ``shape`` and ``bytes`` of a tensor."""
@@ -95,7 +108,33 @@ class Folder(Mapping[str, torch.Tensor]):
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return _read_entry(self.directory, self._entries[name])[0]
+        for _ in range(ATTEMPTS):
+            entries = self._entries
+            try:
+                tensor = _read_entry(self.directory, entries[name])[0]
+            except EncodingError:
+                if not self._replaced(entries):
+                    raise
+            else:
+                self._given.add(name)
+                return tensor
+        raise EncodingError(f"{self.directory} {REPLACED}")
+
+    def _replaced(self, before: dict[str, Entry]) -> bool:
+        """Go on with the encoding that is in the folder now; False if that is the one of before.
+
+        EncodingError if it shows: for other names, types, shapes or meta data, or if a tensor
+        that has been read is no longer the same."""
+        entries, meta = _read_manifest(self.directory)
+        found = {entry.name: entry for entry in entries}
+        if found == before:
+            return False
+        lines = [entry.line() for entry in entries]
+        alike = lines == [entry.line() for entry in before.values()] and meta == self.meta
+        if not alike or any(found[name] != before[name] for name in self._given):
+            raise EncodingError(f"{self.directory} was replaced while it was read; open it again")
+        self._entries = found
+        return True
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -126,36 +165,83 @@ def write(
 ) -> Encoded:
     """As ``save``, and say what every tensor costs, which decoding it has shown."""
     directory = Path(directory)
-    writing = _Writing(directory, verify, describe)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        results = list(_in_order(writing.encode, writing.distinct(state)))
-        packed = manifest.pack(writing.entries, meta)
-        _write_file(directory / MANIFEST, packed)
-    except BaseException as error:
-        for path in writing.written:
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error = unwritable(directory, error)
-        if isinstance(error, (UserError, manifest.ManifestError)):
-            what = str(error).removesuffix(AGAIN)
-            raise EncodingError(f"{what}; what was there before is unchanged") from None
+        with locked(directory) as alone:
+            return _Writing(directory, verify, describe, alone).run(state, meta)
+    except EncodingError:
         raise
-    keep = {entry.file_name for entry in writing.entries if not entry.same}
-    for path in directory.iterdir():  # files of earlier encodings, and of killed runs
-        if TENSOR_FILE.fullmatch(path.name) and path.name not in keep:
-            path.unlink(missing_ok=True)
-    total = sum(size for size, _ in results) + len(packed)
-    return Encoded(total, [info for _, info in results if info])
+    except UserError as error:
+        raise EncodingError(str(error)) from None
 
 
 class _Writing:
     """One call of ``write``: the entries so far, and the files that were not there before it."""
 
-    def __init__(self, directory: Path, verify: bool, describe: bool) -> None:
-        self.directory, self.verify, self.describe = directory, verify, describe
+    def __init__(self, directory: Path, verify: bool, describe: bool, alone: bool) -> None:
+        self.directory, self.verify, self.describe, self.alone = directory, verify, describe, alone
         self.entries: list[Entry] = []
         self.written: list[Path] = []
+        self.before, self.packed = _stored_manifest(directory), b""
+
+    def run(self, state: Mapping[str, torch.Tensor], meta: dict | None) -> Encoded:
+        try:
+            check_output(self.directory / MANIFEST)  # both are refused before any work
+            _packed([], meta)
+            results = list(_in_order(self.encode, self.distinct(state)))
+            self.packed = _packed(self.entries, meta)
+            sync_folder(self.directory)  # the names of the files, before what names them
+            _write_file(self.directory / MANIFEST, self.packed)
+        except BaseException as error:
+            new = self.settle()
+            if isinstance(error, OSError):
+                error = unwritable(self.directory, error)
+            if isinstance(error, (UserError, manifest.ManifestError)):
+                what = str(error).removesuffix(AGAIN)
+                raise EncodingError(
+                    what if new else f"{what}; what was there before is unchanged"
+                ) from None
+            raise
+        self.settle()
+        total = sum(size for size, _ in results) + len(self.packed)
+        return Encoded(total, [info for _, info in results if info])
+
+    def settle(self) -> bool:
+        """Remove the files of the encoding that has lost; return whether that is the earlier one.
+
+        Which one it is says the disk: a signal may have come right after the manifest was
+        replaced. Nothing is removed where that names neither, or cannot be read.
+        """
+        found = _stored_manifest(self.directory)
+        new = bool(self.packed) and found == self.packed
+        if not new and found != self.before:
+            return False
+        old = _files_named_by(self.before)
+        keep = {entry.file_name for entry in self.entries if not entry.same} if new else old
+        lost = {path.name for path in self.written} | old
+        try:
+            if new:
+                sync_folder(self.directory)
+                lost |= self.leavings(keep)
+            for name in lost - keep:
+                (self.directory / name).unlink(missing_ok=True)
+        except OSError:  # too much is left, which harms no reader
+            pass
+        return new
+
+    def leavings(self, keep: set[str]) -> set[str]:
+        """What killed writers have left: files whose names give their checksums, temporaries.
+
+        Whoever is not alone here cannot tell them from those of a writer that lives."""
+        if not self.alone:
+            return set()
+        names = {path.name for path in self.directory.iterdir() if path.is_file()} - keep
+        tensors = {
+            name
+            for name in names
+            if (match := TENSOR_FILE.fullmatch(name))
+            and checksum(self.directory / name)[1] == int(match[1], 16)
+        }
+        return tensors | {name for name in names if TEMPORARY.fullmatch(name)}
 
     def distinct(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[Entry, torch.Tensor]]:
         """Every tensor of ``state`` once, with its entry; further names become entries too."""
@@ -184,7 +270,7 @@ class _Writing:
         if self.verify or self.describe:
             info = self._decoded(entry, tensor, padded)
         path = self.directory / entry.file_name
-        if not (path.is_file() and path.read_bytes() == data):
+        if not (path.is_file() and checksum(path) == (len(data), entry.checksum)):
             self.written.append(path)
             _write_file(path, data)
         return len(data), info
@@ -220,18 +306,73 @@ def _write_file(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
 
 
+def _packed(entries: list[Entry], meta: dict | None) -> bytes:
+    """The manifest; EncodingError if what it gives back is not what it was made of."""
+    if meta is not None and not isinstance(meta, dict):
+        raise EncodingError(f"cannot store the meta data: a {type(meta).__name__}, not a dict")
+    packed = manifest.pack(entries, meta)
+    try:
+        found, found_meta = manifest.unpack(packed)
+    except (ValueError, RecursionError) as error:
+        raise EncodingError(f"cannot store the names and meta data: {error}") from None
+    if [(e.line(), e.file_name) for e in found] != [(e.line(), e.file_name) for e in entries]:
+        raise EncodingError("cannot store the names: they come back from JSON as others")
+    given = meta or {}
+    if found_meta != given or json.dumps(found_meta) != json.dumps(given):
+        wrong = [k for k in given if k not in found_meta or found_meta[k] != given[k]]
+        raise EncodingError(
+            f"cannot store the meta data: {wrong[0]!r} does not come back from JSON as it was; "
+            "make keys strings, and tuples lists"
+        )
+    return packed
+
+
+def _stored_manifest(directory: Path) -> bytes | None:
+    """The bytes of the manifest in the folder; None for none, or for one that cannot be read."""
+    path = directory / MANIFEST
+    try:
+        if path.is_file():  # neither a pipe nor a device, which would keep the reader waiting
+            with path.open("rb") as file:
+                return file.read(MAX_PACKED)
+    except OSError:
+        pass
+    return None
+
+
+def _files_named_by(packed: bytes | None) -> set[str]:
+    """None for a manifest that is not of this version, or damaged."""
+    try:
+        return {entry.file_name for entry in manifest.unpack(packed or b"")[0]}
+    except (ValueError, RecursionError, MemoryError, zlib.error):
+        return set()
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 AGAIN = "; encode the model again"
+REPLACED = "was replaced again and again while it was read; read it when nobody writes there"
 
 
 def read(
     directory: str | Path, describe: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict, list[TensorInfo]]:
     """As ``load``, and what every tensor costs; the folder is read once."""
-    directory = Path(directory)
-    entries, meta = _read_manifest(directory)
+    directory = Path(directory).resolve()
+    for _ in range(ATTEMPTS):
+        entries, meta = _read_manifest(directory)
+        try:
+            state, infos = _read_files(directory, entries, describe)
+        except EncodingError:
+            if _read_manifest(directory) == (entries, meta):
+                raise
+        else:
+            return state, meta, infos
+    raise EncodingError(f"{directory} {REPLACED}")
 
+
+def _read_files(
+    directory: Path, entries: list[Entry], describe: bool
+) -> tuple[dict[str, torch.Tensor], list[TensorInfo]]:
     def decode(entry: Entry) -> tuple[torch.Tensor, TensorInfo | None]:
         tensor, reader = _read_entry(directory, entry, describe)
         return tensor, tensor_info(entry, tensor, reader) if describe else None
@@ -240,7 +381,7 @@ def read(
     results = _in_order(decode, files)
     found = {entry.file_name: result for (entry,), result in zip(files, results, strict=True)}
     state = {entry.name: found[entry.file_name][0] for entry in entries}
-    return state, meta, [info for _, info in found.values() if info]
+    return state, [info for _, info in found.values() if info]
 
 
 def _read_manifest(directory: Path) -> tuple[list[Entry], dict]:

@@ -1,42 +1,125 @@
 """Writing files so that a crash leaves the old file or the new one, never a part of either."""
 
+import errno
+import io
 import os
+import secrets
+import stat
 import tempfile
+import threading
+import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
+from weakref import WeakValueDictionary
 
 from .errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock
+    fcntl = None  # type: ignore[assignment]
+
+WAIT = 1.0  # seconds for which a folder that somebody else is writing in is waited for
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a binary file that replaces `path` when the block ends without an exception.
 
-    The bytes go to a hidden sibling (same file system, so that the rename is atomic), which is
-    removed when the block fails.  Raises UserError where `path` cannot be written.
+    The bytes go to a hidden sibling (same file system, so that the rename is atomic), are synced,
+    read back and compared before the rename; the sibling is removed when anything fails.  Links
+    are followed.  A file that is replaced keeps its permissions, a new one has those of the umask.
+    Raises UserError where `path` cannot be written, or is a folder, a pipe or a device.
     """
     path = Path(path)
+    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-        )
-    except OSError as error:
-        raise unwritable(path, error) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
+        target, mode = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A short name: the target's own may be as long as a name can be.
+        temporary = target.with_name(f".{secrets.token_hex(6)}{target.suffix[:12]}.tmp")
+        with temporary.open("xb") as file:
+            written = _Written(file)
+            yield cast(BinaryIO, written)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp's 0600 would surprise the user
-        os.replace(temporary, path)
+        if checksum(temporary) != (written.size, written.crc):
+            raise OSError(errno.EIO, "what is read back is not what was written")
+        if mode is not None:
+            with suppress(OSError):  # a file system without permissions, a file of somebody else
+                os.chmod(temporary, mode)
+        os.replace(temporary, target)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise unwritable(path, error) from None
         raise
+
+
+class _Written(io.RawIOBase):
+    """Passes bytes on to a file, and keeps their number and their CRC-32."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.crc = file, 0, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        count = self.file.write(data)
+        self.crc = zlib.crc32(data, self.crc)
+        self.size += count
+        return count
+
+
+def _target(path: Path) -> tuple[Path, int | None]:
+    """Where the bytes of `path` belong, all links followed, and the permissions of what is there.
+
+    Raises OSError for what is not to be replaced by a file."""
+    target = Path(os.path.realpath(path))
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return target, None
+    if stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file")
+    if not os.access(path, os.W_OK):  # a rename would not ask
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    return target, stat.S_IMODE(status.st_mode)
+
+
+def checksum(path: Path) -> tuple[int, int]:
+    """The size of a file and the CRC-32 of what is read from it, a part at a time."""
+    size = crc = 0
+    with path.open("rb", buffering=0) as file:
+        while part := file.read(1 << 20):
+            size, crc = size + len(part), zlib.crc32(part, crc)
+    return size, crc
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Have what was renamed in `folder` on the disk before what follows, where that can be had."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
 
 
 def check_writable(folder: str | Path) -> None:
@@ -53,11 +136,103 @@ def check_writable(folder: str | Path) -> None:
         raise unwritable(folder, error) from None
 
 
+def check_output(path: str | Path) -> None:
+    """As `check_writable`, for a file that is to be written, or replaced."""
+    try:
+        target, _ = _target(Path(path))
+    except OSError as error:
+        raise unwritable(path, error) from None
+    check_writable(target.parent)
+
+
 def unwritable(path: str | Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}; give another path")
 
 
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+# --- one writer in a folder ---------------------------------------------------------------------
+
+
+class FolderInUse(UserError):
+    """Somebody else is writing in the folder."""
+
+
+class _Lock:
+    """A lock on a folder, as long as its descriptor is open: the end of the process ends it."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle, self.thread = handle, threading.get_ident()
+
+    def close(self) -> None:
+        handle, self.handle = self.handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+    __del__ = close  # where a signal keeps the block below from closing it
+
+
+# {(device, inode): lock} of this process
+_held: WeakValueDictionary[tuple[int, int], _Lock] = WeakValueDictionary()
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[bool]:
+    """Create `folder` if need be, and let nobody else into such a block on it, thread or process.
+
+    The thread that is in one may enter another. The lock is on the folder itself, and leaves no
+    file. Yields whether there is one: not every file system, nor Windows, has them. Raises
+    FolderInUse where another still writes after a moment, UserError where there is no folder.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    key = (status.st_dev, status.st_ino)
+    outer = _held.get(key)
+    if outer and outer.thread == threading.get_ident():
+        yield True
+        return
+    lock = _lock(folder)
+    if lock:
+        _held[key] = lock
+    try:
+        yield lock is not None
+    finally:
+        if lock:
+            _held.pop(key, None)
+            lock.close()
+
+
+def _lock(folder: Path) -> _Lock | None:
+    if fcntl is None:
+        return None
+    try:
+        lock = _Lock(os.open(folder, os.O_RDONLY))
+    except OSError:
+        return None
+    until = time.monotonic() + WAIT
+    while True:
+        try:
+            fcntl.flock(lock.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise FolderInUse(
+                    f"{folder}: another process is writing here; wait until it has finished, or "
+                    "give another folder"
+                ) from None
+            time.sleep(0.02)
+        except OSError:  # of a file system that has none
+            return None
+
+
+def _forget() -> None:
+    """In a forked process: the locks are those of its parent, which must not outlive that."""
+    for lock in list(_held.values()):
+        lock.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import formats
+from .codec.tensors import NO_VALUES, has_values
 from .errors import UserError
 from .files import atomic_write
 
@@ -220,6 +221,8 @@ def write(
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, info), tensor in zip(infos.items(), tensors, strict=True):
+            if not has_values(tensor):
+                raise ShardsError(f"cannot write {path}: {name}: {NO_VALUES}")
             if (tensor.dtype, tuple(tensor.shape)) != info:
                 raise ShardsError(f"cannot write {path}: {name} is not of the announced type")
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,10 +1,11 @@
 import os
 import pickle
+import resource
 
 import pytest
 import torch
 
-from net import checkpoint
+from net import checkpoint, files
 from net.checkpoint import Checkpoint, CheckpointError
 from net.training.architectures import build
 
@@ -126,3 +127,58 @@ def test_a_checkpoint_without_a_field(tmp_path, model):
     )
     with pytest.raises(CheckpointError, match="fields are missing"):
         checkpoint.load(tmp_path / "m.ptmodel")
+
+
+@pytest.mark.parametrize("limit", range(0, 9000, 1500))
+def test_a_full_disk_is_one_line(tmp_path, limit):
+    path = tmp_path / "m.ptmodel"
+    path.write_bytes(b"old")
+    pid = os.fork()
+    if not pid:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            checkpoint.save(path, Checkpoint({"w": torch.ones(2000), "v": torch.ones(9)}))
+        except CheckpointError as error:
+            os._exit(7 if str(error).endswith("File too large; give another path") else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["m.ptmodel"]
+
+
+@pytest.mark.parametrize("call", [1, 3, 9])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), MemoryError()])
+def test_what_stops_torch_while_it_writes_stays_what_it_is(tmp_path, monkeypatch, call, failure):
+    real, calls = files._Written.write, iter(range(1, 999))
+
+    def write(self, data):
+        if next(calls) == call:
+            raise failure
+        return real(self, data)
+
+    monkeypatch.setattr(files._Written, "write", write)
+    with pytest.raises(type(failure)):
+        checkpoint.save(tmp_path / "m.ptmodel", Checkpoint({"w": torch.ones(2000)}))
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_of_torch_itself_is_not_taken_for_one_of_the_disk(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("torch's own")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    try:
+        raise OSError("handled while the model is saved")
+    except OSError:
+        with pytest.raises(RuntimeError, match="torch's own"):
+            checkpoint.save_dict(tmp_path / "m.ptmodel", {})
+
+
+def test_a_tensor_whose_memory_was_freed(tmp_path):
+    tensor = torch.ones(100)
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(CheckpointError, match=r"cannot write .*: x: its memory was freed"):
+        checkpoint.save(tmp_path / "m.ptmodel", Checkpoint({"x": tensor}))
+    with pytest.raises(CheckpointError, match="cannot copy x: its memory was freed"):
+        checkpoint.copied({"x": tensor})
+    assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from net.codec import manifest
 from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError
 from net.codec.positions import MAX_LINES, read_positions, write_positions
 from net.codec.sets import read_set, write_set
-from net.codec.tensors import DTYPES, patterns, read_tensor, reads_as, write_tensor
+from net.codec.tensors import DTYPES, identity, patterns, read_tensor, reads_as, write_tensor
 from net.encoding import EncodingError, directory_bytes, load, save
 from tests import fuzz, slow_decoder
 from tests.test_huffman import bits
@@ -568,11 +568,13 @@ def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_other_files_stay(tmp_path: Path) -> None:
-    kept = [".gitkeep", "notes.txt", "model.huff", "00-a.huff"]
+    kept = [".gitkeep", "notes.txt", "model.huff", "00-a.huff", "00-a-00000000.huff"]
     for name in kept:
         (tmp_path / name).write_text("mine")
-    (tmp_path / "00-a-00000000.huff").write_text("of an earlier encoding")
-    (tmp_path / ".manifest.huff.k2_1x.tmp").write_text("of a killed run")
+    # of killed runs: a tensor's file has its checksum in its name
+    (tmp_path / f"07-a-{zlib.crc32(b'x'):08x}.huff").write_bytes(b"x")
+    (tmp_path / ".manifest.huff.k2_1x.tmp").touch()
+    (tmp_path / ".0123456789ab.huff.tmp").touch()
     save({"a": torch.ones(2)}, tmp_path)
     assert {*kept} < content(tmp_path).keys()
     assert len(content(tmp_path)) == len(kept) + 2
@@ -597,6 +599,77 @@ def test_states_that_cannot_be_encoded(state: dict, message: str, tmp_path: Path
 def test_meta_that_json_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(EncodingError, match="cannot store the meta data as JSON"):
         save({}, tmp_path, {"a": torch.ones(1)})
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ([1], "a list, not a dict"),
+        ([], "a list, not a dict"),
+        ("text", "a str, not a dict"),
+        (0, "a int, not a dict"),
+        ({1: "a", "1": "b"}, "1 does not come back from JSON as it was"),
+        ({None: None}, "None does not come back"),
+        ({"a": {"b": (1, 2)}}, "'a' does not come back .*; make keys strings, and tuples lists"),
+        ({"a": float("nan")}, "as JSON: Out of range float"),
+        ({"\ud83d\ude00": 1}, "does not come back"),
+        ({"a": 10**5000}, "Exceeds the limit"),
+    ],
+)
+def test_meta_that_would_come_back_as_another_is_refused(
+    meta: object, message: str, tmp_path: Path
+) -> None:
+    save({"a": torch.ones(3)}, tmp_path)
+    before = content(tmp_path)
+    with pytest.raises(EncodingError, match=f"cannot store the meta data.*{message}") as error:
+        save({"a": torch.zeros(3)}, tmp_path, meta)
+    assert "\n" not in str(error.value)
+    assert content(tmp_path) == before
+
+
+def test_names_that_would_come_back_as_others_are_refused(tmp_path: Path) -> None:
+    save({"a": torch.ones(3)}, tmp_path)
+    before = content(tmp_path)
+    halves = {"\ud83d\ude00": torch.ones(1)}  # two code points, which JSON makes one of
+    for state in (halves, {**halves, "\U0001f600": torch.zeros(1)}):
+        with pytest.raises(EncodingError, match="cannot store the names"):
+            save(state, tmp_path)
+        assert content(tmp_path) == before
+
+
+def freed(size: int) -> torch.Tensor:
+    tensor = torch.ones(100)
+    tensor.untyped_storage().resize_(size)
+    return tensor
+
+
+@pytest.mark.parametrize("size", [0, 396])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_tensor_whose_memory_was_freed(size: int, verify: bool, tmp_path: Path) -> None:
+    for state in ({"x": freed(size)}, {"a": torch.ones(2), "x": freed(size), "y": freed(size)}):
+        with pytest.raises(EncodingError, match="cannot encode 'x': its memory was freed, as FSDP"):
+            save(state, tmp_path, verify=verify)
+    assert not content(tmp_path)
+    with pytest.raises(ValueError, match="its memory was freed"):
+        patterns(freed(size))
+    assert identity(freed(0)) != identity(other := freed(0))
+    assert identity(other) == identity(other)
+    save({"all": freed(400), "part": freed(396)[:99], "none": freed(0)[:0]}, tmp_path)
+    assert load(tmp_path)[0]["part"].tolist() == [1.0] * 99
+
+
+def test_a_parameter_of_a_lazy_module(tmp_path: Path) -> None:
+    with pytest.raises(
+        EncodingError, match=r"cannot encode 'weight': its memory was .*never filled"
+    ):
+        save(torch.nn.LazyLinear(3).state_dict(), tmp_path)
+
+
+def test_a_pipe_in_place_of_the_manifest_is_refused_before_any_work(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / encoding.MANIFEST)
+    with pytest.raises(EncodingError, match=r"manifest\.huff: a pipe or a device, not a file"):
+        save({"a": torch.ones(3)}, tmp_path)
+    assert os.listdir(tmp_path) == [encoding.MANIFEST]
 
 
 # --- reading what nobody wrote --------------------------------------------------------------------

@@ -1,9 +1,14 @@
+import fcntl
 import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from net import files
 from net.errors import UserError
-from net.files import atomic_write, check_writable
+from net.files import FolderInUse, atomic_write, check_output, check_writable, locked
 
 
 def test_writes_the_file_and_leaves_no_other(tmp_path):
@@ -48,6 +53,144 @@ def test_the_umask_decides_on_the_permissions(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o640
+
+
+def write(path, data=b"new"):
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "a.bin"
+    path.touch()
+    path.chmod(0o604)
+    write(path)
+    assert path.stat().st_mode & 0o777 == 0o604
+
+
+def test_the_umask_is_the_process_s_and_stays_untouched(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", None)  # another thread would write under what is set
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, [tmp_path / str(i) for i in range(4)]))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_links_are_followed(tmp_path, there):
+    (tmp_path / "to").mkdir()
+    target, link, second = tmp_path / "to" / "target", tmp_path / "link", tmp_path / "second"
+    if there:
+        target.write_bytes(b"old")
+    link.symlink_to("to/target")
+    second.symlink_to("link")
+    write(second)
+    assert (os.readlink(second), os.readlink(link)) == ("link", "to/target")
+    assert target.read_bytes() == b"new"
+    assert os.listdir(tmp_path / "to") == ["target"]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, message in [
+        (tmp_path / "pipe", "a pipe or a device, not a file"),
+        ("/dev/null", "a pipe or a device, not a file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "loop", "Too many levels of symbolic links"),
+    ]:
+        with pytest.raises(UserError, match=f"cannot write {path}: {message}; give another path"):
+            write(path)
+        with pytest.raises(UserError, match=message):
+            check_output(path)
+    assert sorted(os.listdir(tmp_path)) == ["loop", "pipe"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "n" * 247 + ".ptmodel", "." + "é" * 127])
+def test_names_as_long_as_they_can_be(tmp_path, name):
+    for data in (b"one", b"two"):
+        write(tmp_path / name, data)
+        assert (tmp_path / name).read_bytes() == data
+
+
+def test_what_is_written_is_read_back_from_the_disk(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"old")
+
+    def spoiled():
+        with atomic_write(tmp_path / "a.bin") as file:
+            file.write(b"new")
+            [temporary] = tmp_path.glob(".*.tmp")
+            temporary.write_bytes(b"what a bad disk adds")
+
+    with pytest.raises(UserError, match=r"a\.bin: what is read back is not what was written"):
+        spoiled()
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_folder_has_one_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "WAIT", 0)
+
+    def enter():
+        with locked(tmp_path / "new") as alone:
+            return alone
+
+    with locked(tmp_path / "new") as alone:
+        assert alone
+        assert enter()  # the same thread
+        with (
+            ThreadPoolExecutor(1) as pool,
+            pytest.raises(FolderInUse, match="new: another process is writing here; wait until"),
+        ):
+            pool.submit(enter).result()
+        pid = os.fork()
+        if not pid:
+            try:
+                enter()
+            except FolderInUse:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert enter()
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_a_lock_ends_with_its_process_and_not_with_those_that_it_has_forked(tmp_path):
+    said, say = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with locked(tmp_path):
+            if os.fork():  # the child, as a worker that loads data, lives on
+                os.write(say, b"x")
+                signal.pause()
+            signal.alarm(5)
+            signal.pause()
+    os.read(said, 1)
+    with pytest.raises(FolderInUse), locked(tmp_path):
+        pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with locked(tmp_path) as alone:
+        assert alone
+
+
+def test_another_writer_is_waited_for_a_moment(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "WAIT", 60)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    threading.Timer(0.05, os.close, [handle]).start()
+    with locked(tmp_path) as alone:
+        assert alone
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path) as alone, locked(tmp_path):
+        assert not alone
+    monkeypatch.setattr(files, "fcntl", None)
+    with locked(tmp_path) as alone:
+        assert not alone
 
 
 def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path):

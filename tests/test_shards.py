@@ -83,6 +83,14 @@ def test_every_type(name, tmp_path):
     assert torch.equal(found["x"].view(torch.uint8), tensor.view(torch.uint8))
 
 
+def test_a_tensor_whose_memory_was_freed(tmp_path):
+    tensor = torch.ones(100)
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(ShardsError, match=r"cannot write .*: x: its memory was freed"):
+        shards.write(tmp_path / "m.safetensors", {"x": Info(torch.float32, (100,))}, [tensor])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_writing_leaves_the_old_file(state, tmp_path):
     path = tmp_path / "m.safetensors"
     path.write_text("precious")

@@ -81,12 +81,12 @@ def fits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
 def pack(entries: list[Entry], meta: dict | None) -> bytes:
     """Magic and version, CRC-32 of the rest, DEFLATE of the JSON text, CRC-32 of every file.
 
-    Raises ManifestError for what JSON cannot hold, or 8 MiB.
+    Raises ManifestError for what JSON cannot hold, as NaN, or 8 MiB.
     """
     try:
         document: dict = {"tensors": [entry.line() for entry in entries]}
         document |= {"meta": meta} if meta else {}
-        text = json.dumps(document, separators=(",", ":")).encode()
+        text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(f"cannot store the meta data as JSON: {error}") from error
     if len(text) > MAX_MANIFEST_BYTES:

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from .bits import BitReader, BitWriter
 from .positions import read_positions, write_positions
@@ -26,7 +27,11 @@ LARGE, MAX_DENSITY = 1 << 22, 0.25
 
 
 def patterns(tensor: torch.Tensor) -> np.ndarray:
-    """The elements as unsigned integers, uint[n]; complex ones as two each, real part first."""
+    """The elements as unsigned integers, uint[n]; complex ones as two each, real part first.
+
+    ValueError for a tensor without values."""
+    if not has_values(tensor):
+        raise ValueError(NO_VALUES)
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
     if flat.stride(0) != 1:  # an expanded tensor, or one element of a strided one
         flat = flat.clone(memory_format=torch.contiguous_format)
@@ -35,11 +40,31 @@ def patterns(tensor: torch.Tensor) -> np.ndarray:
 
 def identity(tensor: torch.Tensor) -> tuple:
     """Equal for two tensors that are the same memory, as tied weights are, seen in the same way."""
-    if tensor.numel() == 0:
+    if not has_values(tensor) or tensor.numel() == 0:  # no memory that it could share
         return (id(tensor),)
     # A lazy conjugate or negative has the memory of what it was made of.
     seen_as = tensor.is_conj(), tensor.is_neg()
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), seen_as
+
+
+NO_VALUES = (
+    "its memory was freed, as FSDP does, or never filled, as in a lazy module; gather it, or run "
+    "the model first"
+)
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether there is memory for all elements: false after `untyped_storage().resize_(0)`, and
+    for parameters of lazy modules. True for what has no plain memory (sparse, wrapped)."""
+    if is_lazy(tensor):
+        return False
+    if tensor.layout != torch.strided or tensor.is_nested or hasattr(tensor, "__tensor_flatten__"):
+        return True
+    if tensor.numel() == 0:
+        return True
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + last + 1) * tensor.dtype.itemsize
+    return tensor.untyped_storage().nbytes() >= end
 
 
 def component_size(dtype: torch.dtype) -> int:

@@ -51,21 +51,31 @@ def add_sharing(parser: Parser) -> None:
 
 
 def body(args: Namespace) -> None:
+    from . import runs
+
+    cli.device(args)  # refuses a device that is not there, before any folder is made
+    with runs.alone(args.output):
+        run_all(args)
+
+
+def run_all(args: Namespace) -> None:
     from pathlib import Path
 
     shown = built(args, ReportOptions)
 
     from .. import checkpoint
-    from ..files import check_writable
+    from ..files import check_output, check_writable
     from ..report import comparison, plots, tables
     from ..training import distributed
     from . import stages
 
     output = Path(args.output)
-    cli.device(args)  # refuses a device that is not there, before any folder is made
     # An hour of training must not end in "permission denied".
-    for folder in (output, args.directory, *(Path(f).parent for f in (shown.json, shown.csv) if f)):
+    for folder in (output, args.directory):
         check_writable(folder)
+    for file in (shown.json, shown.csv, shown.plot):
+        if file:
+            check_output(file)
     plot: str | Path | None = shown.plot
     if plot or plots.available():
         plots.require()

@@ -1,5 +1,7 @@
 """The stages with their files: what a script reads and writes, and how a killed run goes on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from tqdm import tqdm
 from .. import checkpoint, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..clustering import Clustering
-from ..files import check_writable
+from ..files import check_output, check_writable, locked
 from ..training import architectures, datasets, distributed, restore, weights
 from ..training.resume import RunProgress
 from ..training.splits import Dataset
@@ -128,7 +130,7 @@ class Run:
         self, source: Checkpoint, options: SharingOptions, path: str | Path
     ) -> tuple[Checkpoint, dict[str, Clustering]]:
         """Share the weights of `source`, and write the result to `path`."""
-        check_writable(Path(path).parent)
+        check_output(path)
         chosen = choosing.without_auto(self._numbers(options))
         if chosen.bits == "auto" and chosen.noise == "auto":
             torch.manual_seed(options.seed + 2)
@@ -188,7 +190,7 @@ def share_bare(
 ) -> tuple[Checkpoint, dict[str, Clustering]]:
     """Share the weights of a state dict whose architecture is not known, and write the result:
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
-    check_writable(Path(path).parent)
+    check_output(path)
     shared, clusterings = stages.share_bare(source, choosing.without_auto(options))
     write(path, shared)
     return shared, clusterings
@@ -199,6 +201,18 @@ def recorded(model: Checkpoint, asked: CommonOptions, chosen: CommonOptions) -> 
     options = asked.recorded()
     numbers = {k: v for k, v in chosen.recorded().items() if v != options[k]}
     return replace(model, options=options | {"chosen": numbers})
+
+
+@contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """No other run begins in `folder` during the block. Raises UserError where one is going on.
+
+    Of several processes of torchrun the writer speaks for all."""
+    if not distributed.is_writer():
+        yield
+        return
+    with locked(folder):
+        yield
 
 
 def write_model(path: str | Path, model: Checkpoint) -> int:
