@@ -92,7 +92,7 @@ class StepHooks:
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Called when the gradients are there, before they are used."""
 
-    def gather(self) -> object:
+    def gather(self, optimizer: torch.optim.Optimizer) -> None:
         """Put gradients where an optimizer looks for them."""
 
     def after_step(self, counted: bool) -> None:
@@ -109,12 +109,14 @@ class StepHooks:
     # Of the hooks
 
     def _before(self, optimizer: Any, args: tuple, kwargs: dict, inner: bool) -> Any:
-        """Of an `inner` optimizer, or of one around it: all that this needs is its closure."""
+        """Of an `inner` optimizer, or of one around it, which may look at the gradients first."""
         self._check_held(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             if inner:
                 self._gradients_are_there(optimizer)
+            elif not _is_accumulating(optimizer):
+                self.gather(optimizer)
             return None
         served = self._served(optimizer, closure, inner)
         if "closure" in kwargs:
@@ -139,7 +141,7 @@ class StepHooks:
             if inner:
                 self._gradients_are_there(optimizer)
             else:
-                self.gather()
+                self.gather(optimizer)
             return loss
 
         return served
@@ -298,8 +300,9 @@ class _Attached:
             self._serve(each, "step", _Hook(owner, "step", inner=True))
         for each in self.around:
             self._serve(each, "step", _Hook(owner, "step", inner=False))
-            if callable(getattr(each, "first_step", None)):  # SAM's, to where it evaluates again
-                self._serve(each, "first_step", _Hook(owner, "first_step", inner=False))
+            for method in ("first_step", "second_step"):  # SAM's, which look at the gradients
+                if callable(getattr(each, method, None)):
+                    self._serve(each, method, _Hook(owner, method, inner=False))
 
     def _serve(self, optimizer: Any, method: str, hook: "_Hook") -> None:
         if method == "step" and _has_hooks(optimizer):
@@ -332,7 +335,8 @@ class _Hook:
             return None
         if self.method == "step":
             return self.owner._before(optimizer, args, kwargs, self.inner)
-        return self.owner.gather()
+        self.owner.gather(optimizer)
+        return None
 
     def after(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
         if self.owner is not None and self.inner:
@@ -398,6 +402,11 @@ def _has_hooks(optimizer: Any) -> bool:
 
 def _fields(value: Any) -> dict[str, Any]:
     return getattr(value, "__dict__", {})
+
+
+def _is_accumulating(optimizer: Any) -> bool:
+    """Whether the step of accelerate's does nothing, since more gradients are to come."""
+    return not getattr(getattr(optimizer, "gradient_state", None), "sync_gradients", True)
 
 
 def _ids(optimizer: Any) -> set[int]:

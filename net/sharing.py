@@ -308,13 +308,13 @@ class WeightSharing(StepHooks):
         scaler = self._scaler() if self._scaler is not None else None
         if scaler is not None and self._is_unscaled(scaler):
             raise UserError(SCALED)
-        for name in self.gather():
+        for name in self._take():
             gradient = self.tensors[name].centroids.grad
             if scaler is None and gradient is not None:
                 self._gathered[name] = gradient.clone()
 
-    def gather(self) -> list[str]:
-        """As gather_gradients, unchecked: the names of the tensors that had a gradient."""
+    def _take(self) -> list[str]:
+        """The names of the tensors whose gradients were taken."""
         found = []
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
@@ -325,6 +325,9 @@ class WeightSharing(StepHooks):
                 found.append(name)
         self._reached.update(found)
         return found
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_scaler": None}
 
     def _is_unscaled(self, scaler: Any) -> bool:
         """Whether a scaler has unscaled the gradients of this step already."""
@@ -337,12 +340,15 @@ class WeightSharing(StepHooks):
         )
         return any(stage.name == "UNSCALED" for stage in stages)
 
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def gather(self, optimizer: torch.optim.Optimizer) -> None:
         scaler = gradient_scaler()
         if scaler is not None:
             self._scaler = weakref.ref(scaler)
             self._check_unscaled(scaler, optimizer)
-        self.gather()
+        self._take()
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.gather(optimizer)
         held = self._attached_as(optimizer).parameter_ids()
         for name, shared in self.tensors.items():
             # Of an earlier step, where this one did not reach the tensor.
