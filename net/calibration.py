@@ -10,12 +10,14 @@ convolutions. All of it would be too much, since part of the difference is chanc
 """
 
 import copy
+import inspect
 import math
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +43,11 @@ PASSES = 3
 UNREACHED = "no input reached it"
 TOO_MANY = "too many inputs"
 
+EXPECTED = (
+    "a tensor, a dict of keyword arguments, or an iterable of tensors, of tuples of arguments, of "
+    "dicts, or of (inputs, labels)"
+)
+
 
 class Moments(NamedTuple):
     """Of the inputs x of a product, means over x, float32 [groups, inputs, inputs]."""
@@ -54,6 +61,82 @@ class Moments(NamedTuple):
         return bool(self.h.isfinite().all() and self.lag.isfinite().all() and (power > 0).any())
 
 
+class Call(NamedTuple):
+    """What a model is called with."""
+
+    args: tuple
+    kwargs: dict
+
+
+class Samples:
+    """Sample inputs of a model: of each batch the calls that it may mean, likely ones first.
+
+    `given` is a tensor or a dict of keyword arguments, which is one batch, or an iterable of
+    batches: tensors, tuples of arguments, dicts, or a loader's (inputs, labels). Of a tuple the
+    model gets as many as its `forward` takes, of those of a DataLoader, whose last part is the
+    labels as a rule, only what it requires. Of a dict it gets the keys that `forward` has a name
+    for. If the model fails with that, the other reading is tried.
+
+    Raises ValueError for anything else, and where there is no batch.
+    """
+
+    def __init__(self, model: nn.Module, given: Any) -> None:
+        if isinstance(given, torch.Tensor | Mapping):
+            given = [given]
+        if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+            raise ValueError(f"calibration takes {EXPECTED}, not {given!r}")
+        labelled = isinstance(given, torch.utils.data.DataLoader)
+        signature = _Signature.of(model)
+        self.batches = [_calls(batch, signature, labelled) for batch in given]
+        if not self.batches:
+            raise ValueError(f"calibration is empty; give {EXPECTED}")
+
+    @classmethod
+    def of(cls, model: nn.Module, given: "Samples | Any") -> "Samples":
+        return given if isinstance(given, Samples) else cls(model, given)
+
+
+class _Signature(NamedTuple):
+    """The arguments of a model's `forward`."""
+
+    required: int  # positional ones without a default
+    most: int
+    names: frozenset[str] | None  # of keywords; None where it takes any
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "_Signature":
+        try:
+            found = list(inspect.signature(model.forward).parameters.values())
+        except (TypeError, ValueError):  # of a compiled one
+            return cls(1, sys.maxsize, None)
+        positional = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return cls(
+            max(1, sum(p.default is p.empty for p in positional)),
+            sys.maxsize if any(p.kind is p.VAR_POSITIONAL for p in found) else len(positional),
+            None
+            if any(p.kind is p.VAR_KEYWORD for p in found)
+            else frozenset(p.name for p in found if p.kind is not p.POSITIONAL_ONLY),
+        )
+
+
+def _calls(batch: Any, signature: _Signature, labelled: bool) -> list[Call]:
+    itself = Call((batch,), {})
+    if isinstance(batch, Mapping):
+        known = {k: v for k, v in batch.items() if signature.names is None or k in signature.names}
+        return [Call((), known), itself] if known else [itself]
+    if not isinstance(batch, tuple | list) or not batch:
+        return [itself]
+    whole = Call(tuple(batch[: signature.most]), {})
+    least = Call(tuple(batch[: signature.required]), {})
+    found = [least, whole] if labelled else [whole, least]
+    inner = batch[0]
+    if isinstance(inner, Mapping):  # a dict of inputs, and labels
+        found = [*_calls(inner, signature, labelled), *found]
+    elif isinstance(inner, tuple | list):
+        found += _calls(inner, signature, False)
+    return [*found, itself]
+
+
 class _Enough(Exception):
     """The rest of the network's run would tell nothing."""
 
@@ -62,7 +145,7 @@ def share(
     model: nn.Module,
     kinds: Mapping[str, str],
     steps: Mapping[str, float],
-    inputs: Iterable | None = None,
+    inputs: Samples | Iterable | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """({name: tensor with shared values}, {name: why it was shared without data}) of the parameters
     {name: kind} of `model`, which stays as it is; with sample `inputs` by `calibrate`."""
@@ -75,25 +158,30 @@ def share(
 
 def calibrate(
     model: nn.Module,
-    inputs: Iterable[Any],
+    inputs: Samples | Iterable[Any],
     kinds: Mapping[str, str],
     steps: Mapping[str, float],
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """({name: tensor with shared values} for every name in `kinds`, {name: reason}).
 
-    `inputs` are what `model` is called with: a tensor, a tuple or list of arguments or a dict of
-    keyword arguments, each a batch. `kinds` as from parameters.compressible, `steps` as from
-    post_training.steps. The reasons are those of the tensors that were shared without data. Runs
-    a copy in evaluation mode on the model's device; the model stays as it was. Deterministic.
+    `inputs` are what `model` is called with, as Samples takes it. `kinds` as from
+    parameters.compressible, `steps` as from post_training.steps. The reasons are those of the
+    tensors that were shared without data. Runs a copy in evaluation mode on the model's device; the
+    model stays as it was. Deterministic.
 
-    Raises ValueError for a bad step, NaN or infinity among the weights.
+    Raises ValueError for a bad step, NaN or infinity among the weights, and for inputs that the
+    model cannot be run with.
     """
-    batches = list(inputs)
+    samples = Samples.of(model, inputs)
     exact = copy.deepcopy(model).eval().requires_grad_(False)
     work = copy.deepcopy(exact)
     parameters = {name: each for name, each in work.named_parameters() if name in kinds}
     with _separate_products(work):
-        uses = [_uses(work, parameters, batch) for batch in batches]
+        batches, uses = [], []
+        for calls in samples.batches:
+            call, found = _first_that_runs(work, parameters, calls)
+            batches.append(call)
+            uses.append(found)
         order = list(dict.fromkeys(use.name for found in uses for use in found))
         reasons = {name: _reason(name, parameters[name], uses) for name in kinds}
         for name, reason in reasons.items():
@@ -126,23 +214,61 @@ def _separate_products(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _run(model: nn.Module, batch: Any) -> None:
-    try:
-        if isinstance(batch, Mapping):
-            model(**batch)
-        elif isinstance(batch, tuple | list):
-            model(*batch)
-        else:
-            model(batch)
-    except _Enough:
-        pass
+def _run(model: nn.Module, call: Call) -> None:
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    args, kwargs = _moved(call, device)
+    with suppress(_Enough):
+        model(*args, **kwargs)
 
 
-def _uses(model: nn.Module, parameters: Mapping[str, torch.Tensor], batch: Any) -> list[Use]:
+def _moved(value: Any, device: torch.device) -> Any:
+    """`value` with its tensors on the device, as a loader's seldom are."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if type(value) in (tuple, list, Call):
+        parts = [_moved(each, device) for each in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    if type(value) is dict:
+        return {key: _moved(each, device) for key, each in value.items()}
+    return value
+
+
+def _first_that_runs(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], calls: list[Call]
+) -> tuple[Call, list[Use]]:
+    """(call, its products with the parameters) of the first call that the model does not refuse."""
+    reason = ""
+    for call in calls:
+        try:
+            return call, _uses(model, parameters, call)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model raises for what it does not take
+            lines = str(error).strip().splitlines()
+            reason = reason or f"{type(error).__name__}: {lines[0] if lines else ''}"
+    raise ValueError(
+        f"the model cannot be run with what calibration gave, {_described(calls[-1])} ({reason}); "
+        f"give {EXPECTED}"
+    )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Call):
+        return ", ".join(map(_described, (*value.args, *value.kwargs.values())))
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_described(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_described, value[:5]))})"
+    return type(value).__name__
+
+
+def _uses(model: nn.Module, parameters: Mapping[str, torch.Tensor], call: Call) -> list[Use]:
     """The products of a run with the parameters, in their order."""
     found: list[Use] = []
     with Watch(parameters, lambda use, _: found.append(use)):
-        _run(model, batch)
+        _run(model, call)
     return found
 
 
@@ -161,7 +287,7 @@ def _moments(
     exact: nn.Module,
     work: nn.Module,
     names: Collection[str],
-    batches: list[Any],
+    batches: list[Call],
     uses: list[list[Use]],
 ) -> dict[Use, Moments]:
     """Of the products with the parameters `names` of `work`, and of `exact` beside it."""
@@ -186,7 +312,7 @@ def _moments(
 def _inputs(
     model: nn.Module,
     names: Collection[str],
-    batch: Any,
+    batch: Call,
     wanted: list[Use],
     total: Counter[Use],
     seed: int,

@@ -1,44 +1,413 @@
 """What runs before and after every step of an optimizer, whoever wrote the training loop."""
 
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from .errors import UserError
+from .parameters import unwrapped
+
+EVALUATIONS = 2  # of a closure in one step: SAM's; more is a search along a line
+SCALER_FRAMES = 16  # between the step of an optimizer and that of the scaler that calls it
 
 
 class StepHooks:
     """Base of what attaches itself to a user's optimizer; see Pruner and WeightSharing.
 
-    Any number of optimizers may be attached; `steps_done` counts the steps of the first. The hooks
-    are those of torch.optim.Optimizer, so that fused optimizers, schedulers, gradient accumulation
-    and wrappers such as those of accelerate need no care. An optimizer that computes its gradients
-    inside of step (LBFGS) has none when the hook before the step runs, and cannot be used.
+    Any number of optimizers may be attached; `steps_done` counts the steps of the first one that
+    trains what this is about (`trained`), and of these only those that had a gradient of it. The
+    hooks are those of torch.optim.Optimizer, so that fused optimizers, schedulers, accumulation and
+    compiled models need no care. The closure that a step is given is replaced by one after which
+    the gradients are looked at. Of an object that holds other optimizers (accelerate's, Lookahead,
+    SAM) those are served that really step, and what it does to the parameters afterwards is put
+    right. A copy or a pickle of this, with its model and its optimizers, is attached to these.
+
+    Subclasses say in `_parameters` which parameters of the model they write; where the model has
+    another one of that name now, as load_state_dict(assign=True) leaves it, that is followed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.steps_done = 0
-        self._attached: dict[torch.optim.Optimizer, list] = {}
+        self._model = unwrapped(model)
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._attached: list[_Attached] = []
+        self._moving: set[int] = set()  # optimizers in a step that has gradients
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """From here on every step of `optimizer` counts. Raises ValueError if it does already."""
-        if optimizer in self._attached:
+        """From here on every step of `optimizer` counts.
+
+        Raises ValueError if it does already, for what is no optimizer, for an optimizer that has no
+        parameter of this model, and for LBFGS, whose steps are searches.
+        """
+        if any(optimizer is each.optimizer for each in self._attached):
             raise ValueError("this optimizer is attached already")
-        self._attached[optimizer] = [
-            optimizer.register_step_pre_hook(lambda *_: self.before_step()),
-            optimizer.register_step_post_hook(lambda *_: self._stepped(optimizer)),
-        ]
+        self._follow()
+        found = _Attached(optimizer)
+        found.held = self._held(found)
+        found.hang(self)
+        self._attached.append(found)
+        _ALIVE.add(self)
+
+    def _held(self, attached: "_Attached") -> dict[str, nn.Parameter]:
+        """{name: parameter} of the model's own that an optimizer has."""
+        held = attached.parameter_ids()
+        own = {n: p for n, p in self._model.named_parameters() if id(p) in held}
+        if not own and not any(id(parameter) in held for parameter in self.trained()):
+            raise ValueError(
+                "this optimizer has no parameter of this model: it was made of another model's, of "
+                f"a copy's, or before they were replaced; make it of {self._made_of}"
+            )
+        return own
 
     def detach(self) -> None:
-        """Leave all optimizers; the model stays as it is."""
-        for handles in self._attached.values():
-            for handle in handles:
-                handle.remove()
-        self._attached = {}
+        """Leave all optimizers; the model keeps what the last step made of it. What has changed
+        its weights since then (averaging, optimizers with an evaluation mode) is put right.
 
-    def before_step(self) -> None:
-        """Called before every step, when the gradients are there."""
+        Warns where training did not do what it was to do.
+        """
+        attached = bool(self._attached)
+        for each in self._attached:
+            each.remove()
+        self._attached = []
+        self._follow()
+        self.settle()
+        problem = self.unfinished
+        if attached and problem:
+            warnings.warn(problem, stacklevel=2)
 
-    def after_step(self) -> None:
-        """Called after every step."""
+    # What subclasses do
 
-    def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        if optimizer is next(iter(self._attached)):
-            self.steps_done += 1
-        self.after_step()
+    _made_of = "model.parameters()"
+
+    def trained(self) -> Iterable[nn.Parameter]:
+        """What an optimizer must have the gradients of for a step to count."""
+        return self._parameters.values()
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called when the gradients are there, before they are used."""
+
+    def gather(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put gradients where an optimizer looks for them."""
+
+    def after_step(self, counted: bool) -> None:
+        """Called after every step; `counted` says whether it is one of `steps_done`."""
+
+    def settle(self) -> None:
+        """Put the model's weights right, whatever has changed them."""
+
+    @property
+    def unfinished(self) -> str:
+        """What is still to be done before `detach`, or empty."""
+        return ""
+
+    # Of the hooks
+
+    def _before(self, optimizer: Any, args: tuple, kwargs: dict, inner: bool) -> Any:
+        """Of an `inner` optimizer, or of one around it, which may look at the gradients first."""
+        self._check_held(optimizer)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            if inner:
+                self._gradients_are_there(optimizer)
+            elif not _is_accumulating(optimizer):
+                self.gather(optimizer)
+            return None
+        served = self._served(optimizer, closure, inner)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": served}
+        return (args[0], served, *args[2:]), kwargs
+
+    def _served(self, optimizer: Any, closure: Callable[[], Any], inner: bool) -> Callable:
+        """`closure`, with a look at the gradients after it."""
+        calls = 0
+
+        def served() -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > EVALUATIONS:
+                raise ValueError(
+                    f"{type(optimizer).__name__} evaluates its closure more than {EVALUATIONS} "
+                    "times in a step; train with an optimizer whose step is one gradient step"
+                )
+            self.settle()  # SAM evaluates it beside the weights
+            with torch.enable_grad():
+                loss = closure()
+            if inner:
+                self._gradients_are_there(optimizer)
+            else:
+                self.gather(optimizer)
+            return loss
+
+        return served
+
+    def _gradients_are_there(self, optimizer: Any) -> None:
+        self._moving.discard(id(optimizer))
+        found_inf = getattr(optimizer, "found_inf", None)  # a scaler's, of a fused optimizer
+        if found_inf is None or not bool(found_inf):
+            self._follow()
+            self.before_step(optimizer)
+            held = self._attached_as(optimizer).parameter_ids()
+            if any(id(p) in held and p.grad is not None for p in self.trained()):
+                self._moving.add(id(optimizer))
+
+    def _after(self, optimizer: Any) -> None:
+        counted = id(optimizer) in self._moving and optimizer is self._counting()
+        self._moving.discard(id(optimizer))
+        self.steps_done += counted
+        self.after_step(counted)
+
+    def _counting(self) -> Any:
+        """The first optimizer that has any of `trained`."""
+        trained = {id(parameter) for parameter in self.trained()}
+        for each in self._attached:
+            if trained & each.parameter_ids():
+                return each.stepping[0]
+        return None
+
+    def _attached_as(self, optimizer: Any) -> "_Attached":
+        return next(
+            attached
+            for attached in self._attached
+            if any(optimizer is each for each in (*attached.around, *attached.stepping))
+        )
+
+    # Parameters that others replace
+
+    def _check_held(self, optimizer: Any) -> None:
+        """Raises UserError where the optimizer trains what the model no longer has."""
+        for name, parameter in self._attached_as(optimizer).held.items():
+            if parameter_of(self._model, name) is not parameter and not self._has(parameter):
+                raise UserError(
+                    f"{name} was replaced in the model (load_state_dict(assign=True), a "
+                    "conversion, another layer), and this optimizer trains what it was; detach, "
+                    "make a new optimizer of the model's parameters, and attach that"
+                )
+
+    def _has(self, parameter: nn.Parameter) -> bool:
+        """Whether the model has it under any name, as when a layer was wrapped since."""
+        return any(parameter is each for each in self._model.parameters())
+
+    def _follow(self) -> None:
+        for name, known in self._parameters.items():
+            current = parameter_of(self._model, name)
+            if current is known or (current is None and self._has(known)):
+                continue
+            if current is None or current.shape != known.shape:
+                raise UserError(
+                    f"the model has no {name} of the shape {tuple(known.shape)} any more; make a "
+                    f"new {type(self).__name__} of the model as it is"
+                )
+            self._parameters[name] = current
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_moving": set()}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        for each in self._attached:
+            each.hang(self)
+        if self._attached:
+            _ALIVE.add(self)
+
+
+_ALIVE: "weakref.WeakSet[StepHooks]" = weakref.WeakSet()
+
+
+def attached_to(model: nn.Module) -> Iterator[StepHooks]:
+    """What is attached to optimizers for a model."""
+    inner = unwrapped(model)
+    return (each for each in list(_ALIVE) if each._attached and each._model is inner)
+
+
+def parameter_of(model: nn.Module, name: str) -> nn.Parameter | None:
+    """The parameter of that name, faster than Module.get_parameter; None if there is none."""
+    module: nn.Module | None = model
+    *path, last = name.split(".")
+    for part in path:
+        module = module._modules.get(part) if module is not None else None
+    return module._parameters.get(last) if module is not None else None
+
+
+def parameters_of(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, nn.Parameter]:
+    """{name: parameter} of a copy of a model, or of what averages it (swa_utils.AveragedModel).
+
+    Raises ValueError where it has none of that name and shape.
+    """
+    model = unwrapped(model)
+    if isinstance(model, AveragedModel):
+        model = unwrapped(model.module)
+    found = {}
+    for name, shape in shapes.items():
+        parameter = parameter_of(model, name)
+        if parameter is None or parameter.shape != shape:
+            raise ValueError(f"this model has no {name} of the shape {tuple(shape)}")
+        found[name] = parameter
+    return found
+
+
+def gradient_scaler() -> Any:
+    """The torch.amp.GradScaler, enabled, from whose step the optimizer's is called; or None."""
+    frame = sys._getframe(1)
+    for _ in range(SCALER_FRAMES):
+        if frame is None:
+            return None
+        caller = frame.f_locals.get("self") if frame.f_code.co_name == "step" else None
+        if isinstance(caller, torch.amp.GradScaler) and caller.is_enabled():
+            return caller
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+class _Attached:
+    """An optimizer that was given to attach, and those that step when it does."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.around: list[Any] = []  # that hold others, the outermost first
+        self.stepping: list[Any] = []  # that hold none
+        self.held: dict[str, nn.Parameter] = {}
+        self.handles: list[Any] = []
+        self._sort(optimizer)
+
+    def _sort(self, optimizer: Any) -> None:
+        if isinstance(optimizer, torch.optim.LBFGS) or not _is_optimizer(optimizer):
+            raise ValueError(
+                f"{type(optimizer).__name__} cannot be attached; give an optimizer each of whose "
+                "steps is one gradient step"
+            )
+        held = [each for value in _fields(optimizer).values() for each in _optimizers_in(value)]
+        if held:
+            self.around.append(optimizer)
+        elif not any(optimizer is each for each in self.stepping):
+            self.stepping.append(optimizer)
+        for each in held:
+            if not any(each is known for known in self.around):
+                self._sort(each)
+
+    def parameter_ids(self) -> set[int]:
+        return set().union(*map(_ids, (*self.around, *self.stepping)))
+
+    def hang(self, owner: StepHooks) -> None:
+        """Register the hooks, or those that a copy of an optimizer has not got."""
+        self.remove()
+        for each in self.stepping:
+            self._serve(each, "step", _Hook(owner, "step", inner=True))
+        for each in self.around:
+            self._serve(each, "step", _Hook(owner, "step", inner=False))
+            for method in ("first_step", "second_step"):  # SAM's, which look at the gradients
+                if callable(getattr(each, method, None)):
+                    self._serve(each, method, _Hook(owner, method, inner=False))
+
+    def _serve(self, optimizer: Any, method: str, hook: "_Hook") -> None:
+        if method == "step" and _has_hooks(optimizer):
+            self.handles.append(optimizer.register_step_pre_hook(hook.before))
+            self.handles.append(optimizer.register_step_post_hook(hook.after))
+        else:
+            self.handles.append(_Method(optimizer, method, hook))
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "handles": []}
+
+
+class _Hook:
+    """What is called before and after a method of an optimizer, for its owner.
+
+    A copy does nothing: some optimizers take their hooks along when they are copied, and the copy
+    of the owner registers its own.
+    """
+
+    def __init__(self, owner: StepHooks | None, method: str, inner: bool) -> None:
+        self.owner, self.method, self.inner = owner, method, inner
+
+    def before(self, optimizer: Any, args: tuple, kwargs: dict) -> Any:
+        if self.owner is None:
+            return None
+        if self.method == "step":
+            return self.owner._before(optimizer, args, kwargs, self.inner)
+        self.owner.gather(optimizer)
+        return None
+
+    def after(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
+        if self.owner is not None and self.inner:
+            self.owner._after(optimizer)
+        elif self.owner is not None:
+            self.owner.settle()
+
+    def __reduce__(self) -> tuple:
+        return _Hook, (None, self.method, self.inner)
+
+
+class _Method:
+    """In the place of a method of an object that calls no hooks of torch.optim.Optimizer."""
+
+    def __init__(self, owner: Any, name: str, hook: _Hook) -> None:
+        self.owner, self.name, self.hook = owner, name, hook
+        self.replaced = _fields(owner).get(name)
+        setattr(owner, name, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args = (self.owner, *args)
+        args, kwargs = self.hook.before(self.owner, args, kwargs) or (args, kwargs)
+        method = self.replaced or getattr(type(self.owner), self.name).__get__(self.owner)
+        result = method(*args[1:], **kwargs)
+        self.hook.after(self.owner, args, kwargs)
+        return result
+
+    # Schedulers of torch take a method apart, and bind it again.
+
+    @property
+    def __func__(self) -> "_Method":
+        return self
+
+    def __get__(self, owner: Any, kind: Any = None) -> "_Method":
+        return self
+
+    def remove(self) -> None:
+        self.hook.owner = None  # a scheduler may hold this for good
+        if _fields(self.owner).get(self.name) is self:
+            if self.replaced is None:
+                delattr(self.owner, self.name)
+            else:
+                setattr(self.owner, self.name, self.replaced)
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, torch.optim.Optimizer) or (
+        hasattr(value, "param_groups") and callable(getattr(value, "step", None))
+    )
+
+
+def _optimizers_in(value: Any) -> list[Any]:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return [each for each in parts if not isinstance(each, nn.Module) and _is_optimizer(each)]
+
+
+def _has_hooks(optimizer: Any) -> bool:
+    """Whether its `step` calls hooks: its class was wrapped by Optimizer.__init__."""
+    return "_optimizer_step_pre_hooks" in _fields(optimizer) and bool(
+        getattr(type(optimizer).step, "hooked", False)
+    )
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return getattr(value, "__dict__", {})
+
+
+def _is_accumulating(optimizer: Any) -> bool:
+    """Whether the step of accelerate's does nothing, since more gradients are to come."""
+    return not getattr(getattr(optimizer, "gradient_state", None), "sync_gradients", True)
+
+
+def _ids(optimizer: Any) -> set[int]:
+    return {id(each) for group in optimizer.param_groups for each in group["params"]}

@@ -5,14 +5,18 @@ after every optimizer step, so that neither momentum nor weight decay can revive
 weight. The mask of a model that was loaded is `weight != 0`.
 """
 
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .hooks import StepHooks
-from .parameters import Patterns, compressible, resolve, unwrapped
+from .errors import UserError
+from .hooks import StepHooks, parameters_of
+from .parameters import Patterns, compressible, resolve
+from .tensors import check_dense
 
 UPDATES = 100  # steps down of a gradual schedule
 MEMORY = 0.999  # decay of the mean squared gradient, Adam's beta2
@@ -114,7 +118,8 @@ class Pruner(StepHooks):
     schedule: nothing could make good for what they lose.
 
     `masks` is {parameter name: bool tensor, True where the weight stays}. Raises UserError for a
-    pattern that matches nothing, ValueError for numbers out of range.
+    pattern that matches nothing, a model in which nothing can be pruned, a weight or, on a gradual
+    schedule, a gradient that is not finite; ValueError for numbers out of range.
     """
 
     def __init__(
@@ -127,24 +132,31 @@ class Pruner(StepHooks):
         include: Patterns | None = None,
         exclude: Patterns = (),
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         if (sensitivity is None) == (density is None):
             raise ValueError("give either a sensitivity or a density")
-        if steps < 0 or (steps and density is None):
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps is a whole number of at least 0, not {steps!r}")
+        if steps and density is None:
             raise ValueError("steps are those of a gradual schedule: give them with a density")
-        model = unwrapped(model)
-        kinds = prunable(model, include, exclude)
-        parameters = dict(model.named_parameters())
-        self._weights = {name: parameters[name] for name in kinds}
+        kinds = prunable(self._model, include, exclude)
+        parameters = dict(self._model.named_parameters())
+        self._parameters = {name: parameters[name] for name in kinds}
+        if not kinds:
+            raise UserError(_nothing(self._model, include, exclude))
+        for name, weight in self.weights():
+            check_dense(name, weight)
+            _check_finite(name, weight)
         self.steps = steps
         self._squares: dict[str, torch.Tensor] = {}
+        self._not_finite: dict[str, torch.Tensor] = {}
         self.density: float | Mapping[str, float] | None = density
         if isinstance(density, Mapping):
             self.density = resolve(density, kinds)
         if self.density is not None:
             _check_fractions(self.density)
         if sensitivity is not None:
-            self.masks = _threshold_masks(self._weights, resolve(sensitivity, kinds))
+            self.masks = _threshold_masks(self._parameters, resolve(sensitivity, kinds))
         elif self.density is not None and not steps:
             self.masks = top_masks({n: _in_deviations(w) for n, w in self.weights()}, self.density)
         else:
@@ -153,41 +165,91 @@ class Pruner(StepHooks):
 
     def weights(self) -> Iterable[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that is pruned."""
-        return self._weights.items()
+        return self._parameters.items()
+
+    def apply(self) -> None:
+        """Set every pruned weight to exactly +0.0, as after every step.
+
+        For weights that were changed between steps; `detach` does it, too.
+        """
+        self._follow()
+        for name, weight in self.weights():
+            self.masks[name] = self.masks[name].to(weight.device)  # of a model that has moved
+        self._mask(self._parameters)
+
+    def apply_to(self, copy: nn.Module) -> None:
+        """Do the same to the weights of another model with the same names: a copy, an average
+        (torch.optim.swa_utils.AveragedModel). Raises ValueError where it has others."""
+        self._mask(parameters_of(copy, {name: mask.shape for name, mask in self.masks.items()}))
 
     @torch.no_grad()
-    def apply(self) -> None:
-        """Set every pruned weight to exactly +0.0."""
-        for name, weight in self.weights():
+    def _mask(self, weights: Mapping[str, nn.Parameter]) -> None:
+        for name, weight in weights.items():
             # masked_fill rather than a product: 0 * negative would leave -0.0, and 0 * inf a NaN.
-            weight.masked_fill_(~self.masks[name], 0.0)
+            weight.masked_fill_(~self.masks[name].to(weight.device), 0.0)
+
+    settle = apply
 
     @property
     def finished(self) -> bool:
-        """Whether the schedule has reached its density."""
-        return self.steps_done >= self.steps
+        """Whether the masks have the density: all steps are done, and gradients have come."""
+        return self.steps_done >= self.steps and (not self.steps or bool(self._squares))
+
+    @property
+    def unfinished(self) -> str:
+        if self.finished:
+            return ""
+        kept = sum(int(mask.sum()) for mask in self.masks.values())
+        share = kept / sum(mask.numel() for mask in self.masks.values())
+        return (
+            f"the pruning is not finished: {self.steps_done} of {self.steps} steps, {share:.0%} of "
+            "the weights are left; a step without a gradient of the weights does not count"
+        )
 
     @torch.no_grad()
-    def before_step(self) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the squared gradients into their running mean, which optimizers other than Adam
         do not have."""
         if self.finished:
             return
+        scale = getattr(optimizer, "grad_scale", None)  # a scaler's, of a fused optimizer
         for name, weight in self.weights():
             if weight.grad is None:
                 continue
-            square = weight.grad.float().square()
+            gradient = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
+            # Looked at when the schedule goes down: a GPU would run dry if every step asked it.
+            wrong = ~gradient.isfinite().all()
+            self._not_finite[name] = wrong | self._not_finite.get(name, wrong).to(wrong.device)
+            square = gradient.float().square()
+            if scale is not None:
+                square /= scale.float().square()
             if name not in self._squares:
                 self._squares[name] = torch.full_like(square, UNSEEN)
-            mean = self._squares[name]
-            # A step with an overflow, which a gradient scaler skips, must not count for ever.
+            mean = self._squares[name] = self._squares[name].to(square.device)
+            # The square of a large gradient may be infinite, and must not count for ever.
             mean.copy_(torch.where(square.isfinite(), mean.lerp(square, 1 - MEMORY), mean))
 
-    def after_step(self) -> None:
-        if self.density is not None and self._is_due(self.steps_done):
+    def after_step(self, counted: bool) -> None:
+        if counted and self.density is not None and self._is_due(self.steps_done):
             self.apply()  # what the step has revived must not look salient
+            self._check_training()
             self._update(self.density, self.steps_done / self.steps)
         self.apply()
+
+    @torch.no_grad()
+    def _check_training(self) -> None:
+        """Raises UserError where training has diverged, before that prunes everything."""
+        wrong = [~weight.isfinite().all() for _, weight in self.weights()]
+        wrong += self._not_finite.values()
+        if not bool(torch.stack([each.to(wrong[0].device) for each in wrong]).any()):
+            return
+        for name, weight in self.weights():
+            _check_finite(name, weight)
+            if name in self._not_finite and bool(self._not_finite[name]):
+                raise UserError(
+                    f"cannot prune {name}: its gradient was not finite in one of the last steps; "
+                    "lower the learning rate, or leave such steps out"
+                )
 
     def _is_due(self, done: int) -> bool:
         """Whether the schedule goes down with the step that is now `done`."""
@@ -250,8 +312,9 @@ def prunable(
 def _threshold_masks(
     weights: Mapping[str, torch.Tensor], sensitivity: Mapping[str, float]
 ) -> dict[str, torch.Tensor]:
-    if any(not value >= 0 for value in sensitivity.values()):
-        raise ValueError("a sensitivity is a number of at least 0")
+    for value in sensitivity.values():
+        if not _is_number(value) or not 0 <= value < math.inf:
+            raise ValueError(f"a sensitivity is a finite number of at least 0, not {value!r}")
     with torch.no_grad():
         return {n: threshold_mask(w, sensitivity[n]) for n, w in weights.items()}
 
@@ -263,5 +326,27 @@ def _in_deviations(weight: torch.Tensor) -> torch.Tensor:
 
 def _check_fractions(density: float | Mapping[str, float]) -> None:
     values = density.values() if isinstance(density, Mapping) else [density]
-    if not all(0 <= value <= 1 for value in values):
-        raise ValueError("a density is a number from 0 to 1")
+    for value in values:
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise ValueError(f"a density is a number from 0 to 1, not {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_finite(name: str, weight: torch.Tensor) -> None:
+    if not bool(weight.isfinite().all()):
+        raise UserError(f"cannot prune {name}: not all of its values are finite")
+
+
+def _nothing(model: nn.Module, include: Patterns | None, exclude: Patterns) -> str:
+    """Why there is nothing to prune."""
+    kinds = compressible(model, include, exclude)
+    if not kinds:
+        return "there is nothing to prune: the model has no weights of two or more dimensions"
+    shown = ", ".join(list(kinds)[:5])
+    return (
+        f"there is nothing to prune: {shown} are frozen, or embeddings, which are pruned only "
+        "where include names them"
+    )

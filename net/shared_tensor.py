@@ -36,6 +36,7 @@ class SharedTensor:
         self.positions = positions
         self.labels = torch.from_numpy(labels).to(tensor.device)
         self.centroids = nn.Parameter(torch.from_numpy(centroids).to(tensor.device, exact))
+        self.written = self.stored_centroids()  # by the last `write`
 
     @classmethod
     def clustered(
@@ -62,15 +63,67 @@ class SharedTensor:
         return cls(tensor, positions, centroids, labels, reassignable)
 
     @torch.no_grad()
-    def take_gradient(self, gradient: torch.Tensor) -> None:
+    def take_gradient(self, gradient: torch.Tensor, add: bool = False) -> None:
         """Equation 3: dL/dC_k is the sum of dL/dW over the weights assigned to centroid k.
 
-        `gradient` has the shape of the tensor; sets `centroids.grad`, and `latent.grad`.
+        `gradient` has the shape of the tensor, dense or sparse; sets `centroids.grad`, and
+        `latent.grad`, or adds to what is there.
         """
+        if gradient.layout != torch.strided:
+            gradient = gradient.to_dense()
+        self.follow(gradient)
         each = gradient.take(self.positions).to(self.centroids.dtype)
-        self.centroids.grad = torch.zeros_like(self.centroids).index_add_(0, self.labels, each)
-        if self.latent is not None:
-            self.latent.grad = each
+        own = torch.zeros_like(self.centroids).index_add_(0, self.labels, each)
+        for trained, new in ((self.centroids, own), (self.latent, each)):
+            if trained is not None:
+                trained.grad = new if not add or trained.grad is None else trained.grad + new
+
+    def follow(self, tensor: torch.Tensor) -> None:
+        """Move to the device of `tensor`, which a model may be moved to after it was shared."""
+        if self.positions.device != tensor.device:
+            self.positions = self.positions.to(tensor.device)
+            self.labels = self.labels.to(tensor.device)
+            for trained in (self.centroids, self.latent):
+                if trained is not None:  # in place: it may be in an optimizer
+                    trained.data = trained.data.to(tensor.device)
+
+    @torch.no_grad()
+    def means(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean [k'] of the values that a tensor of the same shape has where the centroid is
+        shared; exact where these are all the same, as in an average of shared tensors."""
+        labels = self.labels.to(tensor.device)
+        each = tensor.take(self.positions.to(tensor.device)).double()
+        sums = torch.zeros(len(self.centroids), dtype=torch.float64, device=tensor.device)
+        counts = torch.bincount(labels, minlength=len(sums)).clamp(min=1)
+        return (sums.index_add_(0, labels, each) / counts).to(self.centroids.dtype)
+
+    @torch.no_grad()
+    def share(self, tensor: torch.Tensor) -> None:
+        """Share the values of another tensor of the same shape where this one's are shared, and
+        prune it where this one is pruned."""
+        stored = self._stored(self.means(tensor))
+        tensor.zero_()
+        self._put(tensor, stored)
+
+    @torch.no_grad()
+    def settle(self, tensor: torch.Tensor) -> None:
+        """Write what the centroids are; or, where `tensor` is not what was written last, take it
+        for their values. Another tensor of as few values and with the same zeros, as of an earlier
+        epoch with other assignments, stays as it is."""
+        last = torch.zeros_like(tensor)
+        self._put(last, self.written)
+        if not torch.equal(tensor, last):
+            means = self.means(tensor)
+            self._put(last, means)
+            pruned = torch.ones_like(tensor, dtype=torch.bool)
+            pruned.view(-1)[self.positions.to(tensor.device)] = False
+            few = len(tensor[~pruned].unique()) <= len(self.centroids)
+            if few and not tensor[pruned].any() and not torch.equal(tensor, last):
+                return
+            tensor.masked_fill_(pruned, 0.0)
+            self.follow(tensor)
+            self.centroids.copy_(means)
+        self.write(tensor)
 
     @torch.no_grad()
     def reassign(self) -> None:
@@ -87,7 +140,14 @@ class SharedTensor:
     @torch.no_grad()
     def write(self, tensor: torch.Tensor) -> None:
         """Put the shared values, as they will be stored, into `tensor`."""
-        tensor.put_(self.positions, self.stored_centroids()[self.labels])
+        self.follow(tensor)
+        self.written = self.stored_centroids()
+        self._put(tensor, self.written)
+
+    def _put(self, tensor: torch.Tensor, stored: torch.Tensor) -> None:
+        stored = stored.to(tensor.device, tensor.dtype)
+        labels = self.labels.to(tensor.device)
+        tensor.put_(self.positions.to(tensor.device), stored[labels])
 
     def stored_centroids(self) -> torch.Tensor:
         """The centroids [k'] in the tensor's type, rounded to float16, which halves the codebook.
@@ -95,7 +155,10 @@ class SharedTensor:
         Unrounded where that would turn one into 0 (which means pruned) or infinity, and in a type
         that is no wider.
         """
-        exact = self.centroids.detach().to(self.dtype)
+        return self._stored(self.centroids.detach())
+
+    def _stored(self, centroids: torch.Tensor) -> torch.Tensor:
+        exact = centroids.to(self.dtype)
         if self.dtype.itemsize <= 2:
             return exact
         rounded = exact.half().to(self.dtype)

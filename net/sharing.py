@@ -1,23 +1,31 @@
 """Weight sharing in a model: which tensors take a few values, and how an optimizer trains those."""
 
+import warnings
+import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from .calibration import Samples
 from .calibration import share as shared_values
 from .clustering import Clustering
 from .errors import UserError, naming
-from .hooks import StepHooks
-from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
+from .hooks import StepHooks, attached_to, gradient_scaler, parameters_of
+from .parameters import Patterns, bias_of, compressible, resolve
 from .post_training import NOISE, steps_of
+from .prune import Pruner
+from .quantization import INITS
 from .shared_tensor import SharedTensor
+from .tensors import check_dense
 from .vectors import FOLDED, fold_statistics, rounded_vector, vector_names
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
+MOST_BITS = 16
 
 
 class WeightSharing(StepHooks):
@@ -77,25 +85,30 @@ class WeightSharing(StepHooks):
         include: Patterns | None = None,
         exclude: Patterns = (),
     ) -> None:
-        super().__init__()
-        model = unwrapped(model)
-        self._model = model
+        super().__init__(model)
+        model = self._model
+        _check_arguments(bits, noise, calibration, init, reassign, parts)
         kinds = compressible(model, include, exclude)
+        self._check_model(kinds)
         self.reassign_steps = reassign
         self.tensors: dict[str, SharedTensor] = {}
         self.clusterings: dict[str, Clustering] = {}
         self.without_data: dict[str, str] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._gathered: set[str] = set()
+        # {name: what was gathered since the last step, where a scaler may have to see it}
+        self._gathered: dict[str, torch.Tensor | None] = {}
+        self._reached: set[str] = set()  # by a gradient since `attach`
+        self._trained: set[str] = set()  # and in an optimizer
+        self._scaler: weakref.ref | None = None
         self._bits = bits_of_tensors(self._parameters, kinds, bits, bias_bits)
         self._init, self._seed = init, seed
         self._by_rate: dict[str, str] = {}  # {name: kind}
         self._steps: dict[str, float] = {}
-        self._inputs: list | None = None  # of calibration
+        self._inputs: Samples | None = None
         if bits == "auto":
             self._by_rate = kinds
             self._steps = steps_of(self._parameters, kinds, noise)
-            self._inputs = None if calibration is None else list(calibration)
+            self._inputs = None if calibration is None else Samples(model, calibration)
         own = vectors_to_round(model.state_dict(), kinds, bits, self._bits)
         self._vectors = [] if exact_vectors else own
         # Where errors of the weights are compensated, those of the vectors would show.
@@ -107,9 +120,19 @@ class WeightSharing(StepHooks):
         self.share_next()
         self._round_vectors()
 
+    def _check_model(self, kinds: Mapping[str, str]) -> None:
+        if not kinds:
+            raise UserError(
+                "there is nothing to share: the model has no weights of two or more dimensions"
+            )
+        parameters = dict(self._model.named_parameters())
+        for name in kinds:
+            check_dense(name, parameters[name])
+        for other in attached_to(self._model):
+            if isinstance(other, Pruner) and not other.finished:
+                warnings.warn(f"a Pruner is attached, and {other.unfinished}", stacklevel=3)
+
     def _in_parts(self, weights: Container[str], parts: int) -> list[list[str]]:
-        if parts < 1:
-            raise UserError(f"parts must be at least 1, not {parts}")
         names = [*self._by_rate, *self._bits]
         if parts == 1:
             return [names]
@@ -176,8 +199,30 @@ class WeightSharing(StepHooks):
             state[name].copy_(rounded_vector(name, state, self._rounding))
 
     def detach(self) -> None:
+        """Leave all optimizers, with shared values in the model.
+
+        What has changed these since the last step (averaging, the evaluation mode of an optimizer,
+        a state dict of an earlier epoch) is taken over. Warns where no gradient came.
+        """
+        self._follow()
+        for name, shared in self.tensors.items():
+            shared.settle(self._parameters[name])
         super().detach()
+        self._reached, self._trained = set(), set()
         self._round_vectors()
+
+    @property
+    def unfinished(self) -> str:
+        own = {n for n in self.tensors if self._parameters[n].requires_grad}
+        lost = sorted((self._reached & own) - self._trained)
+        if own and not self._reached & own:
+            return "no step has trained the shared values: no gradient of the weights ever came"
+        if lost:
+            return (
+                f"the shared values of {', '.join(lost[:5])} were not trained: they are in no "
+                "attached optimizer; make it of sharing.parameters()"
+            )
+        return ""
 
     def fold_norms(self) -> list[str]:
         """Fold the running statistics of batch normalisation into its weight and bias, once all
@@ -196,6 +241,14 @@ class WeightSharing(StepHooks):
             fold_statistics(module, self._rounding)
         return list(found)
 
+    _made_of = "sharing.parameters()"
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        for shared in self.tensors.values():
+            yield shared.centroids
+            if shared.latent is not None:
+                yield shared.latent
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """What an optimizer is to train: the centroids, the latent weights while there are
         reassignments, and the parameters of the model that are not shared."""
@@ -204,6 +257,9 @@ class WeightSharing(StepHooks):
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """The same for a learning rate: groups in which latent weights have LATENT_RATE of it."""
+        self._follow()
+        for name, shared in self.tensors.items():
+            shared.follow(self._parameters[name])
         trained = {
             name: shared
             for name, shared in self.tensors.items()
@@ -225,53 +281,127 @@ class WeightSharing(StepHooks):
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """From here on every step of `optimizer` trains the shared values.
 
-        Raises ValueError for an optimizer of the weights themselves, which would train nothing.
+        Raises ValueError for an optimizer of the weights themselves, which would train nothing, and
+        for those that StepHooks.attach refuses.
         """
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if isinstance(optimizer, torch.optim.SparseAdam):
+            raise ValueError("gradients of shared values are dense; use Adam, not SparseAdam")
+        self._follow()
+        super().attach(optimizer)
+
+    def _held(self, attached: Any) -> dict[str, nn.Parameter]:
+        held = attached.parameter_ids()
         for name in self.tensors:
             if id(self._parameters[name]) in held:
                 raise ValueError(
                     f"this optimizer trains {name} itself; make it of sharing.parameters()"
                 )
-        super().attach(optimizer)
+        return super()._held(attached)
 
     def gather_gradients(self) -> None:
         """Move the gradients of the weights to the centroids, as before every step.
 
         The weights' own are None afterwards: no optimizer that knows the centroids alone would
-        clear them before the next step.
+        clear them before the next step. For what looks at the gradients before a step: a scaler
+        (before its `unscale_`), clipping. Raises UserError after the scaler's `unscale_`.
         """
+        scaler = self._scaler() if self._scaler is not None else None
+        if scaler is not None and self._is_unscaled(scaler):
+            raise UserError(SCALED)
+        for name in self._take():
+            gradient = self.tensors[name].centroids.grad
+            if scaler is None and gradient is not None:
+                self._gathered[name] = gradient.clone()
+
+    def _take(self) -> list[str]:
+        """The names of the tensors whose gradients were taken."""
+        found = []
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
             if parameter.grad is not None:
-                shared.take_gradient(parameter.grad)
+                shared.take_gradient(parameter.grad, add=name in self._gathered)
                 parameter.grad = None
-                self._gathered.add(name)
+                self._gathered[name] = None
+                found.append(name)
+        self._reached.update(found)
+        return found
 
-    def before_step(self) -> None:
-        self.gather_gradients()
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_scaler": None}
+
+    def _is_unscaled(self, scaler: Any) -> bool:
+        """Whether a scaler has unscaled the gradients of this step already."""
+        states = scaler._per_optimizer_states
+        stages = (
+            states[id(optimizer)]["stage"]
+            for each in self._attached
+            for optimizer in each.stepping
+            if id(optimizer) in states
+        )
+        return any(stage.name == "UNSCALED" for stage in stages)
+
+    def gather(self, optimizer: torch.optim.Optimizer) -> None:
+        scaler = gradient_scaler()
+        if scaler is not None:
+            self._scaler = weakref.ref(scaler)
+            self._check_unscaled(scaler, optimizer)
+        self._take()
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.gather(optimizer)
+        held = self._attached_as(optimizer).parameter_ids()
         for name, shared in self.tensors.items():
             # Of an earlier step, where this one did not reach the tensor.
             if name not in self._gathered:
                 shared.centroids.grad = None
                 if shared.latent is not None:
                     shared.latent.grad = None
+            elif name not in self._trained and id(shared.centroids) in held:
+                self._trained.add(name)
 
-    def after_step(self) -> None:
+    def _check_unscaled(self, scaler: Any, optimizer: torch.optim.Optimizer) -> None:
+        """Raises UserError where a scaler, whose step this is, did not see a gradient."""
+        if any(self._parameters[name].grad is not None for name in self.tensors):
+            raise UserError(SCALED)
+        if getattr(optimizer, "grad_scale", None) is not None or scaler.get_scale() == 1:
+            return  # unscaled by the step itself
+        held = self._attached_as(optimizer).parameter_ids()
+        for name, before in self._gathered.items():
+            after = self.tensors[name].centroids
+            if before is None or after.grad is None or id(after) not in held:
+                continue
+            if torch.equal(before, after.grad) and bool(before.any()):
+                raise UserError(SCALED)
+
+    def after_step(self, counted: bool) -> None:
         self._gathered.clear()
-        if self.steps_done <= self.reassign_steps:
+        if counted and self.steps_done <= self.reassign_steps:
             for shared in self.tensors.values():
                 if shared.latent is not None:
                     shared.reassign()
         self.write()
 
     def write(self) -> None:
-        """Put the shared values into the model's parameters, in place."""
+        """Put the shared values into the model's parameters, in place, as after every step.
+
+        For centroids that were changed between steps, as by the evaluation mode of an optimizer.
+        """
         for name, shared in self.tensors.items():
             shared.write(self._parameters[name])
         with torch.no_grad():
             for name, mask in self._masks.items():
-                self._parameters[name].mul_(mask)
+                parameter = self._parameters[name]
+                parameter.mul_(mask.to(parameter.device))
+
+    settle = write
+
+    def apply_to(self, copy: nn.Module) -> None:
+        """Share the weights of another model with the same names, a copy or an average of this one
+        (torch.optim.swa_utils.AveragedModel): those that have one value here get one there, their
+        mean, and what is pruned here is zero. Raises ValueError where it has other parameters."""
+        shapes = {name: self._parameters[name].shape for name in self.tensors}
+        for name, parameter in parameters_of(copy, shapes).items():
+            self.tensors[name].share(parameter)
 
     def state_dict(self) -> dict:
         """What a resumed run needs, beside the model's and the optimizer's state."""
@@ -295,6 +425,26 @@ class WeightSharing(StepHooks):
         self.write()
 
 
+SCALED = (
+    "the gradients of the weights were left out when the scaler unscaled: call "
+    "sharing.gather_gradients() after backward, before the scaler's unscale_ or step"
+)
+
+
+def _check_arguments(
+    bits: Any, noise: Any, calibration: Any, init: str, reassign: Any, parts: Any
+) -> None:
+    if calibration is not None and bits != "auto":
+        raise ValueError(f"calibration has no effect with bits={bits!r}; it is for bits='auto'")
+    if init not in INITS:
+        raise ValueError(f"init must be one of {', '.join(INITS)}, not {init!r}")
+    if isinstance(noise, bool) or not isinstance(noise, Real):
+        raise ValueError(f"noise must be a positive number, not {noise!r}")
+    for name, value, least in (("reassign", reassign, 0), ("parts", parts, 1)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
 def bits_of_tensors(
     names: Iterable[str],
     kinds: Mapping[str, str],
@@ -303,10 +453,18 @@ def bits_of_tensors(
 ) -> dict[str, int]:
     """{name: bits} of the tensors to cluster: the weights {name: kind}, but for "auto", and those
     of their biases that are among `names`; 0 bits leave a tensor as it is, and out. Raises
-    UserError for another string.
+    ValueError for other bits.
     """
-    if isinstance(bits, str) and bits != "auto":
-        raise UserError(f"bits must be a number, {{pattern: number}} or 'auto', not {bits!r}")
+    for given, allowed in (
+        (bits, (*range(MOST_BITS + 1), "auto")),
+        (bias_bits, range(MOST_BITS + 1)),
+    ):
+        for value in given.values() if isinstance(given, Mapping) else [given]:
+            if isinstance(value, bool) or value not in allowed:
+                raise ValueError(
+                    f"bits must be a number from 0 to {MOST_BITS}, {{pattern: number}} or 'auto', "
+                    f"not {value!r}"
+                )
     of_weights, of_biases = resolve(0 if bits == "auto" else bits, kinds), resolve(bias_bits, kinds)
     names = set(names)
     found: dict[str, int] = {}

@@ -154,6 +154,8 @@ def prune(
     set_dropout(model, 0.0)
 
     def train_with(pruner: Pruner, phase: str, epochs: int) -> None:
+        if progress and progress.passed(phase):
+            return
         optimizer = adam(model.parameters(), options.retrain_lr)
         pruner.attach(optimizer)
         fit(
@@ -239,7 +241,8 @@ def share(
     between = epochs // parts if parts > 1 else 0
     while sharing.parts_left:
         epochs -= between
-        train_values(f"share {parts - sharing.parts_left}/{parts}", between)
+        if between:
+            train_values(f"share {parts - sharing.parts_left}/{parts}", between)
         sharing.share_next()
     for name, reason in sharing.without_data.items():
         setting.log.note(f"{name} was shared without data: {reason}")
