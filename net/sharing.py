@@ -1,6 +1,6 @@
 """Weight sharing in a model: which tensors take a few values, and how an optimizer trains those."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from .calibration import share as shared_values
-from .clustering import Clustering
-from .errors import UserError, naming
+from .clustering import Clustering, relative_change
+from .errors import naming
 from .hooks import StepHooks
-from .parameters import Patterns, bias_of, compressible, resolve, unwrapped
-from .post_training import NOISE, steps_of
+from .parameters import unwrapped
+from .plan import Bits, SharingConfig, plan, treated
+from .post_training import steps_of
 from .shared_tensor import SharedTensor
-from .vectors import FOLDED, fold_statistics, rounded_vector, vector_names
+from .vectors import FOLDED, fold_statistics, rounded_vector
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
@@ -29,12 +30,14 @@ class WeightSharing(StepHooks):
         ...                                                # your own loop
         sharing.detach()
 
-    `bits`, a number or {pattern: number}: every compressible tensor (net.parameters) gets 2**bits
-    values at most, by k-means over its non-zero entries; zeros stay zeros. `bias_bits`, likewise,
-    is for the biases that belong to these weights; {pattern: number} means the weights' names, and
-    0 leaves them as they are, or rounded with `bits="auto"`. During the first `reassign` steps each
-    weight still follows its own gradient as well, and moves to the centroid that is nearest then;
-    afterwards assignments stay.
+    The options are the fields of net.plan.SharingConfig, or one of these in place of `bits`; what
+    becomes of each tensor is decided by them at once, and is `plan`: {name: Treatment}.
+
+    `bits`, a number or {pattern: number}: every weight gets 2**bits values at most, by k-means over
+    its non-zero entries; zeros stay zeros. `bias_bits`, likewise, is for the biases that belong to
+    these weights; {pattern: number} means the weights' names, and 0 leaves them as they are, or
+    rounded with `bits="auto"`. During the first `reassign` steps each weight still follows its own
+    gradient as well, and moves to the centroid that is nearest then; afterwards assignments stay.
 
     `bits="auto"` is for a model that is trained already (net.post_training): the values of every
     tensor are those that give the fewest bytes at a `noise` in the weights, 0.4 standard deviations
@@ -48,9 +51,9 @@ class WeightSharing(StepHooks):
     trained between, single weights, zeros excepted: it makes up for the errors of what is (after
     Zhou et al. 2017, incremental network quantization, where the parts are of each tensor).
 
-    Vectors that are not shared (normalisation, its statistics, with "auto" biases of 0 bits) are
-    rounded, when the sharing begins and when it is detached, unless `exact_vectors`; `fold_norms`
-    leaves half of those of batch normalisation.
+    Normalisation and, with "auto", biases of 0 bits are rounded, when the sharing begins and when
+    it is detached, unless `exact_vectors`; `rounded` is {name: relative change by the last
+    rounding}; `fold_norms` leaves half of those of batch normalisation. All else stays exact.
 
     The model is an ordinary one all the time: the shared values are written into its parameters,
     when the sharing begins and after every step. Frozen weights are shared and stay; so do those
@@ -58,63 +61,55 @@ class WeightSharing(StepHooks):
     `unscale_` or `step`, so that it sees the gradients of the centroids.
 
     `tensors` is {parameter name: SharedTensor}, `clusterings` {parameter name: Clustering}. Raises
-    UserError for a pattern that matches nothing and for a tensor with infinite or NaN entries.
+    ValueError for options out of range, UserError for a pattern that matches nothing and for a
+    tensor with infinite or NaN entries.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        bits: int | Mapping[str, int] | Literal["auto"] = 5,
+        bits: Bits | Literal["auto"] | SharingConfig = 5,
         *,
-        noise: float = NOISE,
         calibration: Iterable | None = None,
-        exact_vectors: bool = False,
-        bias_bits: int | Mapping[str, int] = 0,
-        init: str = "linear",
-        seed: int = 42,
-        reassign: int = 0,
-        parts: int = 1,
-        include: Patterns | None = None,
-        exclude: Patterns = (),
+        **options: Any,
     ) -> None:
         super().__init__()
+        config = bits if isinstance(bits, SharingConfig) else SharingConfig(bits, **options)
+        if isinstance(bits, SharingConfig) and options:
+            raise ValueError("give either a SharingConfig or its fields")
+        by_rate = config.bits == "auto"
+        if calibration is not None and not by_rate:
+            raise ValueError('calibration is for bits="auto": k-means does without inputs')
         model = unwrapped(model)
         self._model = model
-        kinds = compressible(model, include, exclude)
-        self.reassign_steps = reassign
+        self.config = config
+        self.plan = plan(model, config)
+        self.reassign_steps = config.reassign
         self.tensors: dict[str, SharedTensor] = {}
         self.clusterings: dict[str, Clustering] = {}
+        self.rounded: dict[str, float] = {}
         self.without_data: dict[str, str] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._gathered: set[str] = set()
-        self._bits = bits_of_tensors(self._parameters, kinds, bits, bias_bits)
-        self._init, self._seed = init, seed
-        self._by_rate: dict[str, str] = {}  # {name: kind}
-        self._steps: dict[str, float] = {}
-        self._inputs: list | None = None  # of calibration
-        if bits == "auto":
-            self._by_rate = kinds
-            self._steps = steps_of(self._parameters, kinds, noise)
-            self._inputs = None if calibration is None else list(calibration)
-        own = vectors_to_round(model.state_dict(), kinds, bits, self._bits)
-        self._vectors = [] if exact_vectors else own
+        self._by_rate = {name: self.plan[name].kind for name in treated(self.plan, "rate")}
+        self._inputs = None if calibration is None else list(calibration)
+        self._steps = steps_of(self._parameters, self._by_rate, config.noise)
+        self._vectors = treated(self.plan, "round")
         # Where errors of the weights are compensated, those of the vectors would show.
-        self._rounding = noise if calibration is None else noise / 2
-        self._parts = self._in_parts(kinds, parts)
+        self._rounding = config.noise if calibration is None else config.noise / 2
+        self._parts = self._in_parts(config.parts)
         # In what is shared later, too, zeros stay zeros.
         later = [name for part in self._parts[1:] for name in part]
         self._masks = {name: self._parameters[name] != 0 for name in later}
         self.share_next()
         self._round_vectors()
 
-    def _in_parts(self, weights: Container[str], parts: int) -> list[list[str]]:
-        if parts < 1:
-            raise UserError(f"parts must be at least 1, not {parts}")
-        names = [*self._by_rate, *self._bits]
+    def _in_parts(self, parts: int) -> list[list[str]]:
+        names = [*self._by_rate, *treated(self.plan, "cluster")]
         if parts == 1:
             return [names]
-        biases = [name for name in names if name not in weights]
-        ordered = [name for name in names if name in weights]
+        biases = [name for name in names if not self.plan[name].kind]
+        ordered = [name for name in names if self.plan[name].kind]
         ordered.sort(key=lambda name: -self._parameters[name].numel())
         size = max(1, -(-len(ordered) // parts))
         found = [ordered[i : i + size] for i in range(0, len(ordered), size)] or [[]]
@@ -132,7 +127,7 @@ class WeightSharing(StepHooks):
         for name in names:
             self._masks.pop(name, None)
         self._share_by_rate([name for name in names if name in self._by_rate])
-        self._share_by_clustering([name for name in names if name in self._bits])
+        self._share_by_clustering([name for name in names if name not in self._by_rate])
         if not self._parts:
             self._inputs = None  # which may be large, and fine-tuning goes on for long
         return True
@@ -152,8 +147,9 @@ class WeightSharing(StepHooks):
 
     def _share_by_clustering(self, names: list[str]) -> None:
         for name in names:
-            make = partial(SharedTensor.clustered, init=self._init, seed=self._seed)
-            self._add(name, make, self._bits[name])
+            config = self.config
+            make = partial(SharedTensor.clustered, init=config.init, seed=config.seed)
+            self._add(name, make, self.plan[name].bits)
 
     @torch.no_grad()
     def _add(self, name: str, make: Callable, how: Any) -> None:
@@ -173,7 +169,9 @@ class WeightSharing(StepHooks):
     def _round_vectors(self) -> None:
         state = self._model.state_dict()
         for name in self._vectors:
-            state[name].copy_(rounded_vector(name, state, self._rounding))
+            rounded = rounded_vector(name, state, self._rounding)
+            self.rounded[name] = relative_change(state[name], rounded)
+            state[name].copy_(rounded)
 
     def detach(self) -> None:
         super().detach()
@@ -293,39 +291,3 @@ class WeightSharing(StepHooks):
         self._model.load_state_dict(state["vectors"], strict=False)
         self.steps_done = state["steps_done"]
         self.write()
-
-
-def bits_of_tensors(
-    names: Iterable[str],
-    kinds: Mapping[str, str],
-    bits: int | Mapping[str, int] | Literal["auto"],
-    bias_bits: int | Mapping[str, int],
-) -> dict[str, int]:
-    """{name: bits} of the tensors to cluster: the weights {name: kind}, but for "auto", and those
-    of their biases that are among `names`; 0 bits leave a tensor as it is, and out. Raises
-    UserError for another string.
-    """
-    if isinstance(bits, str) and bits != "auto":
-        raise UserError(f"bits must be a number, {{pattern: number}} or 'auto', not {bits!r}")
-    of_weights, of_biases = resolve(0 if bits == "auto" else bits, kinds), resolve(bias_bits, kinds)
-    names = set(names)
-    found: dict[str, int] = {}
-    for name in kinds:
-        for each, b in ((name, of_weights[name]), (bias_of(name), of_biases[name])):
-            if b and each in names:
-                found.setdefault(each, b)
-    return found
-
-
-def vectors_to_round(
-    state: Mapping[str, torch.Tensor],
-    kinds: Mapping[str, str],
-    bits: int | Mapping[str, int] | Literal["auto"],
-    clustered: Mapping[str, int],
-) -> list[str]:
-    """The vectors of a state dict that are rounded beside shared weights {name: kind}: those that
-    are not shared themselves, and no biases of the weights where `bits` are given."""
-    left = {*kinds, *clustered}
-    if bits != "auto":
-        left |= set(map(bias_of, kinds))
-    return [name for name in vector_names(state) if name not in left]
