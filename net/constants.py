@@ -10,7 +10,8 @@ import torch
 LEAST = 8  # columns: rows of fewer may follow a law by chance
 SAMPLE = 1 << 14  # values that are looked at before all are
 MOST = 256  # values that may be called few
-ROWS = 16
+ROWS = 16  # and more, that are looked at before all are
+NEGLIGIBLE = 1e-5
 
 
 def is_table(tensor: torch.Tensor) -> bool:
@@ -29,12 +30,12 @@ def is_table(tensor: torch.Tensor) -> bool:
 
 
 def _live(rows: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """(the rows that are not zero, of float64, divided by the largest magnitude of each; how far
-    two equal numbers may lie apart)."""
+    """(the rows that are not zero, or next to it as a sine at all its zeros, in float64, divided by
+    the largest magnitude of each; how far two equal numbers may lie apart)."""
     tolerance = 1e-4 if rows.dtype.itemsize > 2 else 1e-2
     exact = rows.double()
     largest = exact.abs().amax(1, keepdim=True)
-    live = (largest > 0).flatten()
+    live = (largest > NEGLIGIBLE * largest.max()).flatten()
     return exact[live] / largest[live], tolerance
 
 

@@ -7,7 +7,7 @@ a parametrization makes a weight of, and the fused experts of transformers, whos
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeVar
 
@@ -47,7 +47,8 @@ def compressible(
 
     `source` is a module or a state dict. A tensor with several names (tied weights) appears once,
     under the first. `include` takes the parameters of two or more dimensions that match one of its
-    patterns, whatever their names contain, and no others; `exclude` leaves out what it matches.
+    patterns, whatever their names contain, and no others; `exclude` leaves out what it matches, and
+    may name other tensors, too.
     A pattern is the name of a parameter or of its layer with the wildcards of a shell, or a kind:
     one of KINDS after an @.
 
@@ -55,8 +56,10 @@ def compressible(
     """
     everything = matrices(source)
     chosen = everything if include is not None else weights_of(everything)
-    for pattern in (*listed(include or ()), *listed(exclude)):
+    for pattern in listed(include or ()):
         check_used(pattern, everything)
+    for pattern in listed(exclude):
+        check_used(pattern, [name for name, *_ in _listing(source)])
     return {
         name: each.kind
         for name, each in chosen.items()
@@ -77,8 +80,7 @@ def matrices(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, Matrix
     Raises UserError for a lazy parameter without its shape.
     """
     found, seen = {}, set()
-    of_module = isinstance(source, nn.Module)
-    for name, each, owner, key in _of_module(source) if of_module else _of_state(source):
+    for name, each, owner, key in _listing(source):
         if is_computed(each) and len(each.shape) >= 2 and key not in seen:
             seen.add(key)
             shape = tuple(each.shape)
@@ -197,6 +199,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def _listing(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple]:
+    return _of_module(source) if isinstance(source, nn.Module) else _of_state(source)
+
+
 def _of_module(model: nn.Module) -> Iterator[tuple]:
     """(name, what has its type and shape, the module that owns it, equal for tied ones)."""
     for prefix, module in model.named_modules():
@@ -242,12 +248,13 @@ def listed(patterns: Patterns) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
-def check_used(pattern: str, kinds: Mapping[str, Any]) -> None:
-    """Raises UserError for a pattern that matches none of {name: kind, or what has one}."""
+def check_used(pattern: str, of: Iterable[str]) -> None:
+    """Raises UserError for a pattern, but for a kind, that matches none of these names."""
     if pattern.startswith("@") and pattern[1:] in KINDS:
         return
-    if not any(matches(name, "", pattern) for name in kinds):
-        names = list(map(shortest_name, kinds))
+    names = list(of)
+    if not any(matches(name, "", pattern) for name in names):
+        names = list(map(shortest_name, names))
         more = f" and {len(names) - SHOWN} others" if len(names) > SHOWN else ""
         shown = ", ".join(names[:SHOWN]) + more
         raise UserError(f"no parameter matches {pattern!r}; there are: {shown}")

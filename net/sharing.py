@@ -52,8 +52,8 @@ class WeightSharing(StepHooks):
     Zhou et al. 2017, incremental network quantization, where the parts are of each tensor).
 
     Normalisation and, with "auto", biases of 0 bits are rounded, when the sharing begins and when
-    it is detached, unless `exact_vectors`; `rounded` is {name: relative change by the last
-    rounding}; `fold_norms` leaves half of those of batch normalisation. All else stays exact.
+    it is detached, unless `exact_vectors`; `rounded` is {name: the largest relative change by
+    it}; `fold_norms` leaves half of those of batch normalisation. All else stays exact.
 
     The model is an ordinary one all the time: the shared values are written into its parameters,
     when the sharing begins and after every step. Frozen weights are shared and stay; so do those
@@ -170,7 +170,8 @@ class WeightSharing(StepHooks):
         state = self._model.state_dict()
         for name in self._vectors:
             rounded = rounded_vector(name, state, self._rounding)
-            self.rounded[name] = relative_change(state[name], rounded)
+            change = relative_change(state[name], rounded)
+            self.rounded[name] = max(change, self.rounded.get(name, 0.0))
             state[name].copy_(rounded)
 
     def detach(self) -> None:
