@@ -28,6 +28,7 @@ def parser() -> arguments.Parser:
     arguments.add_output_folder(parser)
     arguments.add_training(parser)
     arguments.add_pruning(parser)
+    arguments.add_choice(parser)
     arguments.add_budget(parser)
     arguments.add_scan(parser)
     arguments.add_log(parser)

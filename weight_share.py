@@ -25,6 +25,7 @@ def parser() -> arguments.Parser:
         help="default: %(default)s",
     )
     sharing_arguments.add_sharing(parser, prefix="")
+    arguments.add_choice(parser)
     arguments.add_budget(parser)
     arguments.add_training(parser)
     arguments.add_model(parser, default=None)
@@ -44,7 +45,7 @@ def body(args: Namespace) -> None:
     with cli.setting(args) as setting:
         if source.arch is None and args.arch is None:
             options = cli.chosen(args).sharing
-            _, clusterings = runs.share_bare(source, options, args.output)
+            _, clusterings = runs.share_bare(source, options, args.output, setting.log)
             setting.log.note(
                 "shared without data, so that nobody has seen what the model answers now: compare "
                 "it with the original, or name --arch and --dataset"

@@ -33,6 +33,14 @@ def or_auto(kind: Callable[[str], Value]) -> Callable[[str], Value | Literal["au
     return lambda text: "auto" if text == "auto" else kind(text)
 
 
+def patterns(text: str) -> tuple[str, ...]:
+    """Patterns over names, separated by commas."""
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty pattern")
+    return found
+
+
 def real(low: float = 0.0, high: float = math.inf) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:

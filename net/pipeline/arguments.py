@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .argument_types import DATASETS, dataset, integer, or_auto, per_layer, picture, real
+from .argument_types import DATASETS, dataset, integer, or_auto, patterns, per_layer, picture, real
 from .options import PRESETS, defaults_text
 
 
@@ -139,6 +139,22 @@ def add_training(parser: Parser) -> None:
         metavar="R",
     )
     preset_switch(group, "--amp", "matrix products in bfloat16; auto: on a processor that has it")
+
+
+def add_choice(parser: Parser) -> None:
+    """Which tensors are compressed."""
+    group = parser.add_argument_group("which tensors")
+    for flag, text in (
+        ("--include", "prune and share these and no others; any tensor of two or more dimensions"),
+        ("--exclude", "leave these exactly as they are"),
+    ):
+        group.add_argument(
+            flag,
+            type=patterns,
+            metavar="P,P",
+            help=f"{text}: names of tensors or layers, with the wildcards of a shell, or kinds "
+            "(@linear, @conv, @attention, @rnn, @embedding)",
+        )
 
 
 def add_budget(parser: Parser) -> None:

@@ -105,6 +105,8 @@ def begun(
         seed=options.seed,
         reassign=reassign,
         parts=parts,
+        include=options.include,
+        exclude=options.exclude,
     )
 
 
@@ -145,7 +147,9 @@ def tolerated_density(
 
     found = copy.deepcopy(model)
     begun(found, sharing, most_noise(model, held_out, inputs, sharing, bearable), inputs)
-    weights = [found.get_parameter(name) for name in prunable(found)]
+    weights = [
+        found.get_parameter(name) for name in prunable(found, options.include, options.exclude)
+    ]
     left = sum(int(weight.count_nonzero()) for weight in weights)
     kept = left / max(1, sum(weight.numel() for weight in weights))
     density = float(f"{kept**POWER:.2g}")

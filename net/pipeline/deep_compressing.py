@@ -24,6 +24,7 @@ def parser() -> arguments.Parser:
     arguments.add_training(parser)
     arguments.add_pruning(parser)
     sharing_arguments.add_sharing(parser)
+    arguments.add_choice(parser)
     arguments.add_budget(parser)
     arguments.add_comparison(parser)
     arguments.add_log(parser)

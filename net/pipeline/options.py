@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+# Over the names of parameters (net.parameters)
+Patterns = tuple[str, ...]
 # {pattern: number}, net.parameters.resolve
 PerLayer = Mapping[str, float]
 BitsPerLayer = Mapping[str, int]
@@ -66,6 +68,8 @@ class TrainingOptions(CommonOptions):
 class PruningOptions(TrainingOptions):
     """Of pruning and retraining."""
 
+    include: Patterns | None = None
+    exclude: Patterns = ()
     sensitivity: float | PerLayer = 1.5
     # Instead of the sensitivity: gradual pruning, with "auto" to what the error budget allows.
     density: float | PerLayer | Literal["auto"] | None = None
@@ -95,6 +99,8 @@ class SharingOptions(CommonOptions):
     finetune_epochs: int = 3
     finetune_lr: float = 5e-4
     reassign: float = 0.0  # fraction of the fine-tuning
+    include: Patterns | None = None
+    exclude: Patterns = ()
     share_parts: int = 1  # in which the weights are shared, with training between
 
     @property

@@ -6,10 +6,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .. import checkpoint, shards
+from ..bare import SharedState
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..clustering import Clustering
 from ..files import check_writable
+from ..report.tables import sharing_notes
 from ..training import architectures, datasets, distributed, weights
+from ..training.log import Log
 from ..training.resume import RunProgress
 from ..training.splits import Dataset
 from . import stages
@@ -148,13 +151,17 @@ class Run:
 
 
 def share_bare(
-    source: Checkpoint, options: SharingOptions, path: str | Path
+    source: Checkpoint, options: SharingOptions, path: str | Path, log: Log
 ) -> tuple[Checkpoint, dict[str, Clustering]]:
     """Share the weights of a state dict whose architecture is not known, and write the result:
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
     check_writable(Path(path).parent)
     shared, clusterings = stages.share_bare(source, options)
     write(path, shared)
+    state = shared.state_dict
+    if isinstance(state, SharedState):
+        for note in sharing_notes(state.plan, clusterings, state.rounded, state):
+            log.note(note)
     return shared, clusterings
 
 

@@ -26,6 +26,7 @@ from ..errors import UserError
 from ..parameters import compressible, resolve
 from ..post_training import NOISE
 from ..prune import Pruner, prunable, shrink
+from ..report.tables import sharing_notes
 from ..sharing import WeightSharing
 from ..training import architectures, restore, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
@@ -176,12 +177,13 @@ def prune(
         )
         pruner.detach()
 
+    which = {"include": options.include, "exclude": options.exclude}
     if density is None:
-        pruner = Pruner(model, sensitivity=options.sensitivity)
+        pruner = Pruner(model, sensitivity=options.sensitivity, **which)
     else:
         per_epoch = schedule(options, 1, dataset).steps_per_epoch(len(split))
         steps = max(1, int(RAMP * options.prune_epochs * per_epoch))
-        pruner = Pruner(model, density=density, steps=steps)
+        pruner = Pruner(model, density=density, steps=steps, **which)
         train_with(pruner, "prune", options.prune_epochs)
         fold_constant_inputs(model, pruner.masks, dataset.train)
         drop_idle(model, pruner.masks, split, loss)
@@ -255,6 +257,9 @@ def share(
         finish(sharing, options, setting.log)
         error = setting.test_error(model, "after fine-tuning", dataset)
     metrics = {"test_error_percent": error}
+    state = model.state_dict()
+    for note in sharing_notes(sharing.plan, sharing.clusterings, sharing.rounded, state):
+        setting.log.note(note)
     shared = Checkpoint(
         *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics)
     )
@@ -296,6 +301,8 @@ def share_bare(
         bias_bits=options.bits_of_biases,
         init=options.init,
         seed=options.seed,
+        include=options.include,
+        exclude=options.exclude,
     )
     found = Checkpoint(state, source.arch, "weight_shared", source.dataset, options.recorded())
     return found, state.clusterings
@@ -325,7 +332,7 @@ def decode(directory: str | Path) -> Checkpoint:
 
 def check_patterns(options: PruningOptions, model: nn.Module) -> None:
     """Find before hours of training what would stop the run after them. Raises UserError."""
-    kinds = prunable(model)
+    kinds = prunable(model, options.include, options.exclude)
     resolve(options.sensitivity, kinds)
     if isinstance(options.density, dict):
         resolve(options.density, kinds)
