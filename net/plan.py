@@ -199,8 +199,7 @@ class _Planner:
     ) -> None:
         self.config = config
         source = unwrapped(source) if isinstance(source, nn.Module) else source
-        of_module = isinstance(source, nn.Module)
-        self.tensors = _of_module(source) if of_module else _of_state(source)
+        self.tensors = _of_module(source) if isinstance(source, nn.Module) else _of_state(source)
         found = matrices(source)
         self.matrices = {name: found[name] for name in found if name in self.tensors}
         self.quantized = _quantized_layers(self.tensors)

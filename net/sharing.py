@@ -1,5 +1,6 @@
 """Weight sharing in a model: which tensors take a few values, and how an optimizer trains those."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from torch import nn
 
 from .calibration import share as shared_values
 from .clustering import Clustering, relative_change
-from .errors import naming
+from .errors import UserError, naming
 from .hooks import StepHooks
 from .parameters import unwrapped
 from .plan import Bits, SharingConfig, plan, treated
@@ -84,6 +85,10 @@ class WeightSharing(StepHooks):
         self._model = model
         self.config = config
         self.plan = plan(model, config)
+        if not any(each.kind and each.how != "exact" for each in self.plan.values()):
+            reasons = Counter(each.reason for each in self.plan.values() if each.kind)
+            why = f": {', '.join(reasons)}" if reasons else ", no weight of two or more dimensions"
+            raise UserError(f"nothing in this model can be shared{why}; include= names others")
         self.reassign_steps = config.reassign
         self.tensors: dict[str, SharedTensor] = {}
         self.clusterings: dict[str, Clustering] = {}

@@ -177,13 +177,13 @@ def prune(
         )
         pruner.detach()
 
-    which = {"include": options.include, "exclude": options.exclude}
+    begun = partial(Pruner, model, include=options.include, exclude=options.exclude)
     if density is None:
-        pruner = Pruner(model, sensitivity=options.sensitivity, **which)
+        pruner = begun(sensitivity=options.sensitivity)
     else:
         per_epoch = schedule(options, 1, dataset).steps_per_epoch(len(split))
         steps = max(1, int(RAMP * options.prune_epochs * per_epoch))
-        pruner = Pruner(model, density=density, steps=steps, **which)
+        pruner = begun(density=density, steps=steps)
         train_with(pruner, "prune", options.prune_epochs)
         fold_constant_inputs(model, pruner.masks, dataset.train)
         drop_idle(model, pruner.masks, split, loss)

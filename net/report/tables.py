@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ..clustering import Clustering
+from ..clustering import COUNTED, Clustering
+from ..codec.tensors import DTYPES, write_tensor
 from ..encoding import Encoded, TensorInfo
 from ..files import atomic_write
 from ..plan import QUANTIZED, Treatment
@@ -132,8 +133,7 @@ def sharing_notes(
 ) -> list[str]:
     """What a user may not expect: which tensors were rounded beside the weights, and by how much;
     which are quantized already; and why others stay as they are that take over NOTED of the bytes.
-
-    `rounded` is {name: relative change}; bytes are those before encoding, but of shared weights.
+    `rounded` is {name: relative change}.
     """
     notes = []
     if rounded:
@@ -142,10 +142,10 @@ def sharing_notes(
             f"rounded beside the weights: {len(rounded)} biases and parts of normalisation, by "
             f"{100 * rounded[worst]:.2g} % or less ({worst})"
         )
-    sizes, groups = {}, {}
+    sizes: dict[str, float] = {}
+    groups: dict[str, list[str]] = {}
     for name, treatment in plan.items():
-        dtype, shape = info_of(state, name)
-        sizes[name] = 0 if treatment.tied else dtype.itemsize * math.prod(shape)
+        sizes[name] = 0 if treatment.tied else stored_bytes(name, state)
         if treatment.how == "exact":
             groups.setdefault(treatment.reason, []).append(name)
     shared = sum(each.coded_bytes for each in clusterings.values())
@@ -157,6 +157,15 @@ def sharing_notes(
             more = f" and {len(names) - NAMED} others" if len(names) > NAMED else ""
             notes.append(f"left as they are ({reason}): {shown}{more}; {percent(size, total)}")
     return notes
+
+
+def stored_bytes(name: str, state: Mapping[str, torch.Tensor]) -> float:
+    """About what a tensor takes that is neither shared nor rounded: floating-point numbers as they
+    are, others, which may be masks or counters, as they are encoded."""
+    dtype, shape = info_of(state, name)
+    if dtype.is_floating_point or dtype not in DTYPES or math.prod(shape) > COUNTED:
+        return dtype.itemsize * math.prod(shape)
+    return write_tensor(state[name]).length / 8
 
 
 def encoding_table(tensors: list[TensorInfo], directory_bytes: int) -> str:
