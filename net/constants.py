@@ -22,7 +22,7 @@ def is_table(tensor: torch.Tensor) -> bool:
     and then falling, none negative (mel filters, windows).
     """
     rows = tensor.detach().flatten(1)
-    if rows.shape[1] < LEAST:
+    if rows.shape[1] < LEAST or not len(rows):
         return False
     few = rows[:: max(1, len(rows) // ROWS)]
     laws = [law for law in (_mirrored, _sinusoidal, _single_peaked) if law(few)]
@@ -54,6 +54,8 @@ def _sinusoidal(rows: torch.Tensor) -> bool:
         return False
     exact = rows.double()
     exact = exact[(exact != 0).any(1)]  # that of padding is zero
+    if not exact.numel() or float(exact.abs().amin()) > float(exact.abs().amax()) / 2:
+        return False  # as binary weights
     middle = rows.shape[1] // 2
     tolerance = 1e-4 if rows.dtype.itemsize > 2 else 1e-2
     for a, b in (
@@ -61,7 +63,7 @@ def _sinusoidal(rows: torch.Tensor) -> bool:
         (exact[:, ::2], exact[:, 1::2]),
     ):
         power = a.square() + b.square()
-        if power.numel() and float(power.amax() - power.amin()) <= tolerance * float(power.amax()):
+        if float(power.amax() - power.amin()) <= tolerance * float(power.amax()):
             return True
     return False
 

@@ -223,7 +223,8 @@ def _of_state(state: Mapping[str, torch.Tensor]) -> Iterator[tuple]:
         if info:
             yield name, info(name), None, name
         else:
-            yield name, state[name], None, identity(state[name])
+            tensor = state[name]
+            yield name, tensor, None, identity(tensor) if is_computed(tensor) else name
 
 
 def _kind(name: str, dimensions: int, owner: nn.Module | None) -> str:

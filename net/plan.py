@@ -204,7 +204,8 @@ class _Planner:
         self.matrices = {name: found[name] for name in found if name in self.tensors}
         self.quantized = _quantized_layers(self.tensors)
         for pattern in listed(config.include or ()):
-            check_used(pattern, self.matrices)
+            vectors = (n for n, each in self.tensors.items() if len(each.shape) == 1)
+            check_used(pattern, [*self.matrices, *filter(self._normalises, vectors)])
         for pattern in listed(config.exclude):
             check_used(pattern, self.tensors)
 
@@ -258,7 +259,7 @@ class _Planner:
             return "one row or column without a bias: a number for each input or output"
         if not tensor.trained and _named_as_table(name, tensor.shape):
             return "by its name a table of constants"
-        if 0 not in tensor.shape and is_table(tensor.read()):
+        if is_table(tensor.read()):
             return "by its values a table of constants"
         return ""
 
@@ -376,7 +377,7 @@ def _of_state(state: Mapping[str, torch.Tensor]) -> dict[str, _Tensor]:
     for name in state:
         each = info(name) if info else state[name]
         if hasattr(each, "dtype"):
-            key = name if info else identity(each)
+            key = name if info or not is_computed(each) else identity(each)
             read = partial(state.__getitem__, name)
             found[name] = _Tensor(each, read, first.setdefault(key, name))
     return found
