@@ -1,18 +1,16 @@
 """Weight sharing of a state dict alone, tensor by tensor: no architecture, no data, no training."""
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from .clustering import Clustering
-from .codec.tensors import identity
+from .clustering import Clustering, relative_change
 from .errors import naming
-from .parameters import compressible
-from .post_training import NOISE, share_tensor, steps_of
+from .plan import Bits, SharingConfig, Treatment, plan, treated
+from .post_training import share_tensor, steps_of
 from .shards import Info, info_of
 from .shared_tensor import SharedTensor
-from .sharing import bits_of_tensors, vectors_to_round
 from .tensors import check_dense
 from .vectors import rounded_vector
 
@@ -24,59 +22,62 @@ class SharedState(Mapping[str, torch.Tensor]):
     tied tensors of a plain dict, which stay one tensor. The options are those of WeightSharing.
     `clusterings` fills with every tensor that was asked for. Raises UserError for a tensor that
     is not finite, or not dense.
+    tied tensors of a plain dict, which stay one tensor. The options are those of WeightSharing, the
+    fields of net.plan.SharingConfig, or one of these in place of `bits`; `plan` is {name:
+    Treatment}. `clusterings` and `rounded`, {name: relative change}, fill with every tensor that
+    was asked for. Raises ValueError for options out of range, UserError for a pattern that matches
+    nothing and for a tensor that is not finite.
     """
 
     def __init__(
         self,
         source: Mapping[str, torch.Tensor],
-        bits: int | Mapping[str, int] | Literal["auto"] = "auto",
-        *,
-        noise: float = NOISE,
-        exact_vectors: bool = False,
-        bias_bits: int | Mapping[str, int] = 0,
-        init: str = "linear",
-        seed: int = 42,
+        bits: Bits | Literal["auto"] | SharingConfig = "auto",
+        **options: Any,
     ) -> None:
         if not hasattr(source, "info"):  # in memory; what is read from a file is dense
             for name in source:
                 check_dense(name, source[name])
-        self.source, self.noise = source, noise
-        self._first = tied_names(source)
-        self._kept: dict[str, torch.Tensor] = {}
+        if isinstance(bits, SharingConfig) and options:
+            raise ValueError("give either a SharingConfig or its fields")
+        self.source = source
+        self.config = bits if isinstance(bits, SharingConfig) else SharingConfig(bits, **options)
+        self.plan = plan(source, self.config)
         self.clusterings: dict[str, Clustering] = {}
-        self._init, self._seed = init, seed
-        self._steps: dict[str, float] = {}
-        self._kinds = kinds = compressible(source)
-        self._bits = bits_of_tensors(source, kinds, bits, bias_bits)
-        if bits == "auto":
-            self._steps = steps_of(source, kinds, noise)
-        vectors = vectors_to_round(source, kinds, bits, self._bits)
-        self._vectors = set() if exact_vectors else set(vectors)
+        self.rounded: dict[str, float] = {}
+        self._kept: dict[str, torch.Tensor] = {}
+        self._tied = {each.tied for each in self.plan.values() if each.tied}
+        self._steps = steps_of(source, treated(self.plan, "rate"), self.config.noise)
 
     def info(self, name: str) -> Info:
         """The type and shape of a tensor."""
         return info_of(self.source, name)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        first = self._first.get(name)
-        if first is None:
-            return self._shared(name)
+        treatment = self.plan.get(name)
+        if treatment is None:  # no tensor
+            return self.source[name]
+        first = treatment.tied or name
+        if first not in self._tied:
+            return self._treated(name, treatment)
         if first not in self._kept:
-            self._kept[first] = self._shared(first)
+            self._kept[first] = self._treated(first, self.plan[first])
         return self._kept[first]
 
-    def _shared(self, name: str) -> torch.Tensor:
+    def _treated(self, name: str, treatment: Treatment) -> torch.Tensor:
         before = self.source[name]
-        if name not in self._steps and name not in self._bits:
-            if name in self._vectors:
-                return rounded_vector(name, self.source, self.noise)
+        if treatment.how == "exact":
             return before
+        if treatment.how == "round":
+            rounded = rounded_vector(name, self.source, self.config.noise)
+            self.rounded[name] = relative_change(before, rounded)
+            return rounded
         with naming(f"cannot share {name}"):  # not finite
-            if name in self._steps:
-                after = share_tensor(before, self._steps[name], self._kinds[name])
+            if treatment.how == "rate":
+                after = share_tensor(before, self._steps[name], treatment.kind)
             else:
                 after = torch.zeros_like(before)
-                how = self._bits[name], self._init, self._seed
+                how = treatment.bits, self.config.init, self.config.seed
                 SharedTensor.clustered(before, *how).write(after)
         self.clusterings[name] = Clustering.of(before, after)
         return after
@@ -86,16 +87,3 @@ class SharedState(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.source)
-
-
-def tied_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """{name: the first name of the same tensor} of those that have several.
-
-    Empty where the mapping reads tensors from a file: their addresses say nothing.
-    """
-    if hasattr(state, "info"):
-        return {}
-    names: dict[tuple, list[str]] = {}
-    for name in state:
-        names.setdefault(identity(state[name]), []).append(name)
-    return {name: tied[0] for tied in names.values() if len(tied) > 1 for name in tied}

@@ -43,6 +43,14 @@ class Clustering(NamedTuple):
         )
 
 
+def relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Root of the mean squared change over that of the mean square before; 0 for no change."""
+    finite = before.isfinite()
+    before, after = before[finite].detach().double(), after[finite].detach().double()
+    change = float((after - before).norm())
+    return change / float(before.norm()) if change else 0.0
+
+
 def entropy(counts: list[int]) -> float:
     """Bits of all values together in an ideal code for their frequencies."""
     total = sum(counts)

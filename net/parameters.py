@@ -1,26 +1,38 @@
 """Which parameters are compressed, of what kind each is, and patterns over their names.
 
-Compressed is, by parameter and not by layer, every floating-point parameter (of 16, 32 or 64 bits:
-float8 is kept as it is) of two or more dimensions whose last name part contains `weight`: that
-takes in linear layers, convolutions, stacked attention projections (`in_proj_weight`) and recurrent
-weights (`weight_ih_l0`) alike.
+Compressed is, by parameter and not by layer, every floating-point parameter of two or more
+dimensions whose last name part contains `weight`: that takes in linear layers, convolutions,
+stacked attention projections (`in_proj_weight`) and recurrent weights (`weight_ih_l0`) alike, what
+a parametrization makes a weight of, and the fused experts of transformers, whose names say `proj`.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from .codec.tensors import identity
 from .errors import UserError
-from .tensors import is_computed
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
 Patterns = str | Sequence[str]
 Value = TypeVar("Value")
+
+# Stored densely, and with an arithmetic.
+COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What is kept beside a weight, under a name that contains the word: masks of pruning, scales and
+# zero points of quantization, noise of a layer that draws some.
+BESIDE = re.compile(
+    r"(?:.*_)?(?:masks?|scales?(?:_inv|_\d+)?|zeros?|zero_?points?|packed|shape|format|absmax|"
+    r"quant\w*|qdata|eps|epsilon|idx|indices|ids|counts?)"
+)
+# The matrices of all experts in one tensor, [experts, rows, columns].
+EXPERTS = re.compile(r"(?:.*\.)?experts\.(?:gate_up|gate|up|down)_proj")
+PARAMETRIZED = re.compile(r"(.*?)parametrizations\.(\w+)\.original(\d*)")
+SHOWN = 30  # names in an error
 
 # The last part of a layer's name that holds embeddings, where there is no module to ask.
 EMBEDDING_NAME = re.compile(r"w[tp]e|shared|.*(^|_)emb(ed)?(s|_tokens|ding|dings)?(_table)?")
@@ -35,41 +47,94 @@ def compressible(
 
     `source` is a module or a state dict. A tensor with several names (tied weights) appears once,
     under the first. `include` takes the parameters of two or more dimensions that match one of its
-    patterns, whatever their names contain, and no others; `exclude` leaves out what it matches.
+    patterns, whatever their names contain, and no others; `exclude` leaves out what it matches, and
+    may name other tensors, too.
     A pattern is the name of a parameter or of its layer with the wildcards of a shell, or a kind:
     one of KINDS after an @.
 
     Raises UserError for a pattern without a match and for a lazy parameter without its shape.
     """
-    include = _listed(include) if include is not None else None
-    exclude = _listed(exclude)
-    found = {}
-    everything = {}
-    for name, kind in _matrices(source):
-        everything[name] = kind
-        if include is not None:
-            wanted = any(matches(name, kind, pattern) for pattern in include)
-        else:
-            wanted = is_weight(name)
-        if wanted and not any(matches(name, kind, pattern) for pattern in exclude):
-            found[name] = kind
-    for pattern in (*(include or ()), *exclude):
-        _check_used(pattern, everything)
+    everything = matrices(source)
+    chosen = everything if include is not None else weights_of(everything)
+    for pattern in listed(include or ()):
+        check_used(pattern, everything)
+    for pattern in listed(exclude):
+        check_used(pattern, [name for name, *_ in _listing(source)])
+    return {
+        name: each.kind
+        for name, each in chosen.items()
+        if is_chosen(name, each.kind, include, exclude)
+    }
+
+
+class Matrix(NamedTuple):
+    """A tensor of two or more dimensions that can be compressed."""
+
+    kind: str  # of KINDS
+    shape: tuple[int, ...]
+
+
+def matrices(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, Matrix]:
+    """Every dense floating-point parameter of two or more dimensions, of tied ones the first.
+
+    Raises UserError for a lazy parameter without its shape.
+    """
+    found, seen = {}, set()
+    for name, each, owner, key in _listing(source):
+        if is_computed(each) and len(each.shape) >= 2 and key not in seen:
+            seen.add(key)
+            shape = tuple(each.shape)
+            found[name] = Matrix(_kind(name, len(shape), owner), shape)
     return found
 
 
-def is_weight(name: str) -> bool:
-    """Whether the last part of a parameter's name says that it is a weight.
+def weights_of(found: Mapping[str, Matrix]) -> dict[str, Matrix]:
+    """Those of `matrices` that are weights, by their names."""
+    return {name: each for name, each in found.items() if is_weight(name, each.shape)}
 
-    `weight_g` is not: the lengths that weight normalisation keeps apart from the directions.
+
+def is_chosen(name: str, kind: str, include: Patterns | None, exclude: Patterns) -> bool:
+    """Whether `include` has a pattern for the tensor, or is None, and `exclude` has none."""
+    wanted = include is None or any(matches(name, kind, each) for each in listed(include))
+    return wanted and not any(matches(name, kind, each) for each in listed(exclude))
+
+
+def is_computed(tensor: torch.Tensor | Any) -> bool:
+    """Whether a tensor, or what has its dtype, is dense and of a type that torch computes in."""
+    layout = getattr(tensor, "layout", torch.strided)
+    return tensor.dtype in COMPUTED and layout is torch.strided
+
+
+def is_weight(name: str, shape: Sequence[int] = ()) -> bool:
+    """Whether the name of a parameter of two or more dimensions says that it is a weight.
+
+    The lengths that weight normalisation keeps apart from the directions are none: `weight_g`, or
+    the first part of a parametrization, [outputs, 1, ...].
     """
-    last = name.rpartition(".")[2]
-    return "weight" in last and last != "weight_g"
+    if len(shape) == 3 and EXPERTS.fullmatch(name):
+        return True
+    parametrized = PARAMETRIZED.fullmatch(name)
+    if parametrized and parametrized[3] == "0" and is_vector(shape):
+        return False
+    last = _plain(name).rpartition(".")[2]
+    return "weight" in last and last != "weight_g" and not BESIDE.fullmatch(last)
+
+
+def is_vector(shape: Sequence[int]) -> bool:
+    """Whether no more than one dimension counts: [n], [1, n], [n, 1, 1]."""
+    return sum(size != 1 for size in shape) <= 1
+
+
+def _plain(name: str) -> str:
+    """The name that a parametrized tensor has in its layer: "fc.weight" for
+    "fc.parametrizations.weight.original1"."""
+    found = PARAMETRIZED.fullmatch(name)
+    return found[1] + found[2] if found else name
 
 
 def layer_of(name: str) -> str:
     """The name of the layer that has the parameter `name`: "fc1" for "fc1.weight"."""
-    return name.rpartition(".")[0]
+    return _plain(name).rpartition(".")[0]
 
 
 def shortest_name(name: str) -> str:
@@ -80,9 +145,12 @@ def shortest_name(name: str) -> str:
 def bias_of(name: str) -> str:
     """The name of the bias that belongs to the weight `name`, if there is one.
 
-    "fc1.bias" for "fc1.weight", "lstm.bias_ih_l0" for "lstm.weight_ih_l0".
+    "fc1.bias" for "fc1.weight", "lstm.bias_ih_l0" for "lstm.weight_ih_l0", "fc1.bias" for what
+    torch.nn.utils makes a weight of (`weight_v`, `weight_orig`).
     """
-    layer, dot, last = name.rpartition(".")
+    layer, dot, last = _plain(name).rpartition(".")
+    if last in ("weight_v", "weight_orig"):
+        last = "weight"
     return layer + dot + last.replace("weight", "bias")
 
 
@@ -90,7 +158,7 @@ def matches(name: str, kind: str, pattern: str) -> bool:
     """Whether `pattern` is meant for the parameter `name` of the kind `kind`."""
     if pattern.startswith("@"):
         return pattern == f"@{kind}"
-    return fnmatchcase(name, pattern) or fnmatchcase(layer_of(name), pattern)
+    return any(fnmatchcase(each, pattern) for each in (name, _plain(name), layer_of(name)))
 
 
 def resolve(values: Value | Mapping[str, Value], kinds: Mapping[str, str]) -> dict[str, Value]:
@@ -105,7 +173,7 @@ def resolve(values: Value | Mapping[str, Value], kinds: Mapping[str, str]) -> di
     found = {}
     for pattern in values:
         if not pattern.startswith("@"):
-            _check_used(pattern, kinds)
+            check_used(pattern, kinds)
         elif pattern[1:] not in KINDS:
             raise UserError(f"unknown kind {pattern!r}; known: @{', @'.join(KINDS)}")
     for name, kind in kinds.items():
@@ -131,16 +199,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _matrices(
-    source: nn.Module | Mapping[str, torch.Tensor],
-) -> Iterator[tuple[str, str]]:
-    """(name, kind) of every floating-point parameter of two or more dimensions."""
-    seen = set()
-    listed = _of_module(source) if isinstance(source, nn.Module) else _of_state(source)
-    for name, found, owner, key in listed:
-        if is_computed(found.dtype) and len(found.shape) >= 2 and key not in seen:
-            seen.add(key)
-            yield name, _kind(name, len(found.shape), owner)
+def _listing(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple]:
+    return _of_module(source) if isinstance(source, nn.Module) else _of_state(source)
 
 
 def _of_module(model: nn.Module) -> Iterator[tuple]:
@@ -163,7 +223,8 @@ def _of_state(state: Mapping[str, torch.Tensor]) -> Iterator[tuple]:
         if info:
             yield name, info(name), None, name
         else:
-            yield name, state[name], None, identity(state[name])
+            tensor = state[name]
+            yield name, tensor, None, identity(tensor) if is_computed(tensor) else name
 
 
 def _kind(name: str, dimensions: int, owner: nn.Module | None) -> str:
@@ -175,7 +236,7 @@ def _kind(name: str, dimensions: int, owner: nn.Module | None) -> str:
         return "attention"
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase) or re.match(r"weight_(ih|hh|hr)", last):
         return "rnn"
-    if isinstance(owner, nn.modules.conv._ConvNd) or dimensions > 2:
+    if isinstance(owner, nn.modules.conv._ConvNd) or (dimensions > 2 and "weight" in name):
         return "conv"
     # Where there is a module, its class has the last word.
     layer = layer_of(name).rpartition(".")[2]
@@ -184,13 +245,17 @@ def _kind(name: str, dimensions: int, owner: nn.Module | None) -> str:
     return "linear"
 
 
-def _listed(patterns: Patterns) -> tuple[str, ...]:
+def listed(patterns: Patterns) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
-def _check_used(pattern: str, kinds: Mapping[str, str]) -> None:
+def check_used(pattern: str, of: Iterable[str]) -> None:
+    """Raises UserError for a pattern, but for a kind, that matches none of these names."""
     if pattern.startswith("@") and pattern[1:] in KINDS:
         return
-    if not any(matches(name, kind, pattern) for name, kind in kinds.items()):
-        shown = ", ".join(map(shortest_name, kinds))
+    names = list(of)
+    if not any(matches(name, "", pattern) for name in names):
+        names = list(map(shortest_name, names))
+        more = f" and {len(names) - SHOWN} others" if len(names) > SHOWN else ""
+        shown = ", ".join(names[:SHOWN]) + more
         raise UserError(f"no parameter matches {pattern!r}; there are: {shown}")

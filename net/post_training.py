@@ -91,9 +91,10 @@ def share_tensor(tensor: torch.Tensor, step: float, kind: str = "") -> torch.Ten
     """`tensor` with its values shared: multiples of `step`, of the same shape and type.
 
     The first dimension is that of the outputs, the second of the inputs, others are a
-    convolution's kernel; one of a single dimension has no outputs to cancel errors in. Zeros stay
-    zeros. Takes any real floating-point type. `kind`: as of parameters.compressible, for
-    `row_parts`. Raises ValueError for a bad step, NaN or infinity.
+    convolution's kernel; of a stack of matrices (`kind` "linear", as of parameters.compressible)
+    the last is that of the inputs; one of a single dimension has no outputs to cancel errors in.
+    Zeros stay zeros. Takes any real floating-point type. Raises ValueError for a bad step, NaN
+    or infinity.
     """
     if not step > 0 or not math.isfinite(step):
         raise ValueError(f"the step must be a positive number, not {step!r}")
@@ -103,6 +104,9 @@ def share_tensor(tensor: torch.Tensor, step: float, kind: str = "") -> torch.Ten
     if not bool(source.isfinite().all()):
         raise ValueError("not all values are finite")
     source = source.cpu()
+    if kind == "linear" and source.dim() > 2:
+        # Where the last dimension is that of the outputs, errors just do not cancel.
+        return share_tensor(source.flatten(0, -2), step).reshape(source.shape).to(tensor.device)
     parts = row_parts(source, step, kind)
     if len(parts) == 1:  # without a copy: it may be a large one
         return _shared(source, parts[0][1]).to(tensor.device)

@@ -2,9 +2,9 @@
 
 import warnings
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -12,16 +12,15 @@ from torch import nn
 
 from .calibration import Samples
 from .calibration import share as shared_values
-from .clustering import Clustering
+from .clustering import Clustering, relative_change
 from .errors import UserError, naming
 from .hooks import StepHooks, attached_to, gradient_scaler, parameters_of
-from .parameters import Patterns, bias_of, compressible, resolve
-from .post_training import NOISE, steps_of
+from .plan import Bits, SharingConfig, plan, treated
+from .post_training import steps_of
 from .prune import Pruner
-from .quantization import INITS
 from .shared_tensor import SharedTensor
 from .tensors import check_dense
-from .vectors import FOLDED, fold_statistics, rounded_vector, vector_names
+from .vectors import FOLDED, fold_statistics, rounded_vector
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
@@ -37,12 +36,14 @@ class WeightSharing(StepHooks):
         ...                                                # your own loop
         sharing.detach()
 
-    `bits`, a number or {pattern: number}: every compressible tensor (net.parameters) gets 2**bits
-    values at most, by k-means over its non-zero entries; zeros stay zeros. `bias_bits`, likewise,
-    is for the biases that belong to these weights; {pattern: number} means the weights' names, and
-    0 leaves them as they are, or rounded with `bits="auto"`. During the first `reassign` steps each
-    weight still follows its own gradient as well, and moves to the centroid that is nearest then;
-    afterwards assignments stay.
+    The options are the fields of net.plan.SharingConfig, or one of these in place of `bits`; what
+    becomes of each tensor is decided by them at once, and is `plan`: {name: Treatment}.
+
+    `bits`, a number or {pattern: number}: every weight gets 2**bits values at most, by k-means over
+    its non-zero entries; zeros stay zeros. `bias_bits`, likewise, is for the biases that belong to
+    these weights; {pattern: number} means the weights' names, and 0 leaves them as they are, or
+    rounded with `bits="auto"`. During the first `reassign` steps each weight still follows its own
+    gradient as well, and moves to the centroid that is nearest then; afterwards assignments stay.
 
     `bits="auto"` is for a model that is trained already (net.post_training): the values of every
     tensor are those that give the fewest bytes at a `noise` in the weights, 0.4 standard deviations
@@ -56,9 +57,9 @@ class WeightSharing(StepHooks):
     trained between, single weights, zeros excepted: it makes up for the errors of what is (after
     Zhou et al. 2017, incremental network quantization, where the parts are of each tensor).
 
-    Vectors that are not shared (normalisation, its statistics, with "auto" biases of 0 bits) are
-    rounded, when the sharing begins and when it is detached, unless `exact_vectors`; `fold_norms`
-    leaves half of those of batch normalisation.
+    Normalisation and, with "auto", biases of 0 bits are rounded, when the sharing begins and when
+    it is detached, unless `exact_vectors`; `rounded` is {name: the largest relative change by
+    it}; `fold_norms` leaves half of those of batch normalisation. All else stays exact.
 
     The model is an ordinary one all the time: the shared values are written into its parameters,
     when the sharing begins and after every step. Frozen weights are shared and stay; so do those
@@ -66,33 +67,34 @@ class WeightSharing(StepHooks):
     `unscale_` or `step`, so that it sees the gradients of the centroids.
 
     `tensors` is {parameter name: SharedTensor}, `clusterings` {parameter name: Clustering}. Raises
-    UserError for a pattern that matches nothing and for a tensor with infinite or NaN entries.
+    ValueError for options out of range, UserError for a pattern that matches nothing and for a
+    tensor with infinite or NaN entries.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        bits: int | Mapping[str, int] | Literal["auto"] = 5,
+        bits: Bits | Literal["auto"] | SharingConfig = 5,
         *,
-        noise: float = NOISE,
         calibration: Iterable | None = None,
-        exact_vectors: bool = False,
-        bias_bits: int | Mapping[str, int] = 0,
-        init: str = "linear",
-        seed: int = 42,
-        reassign: int = 0,
-        parts: int = 1,
-        include: Patterns | None = None,
-        exclude: Patterns = (),
+        **options: Any,
     ) -> None:
         super().__init__(model)
         model = self._model
-        _check_arguments(bits, noise, calibration, init, reassign, parts)
-        kinds = compressible(model, include, exclude)
-        self._check_model(kinds)
-        self.reassign_steps = reassign
+        config = bits if isinstance(bits, SharingConfig) else SharingConfig(bits, **options)
+        if isinstance(bits, SharingConfig) and options:
+            raise ValueError("give either a SharingConfig or its fields")
+        if calibration is not None and config.bits != "auto":
+            raise ValueError(
+                f"calibration has no effect with bits={config.bits!r}; it is for bits='auto'"
+            )
+        self.config = config
+        self.plan = plan(model, config)
+        self._check_model()
+        self.reassign_steps = config.reassign
         self.tensors: dict[str, SharedTensor] = {}
         self.clusterings: dict[str, Clustering] = {}
+        self.rounded: dict[str, float] = {}
         self.without_data: dict[str, str] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         # {name: what was gathered since the last step, where a scaler may have to see it}
@@ -100,44 +102,38 @@ class WeightSharing(StepHooks):
         self._reached: set[str] = set()  # by a gradient since `attach`
         self._trained: set[str] = set()  # and in an optimizer
         self._scaler: weakref.ref | None = None
-        self._bits = bits_of_tensors(self._parameters, kinds, bits, bias_bits)
-        self._init, self._seed = init, seed
-        self._by_rate: dict[str, str] = {}  # {name: kind}
-        self._steps: dict[str, float] = {}
-        self._inputs: Samples | None = None
-        if bits == "auto":
-            self._by_rate = kinds
-            self._steps = steps_of(self._parameters, kinds, noise)
-            self._inputs = None if calibration is None else Samples(model, calibration)
-        own = vectors_to_round(model.state_dict(), kinds, bits, self._bits)
-        self._vectors = [] if exact_vectors else own
+        self._by_rate = {name: self.plan[name].kind for name in treated(self.plan, "rate")}
+        self._inputs = None if calibration is None else Samples(model, calibration)
+        self._steps = steps_of(self._parameters, self._by_rate, config.noise)
+        self._vectors = treated(self.plan, "round")
         # Where errors of the weights are compensated, those of the vectors would show.
-        self._rounding = noise if calibration is None else noise / 2
-        self._parts = self._in_parts(kinds, parts)
+        self._rounding = config.noise if calibration is None else config.noise / 2
+        self._parts = self._in_parts(config.parts)
         # In what is shared later, too, zeros stay zeros.
         later = [name for part in self._parts[1:] for name in part]
         self._masks = {name: self._parameters[name] != 0 for name in later}
         self.share_next()
         self._round_vectors()
 
-    def _check_model(self, kinds: Mapping[str, str]) -> None:
-        if not kinds:
-            raise UserError(
-                "there is nothing to share: the model has no weights of two or more dimensions"
-            )
+    def _check_model(self) -> None:
+        if not any(each.kind and each.how != "exact" for each in self.plan.values()):
+            reasons = Counter(each.reason for each in self.plan.values() if each.kind)
+            why = f": {', '.join(reasons)}" if reasons else ", no weight of two or more dimensions"
+            raise UserError(f"nothing in this model can be shared{why}; include= names others")
         parameters = dict(self._model.named_parameters())
-        for name in kinds:
-            check_dense(name, parameters[name])
+        for name, each in self.plan.items():
+            if each.kind and name in parameters:
+                check_dense(name, parameters[name])
         for other in attached_to(self._model):
             if isinstance(other, Pruner) and not other.finished:
                 warnings.warn(f"a Pruner is attached, and {other.unfinished}", stacklevel=3)
 
-    def _in_parts(self, weights: Container[str], parts: int) -> list[list[str]]:
-        names = [*self._by_rate, *self._bits]
+    def _in_parts(self, parts: int) -> list[list[str]]:
+        names = [*self._by_rate, *treated(self.plan, "cluster")]
         if parts == 1:
             return [names]
-        biases = [name for name in names if name not in weights]
-        ordered = [name for name in names if name in weights]
+        biases = [name for name in names if not self.plan[name].kind]
+        ordered = [name for name in names if self.plan[name].kind]
         ordered.sort(key=lambda name: -self._parameters[name].numel())
         size = max(1, -(-len(ordered) // parts))
         found = [ordered[i : i + size] for i in range(0, len(ordered), size)] or [[]]
@@ -155,7 +151,7 @@ class WeightSharing(StepHooks):
         for name in names:
             self._masks.pop(name, None)
         self._share_by_rate([name for name in names if name in self._by_rate])
-        self._share_by_clustering([name for name in names if name in self._bits])
+        self._share_by_clustering([name for name in names if name not in self._by_rate])
         if not self._parts:
             self._inputs = None  # which may be large, and fine-tuning goes on for long
         return True
@@ -175,8 +171,9 @@ class WeightSharing(StepHooks):
 
     def _share_by_clustering(self, names: list[str]) -> None:
         for name in names:
-            make = partial(SharedTensor.clustered, init=self._init, seed=self._seed)
-            self._add(name, make, self._bits[name])
+            config = self.config
+            make = partial(SharedTensor.clustered, init=config.init, seed=config.seed)
+            self._add(name, make, self.plan[name].bits)
 
     @torch.no_grad()
     def _add(self, name: str, make: Callable, how: Any) -> None:
@@ -196,7 +193,10 @@ class WeightSharing(StepHooks):
     def _round_vectors(self) -> None:
         state = self._model.state_dict()
         for name in self._vectors:
-            state[name].copy_(rounded_vector(name, state, self._rounding))
+            rounded = rounded_vector(name, state, self._rounding)
+            change = relative_change(state[name], rounded)
+            self.rounded[name] = max(change, self.rounded.get(name, 0.0))
+            state[name].copy_(rounded)
 
     def detach(self) -> None:
         """Leave all optimizers, with shared values in the model.
@@ -429,61 +429,3 @@ SCALED = (
     "the gradients of the weights were left out when the scaler unscaled: call "
     "sharing.gather_gradients() after backward, before the scaler's unscale_ or step"
 )
-
-
-def _check_arguments(
-    bits: Any, noise: Any, calibration: Any, init: str, reassign: Any, parts: Any
-) -> None:
-    if calibration is not None and bits != "auto":
-        raise ValueError(f"calibration has no effect with bits={bits!r}; it is for bits='auto'")
-    if init not in INITS:
-        raise ValueError(f"init must be one of {', '.join(INITS)}, not {init!r}")
-    if isinstance(noise, bool) or not isinstance(noise, Real):
-        raise ValueError(f"noise must be a positive number, not {noise!r}")
-    for name, value, least in (("reassign", reassign, 0), ("parts", parts, 1)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-
-
-def bits_of_tensors(
-    names: Iterable[str],
-    kinds: Mapping[str, str],
-    bits: int | Mapping[str, int] | Literal["auto"],
-    bias_bits: int | Mapping[str, int],
-) -> dict[str, int]:
-    """{name: bits} of the tensors to cluster: the weights {name: kind}, but for "auto", and those
-    of their biases that are among `names`; 0 bits leave a tensor as it is, and out. Raises
-    ValueError for other bits.
-    """
-    for given, allowed in (
-        (bits, (*range(MOST_BITS + 1), "auto")),
-        (bias_bits, range(MOST_BITS + 1)),
-    ):
-        for value in given.values() if isinstance(given, Mapping) else [given]:
-            if isinstance(value, bool) or value not in allowed:
-                raise ValueError(
-                    f"bits must be a number from 0 to {MOST_BITS}, {{pattern: number}} or 'auto', "
-                    f"not {value!r}"
-                )
-    of_weights, of_biases = resolve(0 if bits == "auto" else bits, kinds), resolve(bias_bits, kinds)
-    names = set(names)
-    found: dict[str, int] = {}
-    for name in kinds:
-        for each, b in ((name, of_weights[name]), (bias_of(name), of_biases[name])):
-            if b and each in names:
-                found.setdefault(each, b)
-    return found
-
-
-def vectors_to_round(
-    state: Mapping[str, torch.Tensor],
-    kinds: Mapping[str, str],
-    bits: int | Mapping[str, int] | Literal["auto"],
-    clustered: Mapping[str, int],
-) -> list[str]:
-    """The vectors of a state dict that are rounded beside shared weights {name: kind}: those that
-    are not shared themselves, and no biases of the weights where `bits` are given."""
-    left = {*kinds, *clustered}
-    if bits != "auto":
-        left |= set(map(bias_of, kinds))
-    return [name for name in vector_names(state) if name not in left]

@@ -1,7 +1,7 @@
-"""Everything of a model that is no matrix: biases, normalisation, running statistics, rounded.
+"""The vectors beside shared weights, rounded: biases, normalisation and its running statistics.
 
 They are few and yet not free: in float32, the BatchNorm layers of a ResNet-20 take 15 % of its
-compressed file. Integers and what has no dimension stay exact.
+compressed file. Which vectors are rounded says net.plan.
 """
 
 import math
@@ -12,8 +12,6 @@ from torch import nn
 
 from .parameters import layer_of
 from .post_training import round_beside, round_vector
-from .shards import info_of
-from .tensors import is_computed
 
 FOLDED = ("weight", "bias", "running_mean", "running_var")  # of a batch normalisation
 
@@ -24,14 +22,6 @@ def rounded_vector(name: str, state: Mapping[str, torch.Tensor], noise: float) -
     return round_vector(state[name], noise, scale_of(name, state))
 
 
-def vector_names(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """The one-dimensional floating-point tensors of a state dict."""
-    found = {name: info_of(state, name) for name in state}
-    return [
-        name for name, each in found.items() if len(each.shape) == 1 and is_computed(each.dtype)
-    ]
-
-
 def scale_of(name: str, state: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """What an error in the vector is small beside, [n]: the deviation that a running mean is
     divided by, the factor that the bias of a normalisation is added to; None where neither is
@@ -39,8 +29,9 @@ def scale_of(name: str, state: Mapping[str, torch.Tensor]) -> torch.Tensor | Non
     layer, last = layer_of(name), name.rpartition(".")[2]
     if last == "running_mean" and f"{layer}.running_var" in state:
         return state[f"{layer}.running_var"].sqrt()
-    if last == "bias" and f"{layer}.weight" in state:
-        factor = state[f"{layer}.weight"]
+    factor_name = f"{layer}.{'weight' if last == 'bias' else 'gamma'}"
+    if last in ("bias", "beta") and factor_name in state:
+        factor = state[factor_name]
         return factor if factor.shape == state[name].shape else None
     return None
 

@@ -42,7 +42,9 @@ def test_every_kind_of_parameter():
     assert kinds["conv.weight"] == kinds["bilinear.weight"] == "conv"
     left_out = ("places", "norm.weight", "attention.in_proj_bias", "lengths.bias")
     assert kinds.keys().isdisjoint(left_out)
-    assert not any("parametrizations" in name for name in kinds)
+    # Of a parametrized one its directions, not its lengths.
+    parametrized = [name for name in kinds if "parametrizations" in name]
+    assert parametrized == ["lengths.parametrizations.weight.original1"]
 
 
 def test_a_state_dict_tells_the_same_as_its_module():
@@ -78,12 +80,43 @@ def test_integers_and_complex_numbers_are_left_alone():
     assert compressible(state) == {}
 
 
+@pytest.mark.parametrize(
+    "last",
+    ["weight_mask", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_packed"]
+    + ["weight_epsilon", "weight_shape"],
+)
+def test_what_is_kept_beside_a_weight_is_none(last):
+    assert list(compressible({"a.weight": torch.zeros(3, 2), f"a.{last}": torch.zeros(3, 2)})) == [
+        "a.weight"
+    ]
+
+
+def test_types_without_arithmetic_and_sparse_tensors():
+    state = {
+        "a.weight": torch.zeros(2, 2).to(torch.float8_e5m2),
+        "b.weight": torch.zeros(2, 2).to_sparse(),
+        "c.weight": torch.zeros(2, 2).bfloat16(),
+    }
+    assert list(compressible(state)) == ["c.weight"]
+
+
+def test_fused_experts_are_stacked_matrices():
+    state = {f"mlp.experts.{n}_proj": torch.zeros(2, 3, 4) for n in ("gate_up", "down")}
+    state["mlp.gate_up_proj"] = torch.zeros(2, 3, 4)
+    assert compressible(state) == dict.fromkeys(list(state)[:2], "linear")
+    assert compressible(state, include="mlp.gate_up_proj") == {"mlp.gate_up_proj": "linear"}
+
+
 def test_include_and_exclude():
     model = Everything()
     assert compressible(model, include="@rnn", exclude=["cell", "lstm.weight_h*"]).keys() == {
         *(f"lstm.weight_ih_l{i}{end}" for i in (0, 1) for end in ("", "_reverse")),
     }
     assert compressible(model, include=["places"]) == {"places": "linear"}
+    assert compressible(model, exclude="norm").keys() == compressible(model).keys()
+    assert "lengths.parametrizations.weight.original1" not in compressible(
+        model, exclude="lengths.weight"
+    )
     assert compressible(model, exclude="@conv").keys().isdisjoint({"conv.weight"})
     for option in ("include", "exclude"):
         with pytest.raises(UserError, match="no parameter matches 'cnn'; there are: places, embed"):
@@ -99,6 +132,8 @@ def test_biases():
     assert bias_of("fc1.weight") == "fc1.bias"
     assert bias_of("rnn.weight_ih_l0_reverse") == "rnn.bias_ih_l0_reverse"
     assert bias_of("attention.in_proj_weight") == "attention.in_proj_bias"
+    for name in ("fc.parametrizations.weight.original1", "fc.weight_v", "fc.weight_orig"):
+        assert bias_of(name) == "fc.bias"
 
 
 def test_a_pattern_is_for_a_parameter_a_layer_or_a_kind():

@@ -224,3 +224,14 @@ def test_an_unknown_layer_is_refused_before_training(tmp_path, capsys, monkeypat
     for option in ("--sensitivity", "--density"):
         assert pruning.main([*OPTIONS, option, "*=1,fc9=0.5", "--output", str(tmp_path)]) == 1
         assert "no parameter matches 'fc9'" in capsys.readouterr().err
+    for option in ("--include", "--exclude"):
+        assert pruning.main([*OPTIONS, option, "fc1,fc9", "--output", str(tmp_path)]) == 1
+        assert "no parameter matches 'fc9'" in capsys.readouterr().err
+
+
+def test_layers_that_are_to_stay_whole(tmp_path):
+    arguments = [*OPTIONS, "--exclude", "fc2,*.bias", "--output", str(tmp_path)]
+    assert pruning.main(arguments) == 0
+    state = checkpoint.load(tmp_path / checkpoint.RETRAINED).state_dict
+    whole = {name: bool((state[f"{name}.weight"] != 0).all()) for name in ("fc1", "fc2", "fc3")}
+    assert whole == {"fc1": False, "fc2": True, "fc3": False}

@@ -361,7 +361,7 @@ def test_a_weight_that_is_not_finite(tagger):
 
 
 def test_bits_that_are_another_word_than_auto(tagger):
-    with pytest.raises(ValueError, match=r"bits must be a number .* or 'auto', not '5'"):
+    with pytest.raises(ValueError, match=r"bits must be a number, .* or 'auto', not '5'"):
         WeightSharing(tagger, bits="5")
     with pytest.raises(ValueError, match="not 'Auto'"):
         SharedState(tagger.state_dict(), bits="Auto")
@@ -546,7 +546,7 @@ def test_what_waits_is_trained_between_but_for_its_zeros():
 
 @pytest.mark.parametrize("parts", [0, -1])
 def test_a_number_of_parts_that_makes_no_sense(parts):
-    with pytest.raises(ValueError, match="parts must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="parts must be at least 1"):
         WeightSharing(net_of_three(), parts=parts)
 
 
@@ -558,6 +558,28 @@ def test_more_parts_than_tensors():
 def test_a_model_in_which_nothing_can_be_shared():
     with pytest.raises(UserError, match="nothing to share"):
         WeightSharing(nn.BatchNorm1d(4), bits=2)
+    with pytest.raises(UserError, match="nothing in this model can be shared, no weight of two"):
+        WeightSharing(nn.BatchNorm1d(4))
+    with pytest.raises(UserError, match="can be shared: left out by include or exclude; include="):
+        WeightSharing(nn.Linear(9, 9), exclude="*")
+
+
+def test_calibration_without_noise():
+    with pytest.raises(ValueError, match='calibration is for bits="auto"'):
+        WeightSharing(nn.Linear(9, 9), 4, calibration=[torch.zeros(1, 9)])
+
+
+def test_how_far_vectors_were_rounded():
+    model = normalised()
+    model.train()(torch.randn(16, 3, 4, 4))
+    sharing = WeightSharing(model, "auto")
+    first = dict(sharing.rounded)
+    assert first.keys() == {"0.bias", "3.bias"} | {
+        f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var")
+    }
+    assert 0 < max(first.values()) < 0.2
+    sharing.detach()  # rounds again what is rounded already
+    assert sharing.rounded == first
 
 
 def test_statistics_are_folded_where_vectors_are_rounded():

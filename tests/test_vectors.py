@@ -1,7 +1,8 @@
 import torch
 from torch import nn
 
-from net.vectors import fold_statistics, rounded_vector, vector_names
+from net.plan import SharingConfig, plan, treated
+from net.vectors import fold_statistics, rounded_vector
 
 STATE = {
     "conv.weight": torch.randn(4, 3, 3, 3),
@@ -12,20 +13,21 @@ STATE = {
     "norm.num_batches_tracked": torch.tensor(7),
     "scale": torch.tensor(0.123456),
     "ids": torch.arange(4),
+    "fc.weight": torch.randn(3, 9),
     "fc.bias": torch.tensor([0.0, 1e-9, 3.21]),
+    "odd.weight": torch.randn(3, 9),
     "odd.bias": torch.tensor([float("inf"), float("nan"), 1.0]),
 }
 
 
 def rounded(noise):
-    return {name: rounded_vector(name, STATE, noise) for name in vector_names(STATE)}
+    names = treated(plan(STATE, SharingConfig("auto")), "round")
+    return {name: rounded_vector(name, STATE, noise) for name in names}
 
 
 def test_only_vectors_of_numbers_are_rounded():
-    assert vector_names(STATE) == [n for n in STATE if n.startswith("norm.") and n[5] != "n"] + [
-        "fc.bias",
-        "odd.bias",
-    ]
+    names = [n for n in STATE if n.startswith("norm.") and n[5] != "n"]
+    assert list(rounded(0.4)) == [*names, "fc.bias", "odd.bias"]
 
 
 def test_rounding_is_relative_to_what_an_error_is_small_beside():

@@ -70,6 +70,34 @@ def test_a_bare_state_dict_is_clustered_without_its_architecture(tmp_path, capsy
     assert shared.state_dict["n"] == 3
 
 
+def test_what_becomes_of_a_bare_state_dict_is_said_and_can_be_chosen(tmp_path, capsys):
+    torch.manual_seed(0)
+    state = {
+        **{f"{name}.weight": torch.randn(40, 40) for name in "abc"},
+        "a.bias": torch.randn(40),
+        "pos_embed": torch.randn(1, 9, 40),
+    }
+    torch.save(state, tmp_path / "m.pt")
+    options = ["--epochs", "0", "--bits", "auto"]
+    assert share(tmp_path / "m.pt", tmp_path / "out", *options) == 0
+    notes = capsys.readouterr().err
+    assert "NOTE: rounded beside the weights: 1 biases and parts" in notes
+    assert "NOTE: left as they are (not a weight by its name): pos_embed; " in notes
+
+    def changed(*more):
+        assert share(tmp_path / "m.pt", tmp_path / "out", *options, *more) == 0
+        found = checkpoint.load(tmp_path / "out").state_dict
+        return {name for name in state if not torch.equal(found[name], state[name])}
+
+    assert changed("--exclude", "a,b") == {"c.weight"}
+    assert changed("--include", "a,pos_*") == {"a.weight", "a.bias", "pos_embed"}
+    assert share(tmp_path / "m.pt", tmp_path / "x", *options, "--include", "d") == 1
+    assert "error: no parameter matches 'd'; there are: a, b, c, pos_embed" in (
+        capsys.readouterr().err
+    )
+    assert share(tmp_path / "m.pt", tmp_path / "x", "--include", "a,,b") == 2
+
+
 def test_a_bare_state_dict_cannot_be_fine_tuned(tmp_path, capsys):
     torch.save(build("lenet-300-100").state_dict(), tmp_path / "m.pt")
     assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "2") == 1

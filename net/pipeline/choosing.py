@@ -5,8 +5,7 @@ heart would bear more.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
 
 import torch
 from torch import nn
@@ -14,6 +13,8 @@ from torch import nn
 from .. import choose
 from ..choose import Choice
 from ..errors import UserError
+from ..plan import SharingConfig
+from ..post_training import NOISE
 from ..sharing import WeightSharing
 from ..training.distillation import Distorted
 from ..training.log import Log
@@ -78,27 +79,20 @@ def search(
     return value
 
 
+def config(options: SharingOptions, reassign: int = 0) -> SharingConfig:
+    """What the library takes, of options that are numbers."""
+    own = {field.name for field in fields(SharingConfig)} & vars(options).keys() - {"reassign"}
+    values = {name: getattr(options, name) for name in own}
+    if values["noise"] == "auto":  # of k-means, or without data
+        values["noise"] = NOISE
+    return SharingConfig(**values, parts=options.share_parts, reassign=reassign)
+
+
 def shared(
     model: nn.Module, options: SharingOptions, inputs: list[torch.Tensor], reassign: int = 0
 ) -> WeightSharing:
     """The sharing of `model` by options that are numbers; `inputs` are those of calibration."""
-    assert not isinstance(options.bias_bits, str)
-    by_rate: dict[str, Any] = {}
-    if options.bits == "auto":
-        by_rate = {"noise": options.noise, "calibration": inputs or None}
-    return WeightSharing(
-        model,
-        options.bits,
-        exact_vectors=options.exact_vectors,
-        bias_bits=options.bias_bits,
-        init=options.init,
-        seed=options.seed,
-        reassign=reassign,
-        parts=options.share_parts,
-        include=options.include,
-        exclude=options.exclude,
-        **by_rate,
-    )
+    return WeightSharing(model, config(options, reassign), calibration=inputs or None)
 
 
 def without_auto(options: SharingOptions) -> SharingOptions:

@@ -9,10 +9,13 @@ import torch
 from tqdm import tqdm
 
 from .. import checkpoint, shards
+from ..bare import SharedState
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..clustering import Clustering
 from ..files import check_output, check_writable, locked
+from ..report.tables import sharing_notes
 from ..training import architectures, datasets, distributed, restore, weights
+from ..training.log import Log
 from ..training.resume import RunProgress
 from ..training.splits import Dataset
 from . import choosing, stages
@@ -186,13 +189,17 @@ class Run:
 
 
 def share_bare(
-    source: Checkpoint, options: SharingOptions, path: str | Path
+    source: Checkpoint, options: SharingOptions, path: str | Path, log: Log
 ) -> tuple[Checkpoint, dict[str, Clustering]]:
     """Share the weights of a state dict whose architecture is not known, and write the result:
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
     check_output(path)
     shared, clusterings = stages.share_bare(source, choosing.without_auto(options))
     write(path, shared)
+    state = shared.state_dict
+    if isinstance(state, SharedState):
+        for note in sharing_notes(state.plan, clusterings, state.rounded, state):
+            log.note(note)
     return shared, clusterings
 
 

@@ -24,8 +24,8 @@ from ..checkpoint import Checkpoint
 from ..clustering import Clustering
 from ..errors import UserError
 from ..parameters import compressible, resolve
-from ..post_training import NOISE
 from ..prune import Pruner, prunable, shrink
+from ..report.tables import sharing_notes
 from ..sharing import WeightSharing
 from ..state_dicts import from_json, to_json
 from ..training import architectures, restore, weights
@@ -41,7 +41,10 @@ from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOpti
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
 RAMP = 0.7
 # What sharing a bare state dict depends on: no teacher, no epochs.
-RECORDED_OF_BARE = ("seed", "bits", "noise", "exact_vectors", "bias_bits", "init")
+RECORDED_OF_BARE = (
+    *("preset", "seed", "bits", "noise", "exact_vectors", "bias_bits", "init"),
+    *("include", "exclude"),
+)
 
 
 @dataclass(frozen=True)
@@ -254,6 +257,9 @@ def share(
         finish(sharing, options, setting.log)
         error = setting.test_error(model, "after fine-tuning", dataset)
     metrics = {"test_error_percent": error}
+    state = model.state_dict()
+    for note in sharing_notes(sharing.plan, sharing.clusterings, sharing.rounded, state):
+        setting.log.note(note)
     shared = Checkpoint(
         *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics),
         extra=source.extra,
@@ -288,16 +294,7 @@ def share_bare(
             "what BatchNorm adds to a variance is not in a bare state dict, so that its statistics "
             "cannot be folded; name the architecture"
         )
-    assert not isinstance(options.bias_bits, str)
-    state = SharedState(
-        source.state_dict,
-        options.bits,
-        noise=NOISE if options.noise == "auto" else options.noise,
-        exact_vectors=options.exact_vectors,
-        bias_bits=options.bias_bits,
-        init=options.init,
-        seed=options.seed,
-    )
+    state = SharedState(source.state_dict, choosing.config(options))
     recorded = {name: getattr(options, name) for name in RECORDED_OF_BARE}
     found = Checkpoint(
         *(state, source.arch, "weight_shared", source.dataset, recorded), extra=source.extra

@@ -1,17 +1,22 @@
 """Tables as text of what the stages give, and what all tables share."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from ..clustering import Clustering
+from ..clustering import COUNTED, Clustering
+from ..codec.tensors import DTYPES, write_tensor
 from ..encoding import Encoded, TensorInfo
 from ..files import atomic_write
+from ..plan import QUANTIZED, Treatment
+from ..shards import info_of
 
 NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
+NAMED = 5  # tensors of one kind in a note
 Group = tuple[str, int, int]  # title, first column, last column
 NAME_WIDTH = 24  # of layer names in tables: keeps a line within 100 columns
 
@@ -108,6 +113,61 @@ def sharing_table(clusterings: Mapping[str, Clustering]) -> str:
     return table(head, rows, [["total", *total]])
 
 
+def plan_table(plan: Mapping[str, Treatment], state: Mapping[str, torch.Tensor]) -> str:
+    """Per tensor: type, shape, and what becomes of it."""
+    rows = []
+    for name, treatment in plan.items():
+        dtype, shape = info_of(state, name)
+        sizes = "x".join(map(str, shape)) or "scalar"
+        rows.append([name, f"{str(dtype).removeprefix('torch.')} {sizes}", f"   {treatment}"])
+    width = max((len(row[2]) for row in rows), default=0)
+    rows = [[name, shape, text.ljust(width)] for name, shape, text in rows]
+    return table(["tensor", "type and shape", "   what becomes of it".ljust(width)], rows)
+
+
+def sharing_notes(
+    plan: Mapping[str, Treatment],
+    clusterings: Mapping[str, Clustering],
+    rounded: Mapping[str, float],
+    state: Mapping[str, torch.Tensor],
+) -> list[str]:
+    """What a user may not expect: which tensors were rounded beside the weights, and by how much;
+    which are quantized already; and why others stay as they are that take over NOTED of the bytes.
+    `rounded` is {name: relative change}.
+    """
+    notes = []
+    if rounded:
+        worst = max(rounded, key=lambda name: rounded[name])
+        notes.append(
+            f"rounded beside the weights: {len(rounded)} biases and parts of normalisation, by "
+            f"{100 * rounded[worst]:.2g} % or less ({worst})"
+        )
+    sizes: dict[str, float] = {}
+    groups: dict[str, list[str]] = {}
+    for name, treatment in plan.items():
+        sizes[name] = 0 if treatment.tied else stored_bytes(name, state)
+        if treatment.how == "exact":
+            groups.setdefault(treatment.reason, []).append(name)
+    shared = sum(each.coded_bytes for each in clusterings.values())
+    total = shared + sum(size for name, size in sizes.items() if name not in clusterings)
+    for reason, names in groups.items():
+        size = sum(sizes[name] for name in names)
+        if size > NOTED * total or reason == QUANTIZED:
+            shown = ", ".join(sorted(names, key=lambda name: -sizes[name])[:NAMED])
+            more = f" and {len(names) - NAMED} others" if len(names) > NAMED else ""
+            notes.append(f"left as they are ({reason}): {shown}{more}; {percent(size, total)}")
+    return notes
+
+
+def stored_bytes(name: str, state: Mapping[str, torch.Tensor]) -> float:
+    """About what a tensor takes that is neither shared nor rounded: floating-point numbers as they
+    are, others, which may be masks or counters, as they are encoded."""
+    dtype, shape = info_of(state, name)
+    if dtype.is_floating_point or dtype not in DTYPES.values() or math.prod(shape) > COUNTED:
+        return dtype.itemsize * math.prod(shape)
+    return write_tensor(state[name]).length / 8
+
+
 def encoding_table(tensors: list[TensorInfo], directory_bytes: int) -> str:
     """Per tensor: bytes, and bits per weight and per index before and after Huffman coding."""
     rows = [
@@ -149,8 +209,8 @@ def encoding_text(encoded: Encoded) -> str:
 
 
 def is_whole(tensor: TensorInfo) -> bool:
-    """Whether a tensor of floating-point numbers has not been compressed but by the codec."""
-    return tensor.kind == "raw" and "float" in tensor.dtype
+    """Whether a tensor has not been compressed but by the codec."""
+    return tensor.kind == "raw"
 
 
 def arrow(before: float, after: float) -> str:

@@ -2,7 +2,10 @@ import csv
 import json
 
 import pytest
+import torch
 
+from net import encoding
+from net.bare import SharedState
 from net.report import comparison_tables, paper, tables
 
 
@@ -125,3 +128,49 @@ def test_latency_table():
         line.split() for line in text.splitlines()
     ]
     assert "always dense, no sparse form: conv1" in text
+
+
+@pytest.fixture
+def shared():
+    torch.manual_seed(0)
+    return SharedState(
+        {
+            "fc.weight": torch.randn(64, 64),
+            "fc.bias": torch.randn(64),
+            "q.weight": torch.randn(8, 8),
+            "q.weight_scale": torch.rand(8, 1),
+            "table": torch.randn(30, 30),
+            "ids": torch.randint(0, 1 << 40, (40, 20)),
+            "causal": torch.ones(200, 200, dtype=torch.uint8).tril(),
+        }
+    )
+
+
+def test_what_becomes_of_what(shared):
+    lines = tables.plan_table(shared.plan, shared).splitlines()
+    assert lines[0].split() == ["tensor", "type", "and", "shape", "what", "becomes", "of", "it"]
+    assert [" ".join(line.split()) for line in lines[2:5]] == [
+        "fc.weight float32 64x64 shared by rate",
+        "fc.bias float32 64 rounded",
+        "q.weight float32 8x8 exact: quantized already",
+    ]
+
+
+def test_notes_on_what_was_rounded_and_what_is_left(shared):
+    dict(shared)
+    rounded, *left = tables.sharing_notes(shared.plan, shared.clusterings, shared.rounded, shared)
+    assert "rounded beside the weights: 1 biases and parts of normalisation, by 0." in rounded
+    assert rounded.endswith("% or less (fc.bias)")
+    assert [note.partition(";")[0] for note in left] == [
+        "left as they are (quantized already): q.weight, q.weight_scale",
+        "left as they are (not a weight by its name): table",
+        "left as they are (no floating-point numbers): ids, causal",
+    ]
+    assert float(left[2].split()[-2]) < 55  # the mask takes next to nothing
+
+
+def test_what_is_stored_whole_is_named_whatever_its_type(shared, tmp_path):
+    encoded = encoding.write(dict(shared), tmp_path)
+    note = tables.encoding_text(encoded).splitlines()[-1]
+    assert note.startswith("note: stored as they are, neither pruned nor shared: ")
+    assert {"table", "ids"} <= set(note.partition("shared: ")[2].partition(" (")[0].split(", "))

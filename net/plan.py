@@ -1,0 +1,408 @@
+"""What becomes of every tensor of a model when its weights are shared: one plan, made beforehand.
+
+The same for a module and for a bare state dict, and executed by net.sharing and net.bare. Shared
+are weights (net.parameters); rounded beside them, their biases and what is recognised as the
+weight, bias and running statistics of a normalisation. Everything else stays exact. A module is
+asked what each tensor is; in a bare state dict it is known by its name, by the tensors beside it,
+or by values that no training gives. Where that leaves a doubt, a tensor stays exact.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from .codec.tensors import identity
+from .constants import few_values, is_table
+from .parameters import (
+    Patterns,
+    bias_of,
+    check_used,
+    is_chosen,
+    is_computed,
+    is_vector,
+    layer_of,
+    listed,
+    matrices,
+    resolve,
+    unwrapped,
+    weights_of,
+)
+from .post_training import NOISE
+from .quantization import INITS
+
+MOST_BITS = 16
+FEW = 16  # values that sharing by rate would not make fewer
+ONE = "one element"
+QUANTIZED = "quantized already"
+NOT_CHOSEN = "left out by include or exclude"
+EXACT_VECTORS = "vectors are to stay exact"
+
+# Normalisation, by the classes of a module, or by names: the other one that is beside it.
+STATISTICS = ("running_mean", "running_var")
+AFFINE = {"weight": "bias", "bias": "weight", "gamma": "beta", "beta": "gamma"}
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+NORM_CLASS = re.compile(r"Norm(?!al)|LN$|BN$")
+NORM_NAME = re.compile(r"norm(?!al)|(?:^|_)(?:ln|bn|rms)(?:_|\d|$)", re.IGNORECASE)
+# A factor and a summand that bring outputs back to their units.
+NO_NORM = re.compile(r"scale|shift|affine|mean|std|energ|loss|criterion", re.IGNORECASE)
+
+# Parts of names that only quantized layers have (GPTQ, AWQ, bitsandbytes, compressed-tensors,
+# float8 of several makers, torch.ao).
+QUANTIZED_BY = re.compile(
+    r"q(?:weight|zeros)|SCB|absmax|quant_map|quant_state|weight_format|g_idx|_packed_params"
+    r"|.*zero_?points?|(?:weight|input|output|act)_quantizer|.*_fake_quant"
+    r"|(?:.*(?:weight|proj)|input|output|activation|act|[qkv]|kv)_(?:packed|scales?|qdata)(?:_.*)?"
+)
+# Layers of constants, of which no values can be told from learned ones.
+TABLE = re.compile(
+    r"(?:^|_)(?:i?stft|i?dft|i?dct|i?dwt|fbanks?|filter_?banks?|mel_?(?:basis|fb|filters?|banks?)"
+    r"|pqmf|cqt|gammatone)(?:_|$)"
+)
+COMPLEX = re.compile(r"conv_?(?:real|imag)|(?:real|imag)_?conv")  # of one signal
+Bits = int | Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class SharingConfig:
+    """How weights are shared: what WeightSharing and SharedState take, each declared here.
+
+    bits: 2**bits values at most per tensor by k-means, a number from 1 to 16 or {pattern: number};
+        "auto" for values by rate: those of the fewest bytes at `noise`.
+    noise: of bits "auto", the width of the steps in standard deviations of the weights.
+    bias_bits: as `bits`, for the biases of these weights, by the weights' names; 0 for no k-means.
+    exact_vectors: leave normalisation and, beside bits "auto", biases as they are, unrounded.
+    init, seed: of k-means (net.quantization).
+    include, exclude: patterns over names (net.parameters). `include` takes the tensors of two or
+        more dimensions that match, whatever else is said of them here, and rounds beside them their
+        biases and the normalisation that matches; `exclude` leaves exact what it matches.
+    parts: in which the weights of a model are shared, the largest first.
+    reassign: training steps in which a weight may still change its shared value.
+
+    Raises ValueError for a value out of range.
+    """
+
+    bits: Bits | Literal["auto"] = 5
+    noise: float = NOISE
+    bias_bits: Bits = 0
+    exact_vectors: bool = False
+    init: str = "linear"
+    seed: int = 42
+    include: Patterns | None = None
+    exclude: Patterns = ()
+    parts: int = 1
+    reassign: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, str):
+            if self.bits != "auto":
+                raise ValueError(
+                    f"bits must be a number, {{pattern: number}} or 'auto', not {self.bits!r}"
+                )
+        else:
+            _check_bits("bits", self.bits, 1)
+        _check_bits("bias_bits", self.bias_bits, 0)
+        _check_whole("seed", self.seed, 0)
+        _check_whole("parts", self.parts, 1)
+        _check_whole("reassign", self.reassign, 0)
+        number = isinstance(self.noise, Real) and not isinstance(self.noise, bool)
+        if not number or not math.isfinite(self.noise) or self.noise <= 0:
+            raise ValueError(f"noise must be a positive number, not {self.noise!r}")
+        if self.init not in INITS:
+            raise ValueError(f"init must be one of {', '.join(INITS)}, not {self.init!r}")
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            if patterns is not None and not all(isinstance(each, str) for each in listed(patterns)):
+                raise ValueError(f"{name} must be a pattern or a list of these, not {patterns!r}")
+
+
+def _check_bits(name: str, bits: Any, least: int) -> None:
+    for each in bits.values() if isinstance(bits, Mapping) else [bits]:
+        _check_whole(name, each, least, MOST_BITS)
+
+
+def _check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        span = f"at least {least}" if most is None else f"a whole number from {least} to {most}"
+        raise ValueError(f"{name} must be {span}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What becomes of one tensor.
+
+    how: "cluster": 2**`bits` values at most, by k-means; "rate": multiples of a step that the
+    config's noise sets; "round": each value to a few binary digits; "exact": nothing, for `reason`.
+    kind: of a weight, as of parameters.compressible. tied: the name under which the same tensor
+    comes first, and is treated.
+    """
+
+    how: Literal["cluster", "rate", "round", "exact"]
+    kind: str = ""
+    bits: int = 0
+    reason: str = ""
+    tied: str = ""
+
+    def __str__(self) -> str:
+        text = {
+            "cluster": f"shared, {2**self.bits} values at most",
+            "rate": "shared by rate",
+            "round": "rounded",
+            "exact": f"exact: {self.reason}",
+        }[self.how]
+        return f"{text} (tied to {self.tied})" if self.tied else text
+
+
+class _Tensor(NamedTuple):
+    """A tensor of a state dict, and what a module says of it."""
+
+    info: Any  # has its dtype and shape
+    read: Callable[[], torch.Tensor]
+    first: str  # of its names, if it is tied
+    owner: nn.Module | None = None  # None in a bare state dict
+    buffer: bool = False
+    trained: bool = False  # by whoever trains the module
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.info.shape)
+
+
+def plan(
+    source: nn.Module | Mapping[str, torch.Tensor], config: SharingConfig
+) -> dict[str, Treatment]:
+    """{name: what becomes of it}, one for every tensor in the state dict of `source`, in its order.
+
+    Raises UserError for a pattern that matches nothing, and for a weight for which a {pattern:
+    number} has none.
+    """
+    return _Planner(source, config).plan()
+
+
+def treated(plan: Mapping[str, Treatment], how: str) -> list[str]:
+    """The names of the tensors that `plan` treats in this way, of tied ones the first."""
+    return [name for name, each in plan.items() if each.how == how and not each.tied]
+
+
+class _Planner:
+    """What `plan` knows of the source while it decides."""
+
+    def __init__(
+        self, source: nn.Module | Mapping[str, torch.Tensor], config: SharingConfig
+    ) -> None:
+        self.config = config
+        source = unwrapped(source) if isinstance(source, nn.Module) else source
+        self.tensors = _of_module(source) if isinstance(source, nn.Module) else _of_state(source)
+        found = matrices(source)
+        self.matrices = {name: found[name] for name in found if name in self.tensors}
+        self.quantized = _quantized_layers(self.tensors)
+        for pattern in listed(config.include or ()):
+            vectors = (n for n, each in self.tensors.items() if len(each.shape) == 1)
+            check_used(pattern, [*self.matrices, *filter(self._normalises, vectors)])
+        for pattern in listed(config.exclude):
+            check_used(pattern, self.tensors)
+
+    def plan(self) -> dict[str, Treatment]:
+        found = self._weights()
+        found |= self._biases(found)
+        for name, each in self.tensors.items():
+            if name not in found and each.first == name:
+                why = self._why_exact(name)
+                found[name] = Treatment("exact", reason=why) if why else Treatment("round")
+        return {
+            name: found[name] if each.first == name else replace(found[each.first], tied=each.first)
+            for name, each in self.tensors.items()
+        }
+
+    # Weights
+
+    def _weights(self) -> dict[str, Treatment]:
+        """Of all matrices that the names or `include` make weights, some of which stay exact."""
+        config, found, weights = self.config, {}, {}
+        named = weights_of(self.matrices) if config.include is None else self.matrices
+        for name, matrix in named.items():
+            if not self._is_chosen(name, matrix.kind):
+                found[name] = Treatment("exact", matrix.kind, reason=NOT_CHOSEN)
+            elif config.include is None and (why := self._why_no_weight(name)):
+                found[name] = Treatment("exact", matrix.kind, reason=why)
+            else:
+                weights[name] = matrix.kind
+        bits = resolve(0 if config.bits == "auto" else config.bits, weights)
+        for name, kind in weights.items():
+            found[name] = self._of_weight(name, kind, bits[name])
+        return found
+
+    def _of_weight(self, name: str, kind: str, bits: int) -> Treatment:
+        by_rate = self.config.bits == "auto"
+        tensor = self.tensors[name]
+        if by_rate or not tensor.trained:
+            few = few_values(tensor.read(), FEW if by_rate else 2**bits)
+            if few and not tensor.trained:
+                return Treatment("exact", kind, reason=f"{few} values only")
+            if few:  # kept, as centroids that can be trained
+                return Treatment("cluster", kind, bits=max(1, math.ceil(math.log2(few))))
+        return Treatment("rate", kind) if by_rate else Treatment("cluster", kind, bits=bits)
+
+    def _why_no_weight(self, name: str) -> str:
+        """Why a matrix whose name says that it is a weight is none; empty if it is one."""
+        tensor = self.tensors[name]
+        if layer_of(name) in self.quantized:
+            return QUANTIZED
+        if is_vector(tensor.shape) and not self._has_bias(name):
+            return "one row or column without a bias: a number for each input or output"
+        if not tensor.trained and _named_as_table(name, tensor.shape):
+            return "by its name a table of constants"
+        if is_table(tensor.read()):
+            return "by its values a table of constants"
+        return ""
+
+    # What is beside them
+
+    def _biases(self, treated: Mapping[str, Treatment]) -> dict[str, Treatment]:
+        """Of the biases of the weights that are shared."""
+        kinds = {name: each.kind for name, each in treated.items() if each.how != "exact"}
+        bits = resolve(self.config.bias_bits, kinds)
+        found = {}
+        for name, tensor in self.tensors.items():
+            bias = bias_of(name)
+            if tensor.first not in kinds or bias == name or not self._has_bias(name):
+                continue
+            if not self._is_chosen(bias, "", beside=True):
+                found[bias] = Treatment("exact", reason=NOT_CHOSEN)
+            elif math.prod(self.tensors[bias].shape) == 1:
+                found[bias] = Treatment("exact", reason=ONE)
+            elif bits[tensor.first]:
+                found[bias] = Treatment("cluster", bits=bits[tensor.first])
+            elif self.config.exact_vectors:
+                found[bias] = Treatment("exact", reason=EXACT_VECTORS)
+            elif self.config.bits == "auto":
+                found[bias] = Treatment("round")
+            else:
+                found[bias] = Treatment("exact", reason="a bias, for which there are no bits")
+        return found
+
+    def _has_bias(self, name: str) -> bool:
+        """Whether there is a vector beside the weight `name` that can be its bias."""
+        bias = self.tensors.get(bias_of(name))
+        if bias is None or len(bias.shape) != 1 or not is_computed(bias.info) or bias.buffer:
+            return False
+        (size,), shape = bias.shape, self.tensors[name].shape
+        # Of a transposed convolution, [inputs, outputs / groups, ...], or of [inputs, outputs].
+        groups, rest = divmod(size, shape[1]) if shape[1] else (0, 1)
+        return size == shape[0] or (rest == 0 and groups > 0 and shape[0] % groups == 0)
+
+    def _why_exact(self, name: str) -> str:
+        """Why what is neither weight nor bias stays exact; empty for normalisation, rounded."""
+        tensor = self.tensors[name]
+        if not tensor.info.dtype.is_floating_point:
+            return "no floating-point numbers"
+        if not is_computed(tensor.info):
+            return "of a type or layout without arithmetic"
+        if math.prod(tensor.shape) <= 1:
+            return ONE
+        if layer_of(name) in self.quantized:
+            return QUANTIZED
+        if len(tensor.shape) == 1 and self._normalises(name):
+            if self.config.exact_vectors:
+                return EXACT_VECTORS
+            return "" if self._is_chosen(name, "") else NOT_CHOSEN
+        if tensor.buffer:
+            return "a buffer"
+        if len(tensor.shape) > 1:
+            return "not a weight by its name"
+        return "neither the bias of a shared weight nor normalisation"
+
+    def _normalises(self, name: str) -> bool:
+        """Whether a vector is the weight, bias or a running statistic of a normalisation."""
+        layer, _, last = name.rpartition(".")
+        owner = self.tensors[name].owner
+        if last in STATISTICS:
+            if isinstance(owner, nn.modules.batchnorm._NormBase):
+                return True
+            together = all(self._beside(name, each) for each in STATISTICS)
+            affine = self._beside(name, "weight") and self._beside(name, "bias")
+            counted = f"{layer}.num_batches_tracked".removeprefix(".") in self.tensors
+            return together and (affine or counted)
+        if last not in AFFINE:
+            return False
+        if owner is not None:
+            return isinstance(owner, NORMS) or bool(NORM_CLASS.search(type(owner).__name__))
+        part = _last_word(layer)
+        if last in ("weight", "bias") and self._beside(name, AFFINE[last]):
+            return not NO_NORM.search(part)
+        return bool(NORM_NAME.search(part)) and (
+            last == "weight" or self._beside(name, AFFINE[last])
+        )
+
+    def _beside(self, name: str, last: str) -> bool:
+        """Whether the layer of the vector `name` has another, of the same length, called `last`."""
+        other = self.tensors.get(f"{layer_of(name)}.{last}".removeprefix("."))
+        return other is not None and other.shape == self.tensors[name].shape
+
+    def _is_chosen(self, name: str, kind: str, beside: bool = False) -> bool:
+        """`beside` the weight that it follows, whatever `include` says."""
+        include = None if beside else self.config.include
+        return is_chosen(name, kind, include, self.config.exclude)
+
+
+def _of_module(model: nn.Module) -> dict[str, _Tensor]:
+    owners = dict(model.named_modules(remove_duplicate=False))
+    first: dict[int, str] = {}
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor):  # no extra state
+            found[name] = _Tensor(
+                tensor,
+                tensor.detach,
+                first.setdefault(id(tensor), name),
+                owners.get(name.rpartition(".")[0], model),
+                buffer=not isinstance(tensor, nn.Parameter),
+                trained=tensor.requires_grad,
+            )
+    return found
+
+
+def _of_state(state: Mapping[str, torch.Tensor]) -> dict[str, _Tensor]:
+    """Of a mapping with a method `info` (net.shards) by that: it reads tensors anew each time."""
+    info = getattr(state, "info", None)
+    first: dict[object, str] = {}
+    found = {}
+    for name in state:
+        each = info(name) if info else state[name]
+        if hasattr(each, "dtype"):
+            key = name if info or not is_computed(each) else identity(each)
+            read = partial(state.__getitem__, name)
+            found[name] = _Tensor(each, read, first.setdefault(key, name))
+    return found
+
+
+def _quantized_layers(names: Iterable[str]) -> set[str]:
+    """The layers that hold what only quantized ones do."""
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            if QUANTIZED_BY.fullmatch(part):
+                found.add(".".join(parts[:i]).removesuffix(".weight"))
+                break
+    return found
+
+
+def _named_as_table(name: str, shape: tuple[int, ...]) -> bool:
+    layer, _, last = layer_of(name).rpartition(".")
+    if COMPLEX.fullmatch(last):
+        return len(shape) == 3 and shape[1] == 1
+    return bool(TABLE.search(last) or TABLE.fullmatch(layer.rpartition(".")[2]))
+
+
+def _last_word(layer: str) -> str:
+    """The last part of a layer's name that is no number."""
+    parts = [part for part in layer.split(".") if not part.isdigit()]
+    return parts[-1] if parts else ""
