@@ -415,7 +415,7 @@ class TestLoops:
     def test_tensors_that_are_none(self, kind):
         for model, message in (
             (nn.Linear(4, 3, device="meta"), "'weight': on the meta device"),
-            (nn.Sequential(nn.Flatten()), "nothing to"),
+            (nn.Sequential(nn.Flatten()), "nothing "),
         ):
             with pytest.raises(UserError, match=message):
                 begun(kind, model)
