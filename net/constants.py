@@ -5,75 +5,68 @@ nothing else tells them from what was learned. In each of them every row follows
 digits, which rows of weights do not.
 """
 
+import numpy as np
 import torch
 
 LEAST = 8  # columns: rows of fewer may follow a law by chance
-SAMPLE = 1 << 14  # values that are looked at before all are
-MOST = 256  # values that may be called few
-ROWS = 16  # and more, that are looked at before all are
+ROWS = 8  # and up to twice as many, that are looked at before all are
 NEGLIGIBLE = 1e-5
+SAMPLE = 1 << 12  # values that are looked at before all are
+MOST = 256  # values that may be called few
 
 
 def is_table(tensor: torch.Tensor) -> bool:
     """Whether `tensor` [rows, ...], flattened to [rows, columns], is a table of constants.
 
     Its rows are then all one of these: mirrored, up to their sign (filters of a Fourier or cosine
-    transform under any symmetric window, blurs); pairs of a sine and a cosine (positions); rising
-    and then falling, none negative (mel filters, windows).
+    transform under a periodic window, blurs); pairs of a sine and a cosine (positions); rising and
+    then falling, none negative (mel filters, windows).
     """
     rows = tensor.detach().flatten(1)
     if rows.shape[1] < LEAST or not len(rows):
         return False
-    few = rows[:: max(1, len(rows) // ROWS)]
-    laws = [law for law in (_mirrored, _sinusoidal, _single_peaked) if law(few)]
-    return bool(laws) and bool(rows.isfinite().all()) and any(law(rows) for law in laws)
-
-
-def _live(rows: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """(the rows that are not zero, or next to it as a sine at all its zeros, in float64, divided by
-    the largest magnitude of each; how far two equal numbers may lie apart)."""
     tolerance = 1e-4 if rows.dtype.itemsize > 2 else 1e-2
-    exact = rows.double()
-    largest = exact.abs().amax(1, keepdim=True)
-    live = (largest > NEGLIGIBLE * largest.max()).flatten()
-    return exact[live] / largest[live], tolerance
+    few = _exact(rows[:: max(1, len(rows) // ROWS)])
+    laws = [law for law in (_mirrored, _sinusoidal, _single_peaked) if law(few, tolerance)]
+    return bool(laws) and any(law(_exact(rows), tolerance) for law in laws)
 
 
-def _mirrored(rows: torch.Tensor) -> bool:
-    live, tolerance = _live(rows)
-    found = torch.zeros(len(live), dtype=torch.bool)
+def _exact(rows: torch.Tensor) -> np.ndarray:
+    """float64 [rows, columns] of those rows that are not zero, or next to it, as is a sine of which
+    only the zeros were taken; none if any value is not finite."""
+    values = rows.to("cpu", torch.float64).numpy()
+    largest = np.abs(values).max(axis=1)
+    if not np.isfinite(largest).all():
+        return values[:0]
+    return values[largest > NEGLIGIBLE * largest.max()]
+
+
+def _mirrored(rows: np.ndarray, tolerance: float) -> bool:
+    allowed = tolerance * np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    found = np.zeros(len(rows), bool)
     # About the middle, or about the middle but for a first value, as of a periodic window.
-    for part in (live, live[:, 1:]):
+    for part in (rows, rows[:, 1:]):
         for sign in (1, -1):
-            found |= ((part - sign * part.flip(1)).abs() <= tolerance).all(1).cpu()
-    return bool(len(live)) and bool(found.all())
+            found |= (np.abs(part - sign * part[:, ::-1]) <= allowed).all(axis=1)
+    return bool(len(rows)) and bool(found.all())
 
 
-def _sinusoidal(rows: torch.Tensor) -> bool:
-    if rows.shape[1] % 2:
+def _sinusoidal(rows: np.ndarray, tolerance: float) -> bool:
+    sizes = np.abs(rows)
+    if not len(rows) or rows.shape[1] % 2 or sizes.min() > sizes.max() / 2:  # binary weights
         return False
-    exact = rows.double()
-    exact = exact[(exact != 0).any(1)]  # that of padding is zero
-    if not exact.numel() or float(exact.abs().amin()) > float(exact.abs().amax()) / 2:
-        return False  # as binary weights
-    middle = rows.shape[1] // 2
-    tolerance = 1e-4 if rows.dtype.itemsize > 2 else 1e-2
-    for a, b in (
-        (exact[:, :middle], exact[:, middle:]),
-        (exact[:, ::2], exact[:, 1::2]),
-    ):
-        power = a.square() + b.square()
-        if float(power.amax() - power.amin()) <= tolerance * float(power.amax()):
+    squares, middle = rows**2, rows.shape[1] // 2
+    for power in (squares[:, :middle] + squares[:, middle:], squares[:, ::2] + squares[:, 1::2]):
+        if power.max() - power.min() <= tolerance * power.max():
             return True
     return False
 
 
-def _single_peaked(rows: torch.Tensor) -> bool:
-    live, _ = _live(rows)
-    if not len(live) or bool((live < 0).any()):
+def _single_peaked(rows: np.ndarray, _: float) -> bool:
+    if not len(rows) or rows.min() < 0:
         return False
-    change = live.diff(dim=1)
-    fallen = (change < 0).cumsum(1) > 0
+    change = np.diff(rows, axis=1)
+    fallen = np.logical_or.accumulate(change < 0, axis=1)
     return not bool((fallen & (change > 0)).any())
 
 
@@ -82,9 +75,13 @@ def few_values(tensor: torch.Tensor, most: int) -> int:
     four times or more on average; otherwise 0."""
     most = min(most, MOST)
     flat = tensor.detach().flatten()
-    sample = flat[:SAMPLE]
-    if len(sample[sample != 0].unique()) > most:
+    if _distinct(flat[:SAMPLE]) > most:
         return 0
-    live = flat[flat != 0]
-    distinct = len(live.unique())
-    return distinct if distinct <= most and 4 * distinct <= len(live) else 0
+    count, distinct = int(flat.count_nonzero()), _distinct(flat)
+    return distinct if distinct <= most and 4 * distinct <= count else 0
+
+
+def _distinct(values: torch.Tensor) -> int:
+    """The number of values but 0, infinities included."""
+    found = np.unique(values.to("cpu", torch.float64).numpy())
+    return found.size - bool((found == 0).any())

@@ -102,7 +102,7 @@ def is_chosen(name: str, kind: str, include: Patterns | None, exclude: Patterns)
 def is_computed(tensor: torch.Tensor | Any) -> bool:
     """Whether a tensor, or what has its dtype, is dense and of a type that torch computes in."""
     layout = getattr(tensor, "layout", torch.strided)
-    return tensor.dtype in COMPUTED and layout is torch.strided
+    return getattr(tensor, "dtype", None) in COMPUTED and layout is torch.strided
 
 
 def is_weight(name: str, shape: Sequence[int] = ()) -> bool:
