@@ -173,7 +173,7 @@ def calibrate(
     model cannot be run with.
     """
     samples = Samples.of(model, inputs)
-    exact = copy.deepcopy(model).eval().requires_grad_(False)
+    exact = copied(model).eval().requires_grad_(False)
     work = copy.deepcopy(exact)
     parameters = {name: each for name, each in work.named_parameters() if name in kinds}
     with _separate_products(work):
@@ -196,6 +196,18 @@ def calibrate(
                 reasons[name] = _share(parameters[name], own, steps[name], kinds[name])
     shared = {name: parameters[name].detach() for name in kinds}
     return shared, {name: reason for name, reason in reasons.items() if reason}
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, of a model whose layers keep the results of computations, too: the weights that
+    torch.nn.utils.weight_norm and spectral_norm leave in theirs."""
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class StepHooks:
             each.remove()
         self._attached = []
         self._follow()
-        self.settle()
+        self.put_right()
         problem = self.unfinished
         if attached and problem:
             warnings.warn(problem, stacklevel=2)
@@ -99,7 +99,11 @@ class StepHooks:
         """Called after every step; `counted` says whether it is one of `steps_done`."""
 
     def settle(self) -> None:
-        """Put the model's weights right, whatever has changed them."""
+        """Write what the weights are to be, as after a step."""
+
+    def put_right(self) -> None:
+        """The same where anything may have changed them since the last step."""
+        self.settle()
 
     @property
     def unfinished(self) -> str:
@@ -249,6 +253,20 @@ def parameters_of(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[st
             raise ValueError(f"this model has no {name} of the shape {tuple(shape)}")
         found[name] = parameter
     return found
+
+
+def normed_axes(model: nn.Module, name: str) -> tuple[int, ...]:
+    """The axes of a parameter over which weight normalisation (torch.nn.utils) divides it by its
+    norm, where all zeros would be no number; empty for any other parameter."""
+    layer, dot, last = name.rpartition(".")
+    lengths = {"weight_v": "weight_g", "original1": "original0"}.get(last)
+    parameter = parameter_of(model, name)
+    found = parameter_of(model, layer + dot + lengths) if lengths else None
+    if parameter is None or found is None:
+        return ()
+    if found.dim() != parameter.dim():  # one length for all
+        return tuple(range(parameter.dim()))
+    return tuple(axis for axis, size in enumerate(found.shape) if size == 1)
 
 
 def gradient_scaler() -> Any:

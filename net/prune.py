@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import UserError
-from .hooks import StepHooks, parameters_of
+from .hooks import StepHooks, normed_axes, parameters_of
 from .parameters import Patterns, compressible, resolve
 from .tensors import check_dense
 
@@ -161,7 +161,18 @@ class Pruner(StepHooks):
             self.masks = top_masks({n: _in_deviations(w) for n, w in self.weights()}, self.density)
         else:
             self.masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights()}
+        self._keep_directions({name: weight.abs() for name, weight in self.weights()})
         self.apply()
+
+    @torch.no_grad()
+    def _keep_directions(self, scores: Mapping[str, torch.Tensor]) -> None:
+        """Keep the weight of the highest score of what weight normalisation divides by its norm."""
+        for name, score in scores.items():
+            axes = normed_axes(self._model, name)
+            if axes:
+                mask = self.masks[name]
+                best = score == score.amax(axes, keepdim=True)
+                self.masks[name] = mask | (best & ~mask.any(axes, keepdim=True))
 
     def weights(self) -> Iterable[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that is pruned."""
@@ -273,6 +284,7 @@ class Pruner(StepHooks):
             self.masks |= top_masks(scores, {name: now(final[name]) for name in scores})
         else:
             self.masks |= top_masks(scores, now(final))
+        self._keep_directions(scores)
 
     def state_dict(self) -> dict:
         """What a resumed run needs, beside the model's and the optimizer's state."""

@@ -14,7 +14,7 @@ from .calibration import Samples
 from .calibration import share as shared_values
 from .clustering import Clustering, relative_change
 from .errors import UserError, naming
-from .hooks import StepHooks, attached_to, gradient_scaler, parameters_of
+from .hooks import StepHooks, attached_to, gradient_scaler, normed_axes, parameters_of
 from .plan import Bits, SharingConfig, plan, treated
 from .post_training import steps_of
 from .prune import Pruner
@@ -167,7 +167,20 @@ class WeightSharing(StepHooks):
         values, reasons = shared_values(self._model, own, self._steps, self._inputs)
         self.without_data |= reasons
         for name in names:
-            self._add(name, SharedTensor.of_values, values.pop(name))
+            found = self._with_directions(name, values.pop(name))
+            self._add(name, SharedTensor.of_values, found)
+
+    @torch.no_grad()
+    def _with_directions(self, name: str, shared: torch.Tensor) -> torch.Tensor:
+        """`shared`, where weight normalisation divides it by its norm without that being zero: the
+        largest weight then has the smallest of the values, which is as good as any."""
+        axes = normed_axes(self._model, name)
+        if not axes or not shared.any():
+            return shared
+        weight = self._parameters[name].abs()
+        lone = (weight == weight.amax(axes, keepdim=True)) & ~shared.any(axes, keepdim=True)
+        smallest = shared[shared != 0].abs().min()
+        return torch.where(lone, smallest * self._parameters[name].sign(), shared)
 
     def _share_by_clustering(self, names: list[str]) -> None:
         for name in names:
@@ -204,12 +217,13 @@ class WeightSharing(StepHooks):
         What has changed these since the last step (averaging, the evaluation mode of an optimizer,
         a state dict of an earlier epoch) is taken over. Warns where no gradient came.
         """
-        self._follow()
-        for name, shared in self.tensors.items():
-            shared.settle(self._parameters[name])
         super().detach()
         self._reached, self._trained = set(), set()
         self._round_vectors()
+
+    def put_right(self) -> None:
+        for name, shared in self.tensors.items():
+            shared.settle(self._parameters[name])
 
     @property
     def unfinished(self) -> str:

@@ -244,3 +244,107 @@ def test_later_layers_make_up_for_errors_of_earlier_ones(monkeypatch):
         found.load_state_dict(calibrate(model, [batch], kinds, sizes)[0], strict=False)
         errors.append((output(found, held_out) - output(model, held_out)).norm())
     assert errors[1] < 0.9 * errors[0]
+
+
+# What inputs are given as
+
+
+class TwoInputs(nn.Module):
+    """The second is optional, as a mask is."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, x, scale=None):
+        hidden = self.one(x).relu()
+        return self.two(hidden if scale is None else hidden * scale)
+
+
+class Keywords(TwoInputs):
+    def forward(self, *, x, scale=None):
+        return super().forward(x, scale)
+
+
+class OneDict(TwoInputs):
+    def forward(self, batch):
+        return super().forward(batch["x"])
+
+
+def loader(*parts):
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*parts), 16)
+
+
+def calibrated(model, given):
+    kinds = compressible(model)
+    shared, reasons = calibrate(model, given, kinds, steps_of(model, kinds))
+    assert reasons == {}
+    return shared
+
+
+@pytest.mark.parametrize(
+    ("make", "give"),
+    [
+        (TwoInputs, lambda x, _: list(x.split(16))),
+        (TwoInputs, lambda x, _: x.split(16)),
+        (TwoInputs, lambda x, y: loader(x, y)),
+        (TwoInputs, lambda x, _: loader(x)),
+        (TwoInputs, lambda x, y: list(zip(x.split(16), y.split(16), y.split(16), strict=True))),
+        (TwoInputs, lambda x, y: [({"x": part}, y) for part in x.split(16)]),
+        (TwoInputs, lambda x, y: [((part,), y) for part in x.split(16)]),
+        (TwoInputs, lambda x, y: [{"x": part, "labels": y} for part in x.split(16)]),
+        (TwoInputs, lambda x, _: ({"x": part} for part in x.split(16))),
+        (Keywords, lambda x, _: [{"x": part} for part in x.split(16)]),
+        (OneDict, lambda x, y: [{"x": part, "y": y} for part in x.split(16)]),
+    ],
+)
+def test_batches_are_taken_for_what_they_are(make, give):
+    torch.manual_seed(0)
+    model = make()
+    x, labels = alike(64, 6), torch.arange(64) % 3
+    plain = TwoInputs()
+    plain.load_state_dict(model.state_dict())
+    expected = calibrated(plain, list(x.split(16)))
+    found = calibrated(model, give(x, labels))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_one_tensor_and_one_dict_are_one_batch():
+    torch.manual_seed(0)
+    model, x = TwoInputs(), alike(64, 6)
+    expected = calibrated(model, [x])
+    for given in (x, {"x": x}):
+        found = calibrated(model, given)
+        assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_a_tuple_is_the_arguments_and_that_of_a_loader_what_is_required():
+    torch.manual_seed(0)
+    model, x, scale = TwoInputs(), alike(64, 6), alike(64, 5)
+    alone, both = calibrated(model, [x]), calibrated(model, [{"x": x, "scale": scale}])
+    assert not torch.equal(alone["two.weight"], both["two.weight"])
+    assert torch.equal(calibrated(model, [(x, scale)])["two.weight"], both["two.weight"])
+    of_a_loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, scale), 64)
+    assert torch.equal(calibrated(model, of_a_loader)["two.weight"], alone["two.weight"])
+
+
+def test_inputs_that_the_model_does_not_take():
+    model = TwoInputs()
+    kinds = compressible(model)
+    message = r"cannot be run with what calibration gave, float32 \[3, 7\] \(RuntimeError: .*give a"
+    with pytest.raises(ValueError, match=message):
+        calibrate(model, torch.ones(3, 7), kinds, steps_of(model, kinds))
+    for given in (5, "inputs", True):
+        with pytest.raises(ValueError, match="calibration takes a tensor, a dict"):
+            calibrate(model, given, kinds, steps_of(model, kinds))
+
+
+def test_weights_that_a_layer_has_computed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 5)), nn.Linear(5, 4))
+    x = alike(64, 6)
+    model(x)  # leaves a weight that is no leaf, which deepcopy refuses
+    kinds = compressible(model)
+    shared, reasons = calibrate(model, x, kinds, steps_of(model, kinds))
+    assert shared.keys() == {"0.weight_v", "1.weight"}
+    assert reasons == {"0.weight_v": "no input reached it"}

@@ -1,3 +1,4 @@
+import copy
 from itertools import pairwise
 
 import pytest
@@ -263,8 +264,104 @@ def test_a_resumed_pruner_goes_on_as_if_never_stopped(model):
         ({"density": {"*": -1.0}}, "from 0 to 1"),
         ({"sensitivity": -1}, "at least 0"),
         ({"sensitivity": float("nan")}, "at least 0"),
+        ({"sensitivity": float("inf")}, "finite number of at least 0, not inf"),
+        ({"sensitivity": "auto"}, "not 'auto'"),
+        ({"density": "auto"}, "from 0 to 1, not 'auto'"),
+        ({"density": 0.5, "steps": 2.5}, "whole number of at least 0, not 2.5"),
     ],
 )
 def test_bad_numbers(model, options, message):
     with pytest.raises(ValueError, match=message):
         Pruner(model, **options)
+
+
+# What is not finite, not there or not done
+
+
+@pytest.mark.parametrize("options", [{"density": 0.5}, {"sensitivity": 1.0}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite(model, options, value):
+    with torch.no_grad():
+        model[2].weight[0, 0] = value
+    before = model[0].weight.clone()
+    with pytest.raises(UserError, match=r"cannot prune 2\.weight: not all .* finite"):
+        Pruner(model, **options)
+    assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("what", ["weight", "gradient"])
+def test_training_that_diverges_prunes_nothing(model, what):
+    pruner = Pruner(model, density=0.2, steps=10)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    pruner.attach(optimizer)
+    for _ in train(model, optimizer, 3):
+        pass
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    optimizer.zero_grad()
+    if what == "weight":
+        model[2].weight.data[0, 0] = float("nan")
+        model[0].weight.grad = torch.zeros_like(model[0].weight)
+        message = r"cannot prune 2\.weight: not all of its values are finite"
+    else:
+        model[2].weight.grad = torch.full_like(model[2].weight, float("inf"))
+        optimizer.param_groups[0]["lr"] = 0.0
+        model[0].weight.grad = torch.zeros_like(model[0].weight)
+        optimizer.register_step_pre_hook(lambda *_: setattr(model[2].weight, "grad", None))
+        message = r"cannot prune 2\.weight: its gradient was not finite"
+    with pytest.raises(UserError, match=message):
+        optimizer.step()
+    assert all(torch.equal(mask, pruner.masks[name]) for name, mask in masks.items())
+
+
+def test_a_model_in_which_nothing_can_be_pruned(model):
+    for other, message in (
+        (nn.BatchNorm1d(4), "no weights of two or more dimensions"),
+        (nn.Embedding(9, 4), "weight are frozen, or embeddings"),
+        (model.requires_grad_(False), r"0\.weight, 2\.weight are frozen"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Pruner(other, density=0.5)
+
+
+def test_weights_that_change_between_steps_are_masked_again(model):
+    pruner = Pruner(model, density=0.25)
+    for put_right in (pruner.apply, pruner.detach):
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+        put_right()
+        assert torch.equal(model[0].weight != 0, pruner.masks["0.weight"])
+
+
+def test_a_scaled_gradient_is_as_salient_as_an_unscaled_one(model):
+    squares = []
+    for scale in (1.0, 2.0**16):
+        other = copy.deepcopy(model)
+        pruner = Pruner(other, density=0.5, steps=3)
+        optimizer = torch.optim.Adam(other.parameters(), 1e-3, fused=True)
+        pruner.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(other(torch.ones(2, 1, 4, 4)).square().sum()).backward()
+        scaler.step(optimizer)
+        squares.append(pruner.state_dict()["squares"]["2.weight"])
+    assert torch.allclose(*squares)
+
+
+@pytest.mark.parametrize("by", ["weight_norm", "spectral_norm"])
+@pytest.mark.parametrize("of", [nn.utils, nn.utils.parametrizations])
+def test_parametrized_weights_are_pruned_and_stay_numbers(by, of):
+    torch.manual_seed(0)
+    model = nn.Sequential(getattr(of, by)(nn.Linear(32, 24)))
+    pruner = Pruner(model, density=0.05, steps=10)
+    (name,) = pruner.masks
+    assert name in ("0.weight_v", "0.weight_orig") or "parametrizations.weight.original" in name
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    pruner.attach(optimizer)
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(torch.randn(9, 32)).square().sum().backward()
+        optimizer.step()
+    pruner.detach()
+    model(torch.randn(9, 32))
+    kept = int(pruner.masks[name].sum())
+    assert int(model[0].weight.count_nonzero()) == kept <= round(0.05 * 24 * 32) + 24
+    assert model[0].weight.isfinite().all()

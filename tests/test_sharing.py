@@ -598,3 +598,165 @@ def test_statistics_are_folded_where_vectors_are_rounded():
     exact = copy.deepcopy(left[1].state_dict())
     assert WeightSharing(left, exact_vectors=True).fold_norms() == []
     assert all(torch.equal(left[1].state_dict()[name], exact[name]) for name in exact)
+
+
+# Loops
+
+
+def scaled_step(model, sharing, optimizer, scaler, order):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(model)).backward()
+    for what in order.split():
+        if what == "gather":
+            sharing.gather_gradients()
+        elif what == "unscale":
+            scaler.unscale_(optimizer)
+        else:
+            nn.utils.clip_grad_norm_(list(sharing.parameters()), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("order", "step"), [("", 0), ("unscale", 0), ("unscale gather", 0), ("unscale gather clip", 1)]
+)
+def test_gradients_that_a_scaler_did_not_unscale_are_noticed(tagger, order, step, fused):
+    sharing = WeightSharing(tagger, bits=3)
+    optimizer = torch.optim.Adam(sharing.parameters(), 1e-3, fused=fused)
+    sharing.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for _ in range(step):
+        scaled_step(tagger, sharing, optimizer, scaler, order)
+    with pytest.raises(UserError, match=r"call sharing\.gather_gradients\(\) after backward"):
+        scaled_step(tagger, sharing, optimizer, scaler, order)
+
+
+@pytest.mark.parametrize("order", ["gather", "gather unscale", "gather unscale clip"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_gradients_that_a_scaler_did_unscale(tagger, order, enabled):
+    sharing = WeightSharing(tagger, bits=3)
+    optimizer = torch.optim.Adam(sharing.parameters(), 1e-3)
+    sharing.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=enabled)
+    for _ in range(3):
+        scaled_step(tagger, sharing, optimizer, scaler, order)
+    assert sharing.steps_done == 3
+
+
+def test_gradients_that_are_gathered_after_every_batch_add_up(tagger):
+    found = []
+    for after_each in (True, False):
+        model = copy.deepcopy(tagger)
+        sharing = WeightSharing(model, bits=2)
+        optimizer = torch.optim.SGD(sharing.parameters(), 1e-3)
+        sharing.attach(optimizer)
+        for _ in range(2):
+            for part in torch.arange(20).view(2, 2, 5):
+                model(part).square().sum().backward()
+                if after_each:
+                    sharing.gather_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(model.state_dict())
+    assert all(torch.allclose(t, found[1][name], atol=1e-6) for name, t in found[0].items())
+
+
+def begun_training(model, **options):
+    sharing = WeightSharing(model, bits=2, **options)
+    optimizer = torch.optim.SGD(sharing.parameters(), 1e-2)
+    sharing.attach(optimizer)
+    loss_of(model).backward()
+    optimizer.step()
+    return sharing, optimizer
+
+
+def test_centroids_that_change_between_steps_are_written(tagger):
+    sharing, _ = begun_training(tagger)
+    with torch.no_grad():
+        sharing.tensors["head.weight"].centroids.mul_(2.0)
+    expected = 2 * tagger.head.weight.detach()
+    sharing.detach()
+    assert torch.allclose(tagger.head.weight, expected, rtol=1e-2)
+
+
+def test_weights_that_change_between_steps_are_shared_again(tagger):
+    sharing, _ = begun_training(tagger)
+    before = tagger.head.weight.detach().clone()
+    with torch.no_grad():
+        tagger.head.weight.add_(1 + 0.1 * torch.randn_like(before))
+    sharing.detach()
+    assert len(tagger.head.weight.unique()) <= 4
+    assert (tagger.head.weight - before - 1).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("reassign", [0, 5])
+def test_weights_of_an_earlier_epoch_stay(tagger, reassign):
+    sharing, optimizer = begun_training(tagger, reassign=reassign)
+    best = copy.deepcopy(tagger.state_dict())
+    for _ in range(4):
+        loss_of(tagger).backward()
+        optimizer.step()
+    assert not torch.equal(tagger.head.weight, best["head.weight"])
+    tagger.load_state_dict(best)
+    sharing.detach()
+    for name in sharing.tensors:
+        assert torch.equal(tagger.get_parameter(name), best[name]), name
+
+
+def test_a_pruner_that_is_not_finished(tagger):
+    pruner = Pruner(tagger, density=0.5, steps=10)
+    optimizer = torch.optim.SGD(tagger.parameters(), 1e-2)
+    pruner.attach(optimizer)
+    with pytest.warns(UserWarning, match="a Pruner is attached, and .* 0 of 10 steps, 100%"):
+        WeightSharing(tagger, bits=3)
+
+
+def test_centroids_that_are_in_no_optimizer_are_named(tagger):
+    sharing = WeightSharing(tagger, bits=2)
+    some = [p for p in sharing.parameters() if p is not sharing.tensors["head.weight"].centroids]
+    optimizer = torch.optim.SGD(some, 1e-2)
+    sharing.attach(optimizer)
+    loss_of(tagger).backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"values of head\.weight were not trained"):
+        sharing.detach()
+
+
+def test_an_optimizer_that_takes_no_dense_gradients_is_refused():
+    sharing = WeightSharing(nn.Embedding(50, 8, sparse=True), bits=2)
+    with pytest.raises(ValueError, match="use Adam, not SparseAdam"):
+        sharing.attach(torch.optim.SparseAdam(list(sharing.parameters())))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 99}, "from 0 to 16, .*, not 99"),
+        ({"bits": -1}, "not -1"),
+        ({"bits": 2.5}, "not 2.5"),
+        ({"bits": {"*": "4"}}, "not '4'"),
+        ({"bias_bits": "auto"}, "not 'auto'"),
+        ({"init": "foo"}, "init must be one of linear, density, random, not 'foo'"),
+        ({"bits": "auto", "noise": "auto"}, "noise must be a positive number, not 'auto'"),
+        ({"reassign": -1}, "reassign must be a whole number of at least 0"),
+        ({"parts": 1.5}, "parts must be a whole number of at least 1"),
+        ({"bits": 4, "calibration": [torch.ones(2)]}, "calibration has no effect with bits=4"),
+        ({"bits": "auto", "calibration": 5}, "calibration takes a tensor, .*, not 5"),
+        ({"bits": "auto", "calibration": []}, "calibration is empty"),
+    ],
+)
+def test_bad_arguments(tagger, options, message):
+    before = copy.deepcopy(tagger.state_dict())
+    with pytest.raises(ValueError, match=message):
+        WeightSharing(tagger, **options)
+    assert all(torch.equal(tensor, before[n]) for n, tensor in tagger.state_dict().items())
+
+
+def test_a_direction_of_weight_normalisation_is_never_zero():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(32, 24)))
+    with torch.no_grad():
+        model[0].weight_v[3:9] *= 1e-3  # its length is kept elsewhere
+    WeightSharing(model, bits="auto")
+    assert model(torch.ones(2, 32)).isfinite().all()
