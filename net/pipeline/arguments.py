@@ -103,8 +103,8 @@ def add_training(parser: Parser) -> None:
         group,
         "--batch-size",
         or_auto(integer(1)),
-        "images per step; auto: 250, for other networks than the LeNets 125, or fewer for 40 "
-        "steps an epoch at least",
+        "inputs per step; auto: 250, for other networks than the LeNets 125, or fewer on a small "
+        "data set for 200 steps an epoch, down to 32, or 40 steps an epoch",
         metavar="N",
     )
     preset_option(

@@ -44,11 +44,12 @@ class CommonOptions:
         return options
 
     def batch_size_for(self, images: int) -> int:
-        """Images per step on a training set of so many: "auto" is `largest_batch`, or what gives 40
-        steps an epoch on a small data set."""
+        """Images per step on a training set of so many (net.training.loop.batch_size_for)."""
         if self.batch_size != "auto":
             return self.batch_size
-        return max(1, min(self.largest_batch, images // 40))
+        from ..training.loop import batch_size_for  # torch, which --help must not wait for
+
+        return batch_size_for(images, self.largest_batch)
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,10 @@ def test_weights_that_are_given_are_retrained_gently():
     assert options.preset("paper", "lenet-5", True) == options.PAPER
 
 
-def test_auto_batch_size_gives_small_data_sets_steps_enough():
+def test_auto_batch_size_is_that_of_the_training_set():
     assert options.CommonOptions().batch_size_for(60000) == 250
-    assert options.CommonOptions().batch_size_for(400) == 10
-    assert options.CommonOptions().batch_size_for(3) == 1
+    assert options.CommonOptions(largest_batch=125).batch_size_for(60000) == 125
+    assert options.CommonOptions().batch_size_for(3667) == 32
     assert options.CommonOptions(batch_size=64).batch_size_for(3) == 64
 
 
