@@ -18,6 +18,7 @@ from ..post_training import NOISE
 from ..sharing import WeightSharing
 from ..training.distillation import Distorted
 from ..training.log import Log
+from ..training.loop import batch_size_for
 from ..training.precision import in_bfloat16
 from ..training.splits import Dataset
 from .options import Options, PruningOptions, SharingOptions
@@ -26,14 +27,13 @@ HELD_OUT = 2000  # inputs
 BATCH = 250
 DENSITIES = (1.0, 0.005)  # between which the density is looked for
 NOISES = (0.05, 6.4)
-STEPS_PER_EPOCH = 40  # at least, of a small data set, where the batch size is "auto"
 
 
 def schedules(options: Options, dataset: Dataset, device: torch.device | str) -> Options:
     """The same with a batch size, and with or without bfloat16."""
     size = options.batch_size
     if size == "auto":
-        size = max(1, min(options.largest_batch, len(dataset.train) // STEPS_PER_EPOCH))
+        size = batch_size_for(len(dataset.train), options.largest_batch)
     return replace(options, batch_size=size, amp=in_bfloat16(torch.device(device), options.amp))
 
 

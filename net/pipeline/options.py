@@ -124,7 +124,7 @@ class CommonOptions:
     seed: int = option(42, "of everything that is random", high=2**63 - 1, metavar="N")
     batch_size: int | Literal["auto"] = option(
         "auto",
-        "inputs per step, of all processes together; auto: 250, fewer of a small data set",
+        "inputs per step, of all processes together; auto: 250, down to 32 on a small data set",
         low=1,
         metavar="N",
     )

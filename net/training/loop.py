@@ -35,6 +35,16 @@ class Schedule:
         return math.ceil(examples / self.batch_size)
 
 
+def batch_size_for(examples: int, largest: int) -> int:
+    """Examples per step that suit a training set of so many, `largest` for a large one.
+
+    Adam moves a weight by about its learning rate in each step, however few examples an epoch has:
+    what counts is the number of steps. Hence 200 of them an epoch at least, but in batches of 32 at
+    least, the usual size for a small set; 40 an epoch at least where even these are too many.
+    """
+    return max(1, min(largest, max(examples // 200, min(32, examples // 40))))
+
+
 def adam(parameters: Iterable[Any], lr: float) -> torch.optim.Adam:
     """The optimizer of every phase, for parameters or groups of them."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)

@@ -96,6 +96,24 @@ def test_the_held_out_figures_are_the_callers(blobs, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("examples", "size"),
+    [
+        (55_000, 250),  # MNIST and CIFAR-10, without what is held out: as ever
+        (45_833, 229),
+        (10_000, 50),
+        (3_667, 32),  # 4,000 of one's own: 115 steps an epoch, where 41 left a model half trained
+        (1_317, 32),  # the digits
+        (400, 10),
+        (3, 1),
+        (1, 1),
+    ],
+)
+def test_a_small_set_has_as_many_steps_as_in_batches_of_32(examples, size):
+    assert loop.batch_size_for(examples, 250) == size
+    assert loop.batch_size_for(examples, 8) == min(size, 8)
+
+
 def test_learning_rate_rises_then_falls_to_zero():
     rates = [learning_rate(step, 100, 1.0) for step in range(100)]
     assert rates[:10] == [pytest.approx((i + 1) / 10) for i in range(10)]
