@@ -35,12 +35,12 @@ def body(args: Namespace) -> None:
     if shown.plot:
         plots.require()
     found = comparison.read(args.path, args.directory, initial=args.initial)
-    with cli.setting(args) as setting:
+    with cli.runtime(args) as runtime:
         dataset = None
         if found.reference.arch:
             options = cli.data_options(args, found.reference.dataset)
-            dataset = runs.load_data(found.reference.arch, options, setting)
-        figures = comparison.compare(found, dataset, setting.device, setting.test_batch_size)
+            dataset = runs.load_data(found.reference.arch, options, runtime)
+        figures = comparison.compare(found, dataset, runtime.device, runtime.test_batch_size)
     if shown.latency:
         figures["latency"] = comparison.latency(found, dataset)
     comparison.show(figures, shown.json, shown.csv, shown.plot)

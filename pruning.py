@@ -61,8 +61,8 @@ def body(args: Namespace) -> None:
     from net.report import tables
 
     cli.device(args)  # refuses a device that is not there, before any folder is made
-    with runs.alone(args.output), cli.setting(args) as setting:
-        run = cli.new_run(args, setting, args.output)
+    with runs.alone(args.output), cli.runtime(args) as runtime:
+        run = cli.new_run(args, runtime, args.output)
         options = cli.chosen(args, run).pruning
         if args.scan:
             show_scan(run, options, args)

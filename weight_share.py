@@ -42,19 +42,19 @@ def body(args: Namespace) -> None:
 
     source = checkpoint.load(args.model, args.key)
     cli.device(args)  # refuses a device that is not there, before any folder is made
-    with runs.alone(Path(args.output).parent), cli.setting(args) as setting:
+    with runs.alone(Path(args.output).parent), cli.runtime(args) as runtime:
         for note in source.notes:
-            setting.log.note(note)
+            runtime.log.note(note)
         if source.arch is None and built(args, ModelOptions).arch is None:
             options = cli.chosen(args, recorded="untrained").sharing
-            _, clusterings = runs.share_bare(source, options, args.output, setting.log)
-            setting.log.note(
+            _, clusterings = runs.share_bare(source, options, args.output, runtime.log)
+            runtime.log.note(
                 "shared without data, so that nobody has seen what the model answers now: compare "
                 "it with the original, or name --arch and --dataset"
             )
         else:
             folder = Path(args.output).parent
-            run = cli.new_run(args, setting, folder, source.arch, source.dataset)
+            run = cli.new_run(args, runtime, folder, source.arch, source.dataset)
             preset = source.options.get("preset") if source.arch else "untrained"
             options = cli.chosen(args, run, preset).sharing
             if source.arch is None:

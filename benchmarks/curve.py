@@ -55,8 +55,8 @@ def body(args) -> None:
     shown = built(args, ReportOptions)
     if shown.plot:
         plots.require()
-    with cli.setting(args) as setting:
-        run = cli.new_run(args, setting, args.output)
+    with cli.runtime(args) as runtime:
+        run = cli.new_run(args, runtime, args.output)
         found = earlier(shown.json)
         known = {(point["density"], point["seed"]) for point in found}
         options = cli.chosen(args, run)
@@ -87,15 +87,15 @@ def measured(run, options, densities):
     if not densities:
         return
     initial = run.initial(options.pruning.training())
-    data, setting = run.dataset, run.setting
-    pruning = choosing.schedules(options.pruning, data, setting.device)
-    sharing = choosing.without_auto(choosing.schedules(options.sharing, data, setting.device))
-    learn_from = partial(run.lessons, sharing, run.teacher(sharing, initial))
+    data, runtime = run.dataset, run.runtime
+    pruning = choosing.schedules(options.pruning, data, runtime.device)
+    sharing = choosing.without_auto(choosing.schedules(options.sharing, data, runtime.device))
+    learn_from = partial(run.targets, sharing, run.teacher(sharing, initial))
     for density in progress("density", densities):
         changed = replace(pruning, density=density)
-        lessons = run.lessons(changed, run.teacher(changed, initial))
-        pruned = stages.prune(initial, data, changed, setting, lessons)
-        shared, _ = stages.share(pruned, data, sharing, setting, learn_from)
+        targets = run.targets(changed, run.teacher(changed, initial))
+        pruned = stages.prune(initial, data, changed, runtime, targets)
+        shared, _ = stages.share(pruned, data, sharing, runtime, learn_from)
         yield {
             "density": density,
             "seed": options.pruning.seed,

@@ -48,8 +48,8 @@ def body(args) -> None:
     start, shown = time.perf_counter(), built(args, ReportOptions)
     if shown.plot:
         plots.require()
-    with cli.setting(args) as setting:
-        run = cli.new_run(args, setting, args.output)
+    with cli.runtime(args) as runtime:
+        run = cli.new_run(args, runtime, args.output)
         points = ((0.3, 0.08), (2, 5)) if args.quick else (DENSITIES, BITS)
         figures = tradeoff(run, cli.chosen(args, run), *points)
     print(text(figures))
@@ -66,18 +66,18 @@ def tradeoff(run, options, densities, bits) -> dict:
     from net.pipeline import stages
     from net.training.log import Log
 
-    setting = replace(run.setting, log=Log(silent=True))
-    pruning = choosing.schedules(options.pruning, run.dataset, setting.device)
-    sharing = choosing.schedules(options.sharing, run.dataset, setting.device)
-    dense = stages.train(run.arch, run.dataset, pruning.training(), setting)
+    runtime = replace(run.runtime, log=Log(silent=True))
+    pruning = choosing.schedules(options.pruning, run.dataset, runtime.device)
+    sharing = choosing.schedules(options.sharing, run.dataset, runtime.device)
+    dense = stages.train(run.arch, run.dataset, pruning.training(), runtime)
     pruned = []
     for density in progress("pruning", densities):
         changed = replace(pruning, sensitivity=sensitivity_of(dense, density), density=None)
-        pruned.append(stages.prune(dense, run.dataset, changed, setting))
+        pruned.append(stages.prune(dense, run.dataset, changed, runtime))
 
     def share(source, **changed):
         changed = replace(sharing, bias_bits=BIAS_BITS, **changed)
-        return stages.share(source, run.dataset, changed, setting)[0]
+        return stages.share(source, run.dataset, changed, runtime)[0]
 
     shared = [share(model, bits=5) for model in progress("sharing", pruned)]
     quantized = [(share(dense, bits=b), b) for b in progress("quantization", bits)]

@@ -17,8 +17,8 @@ from net.pipeline import cli
 def body(args) -> None:
     from net import checkpoint
 
-    with cli.setting(args) as setting:
-        run = cli.new_run(args, setting, args.output)
+    with cli.runtime(args) as runtime:
+        run = cli.new_run(args, runtime, args.output)
         options = cli.chosen(args, run)
         retrained = run.prune(options.pruning)
         path = Path(args.output) / checkpoint.SHARED

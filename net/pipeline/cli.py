@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from .runs import Run
-    from .stages import Setting
+    from .stages import Runtime
 
 DEFAULT_ARCH = "lenet-300-100"
 OUT_OF_MEMORY = "out of memory; try a smaller --batch-size or model"
@@ -178,18 +178,18 @@ def device(args: Namespace) -> "torch.device":
 
 
 @contextmanager
-def setting(args: Namespace) -> Iterator["Setting"]:
-    """The net.pipeline.stages.Setting of a script; its log is closed at the end of the block."""
+def runtime(args: Namespace) -> Iterator["Runtime"]:
+    """The net.pipeline.stages.Runtime of a script; its log is closed at the end of the block."""
     from ..training import distributed
     from ..training.log import Log
-    from .stages import Setting
+    from .stages import Runtime
 
     where = device(args)  # refuses one that is not there, before any file is made
     machine = built(args, MachineOptions)
     path = machine.log if distributed.is_writer() else None
     log = Log(path, machine.log_interval, append=getattr(args, "resume", False))
     try:
-        yield Setting(where, log, machine.test_batch_size)
+        yield Runtime(where, log, machine.test_batch_size)
     finally:
         log.close()
 
@@ -204,7 +204,7 @@ def data_options(args: Namespace, trained_on: str | None = None) -> DataOptions:
 
 def new_run(
     args: Namespace,
-    setting: "Setting",
+    runtime: "Runtime",
     folder: str | Path,
     arch: str | None = None,
     trained_on: str | None = None,
@@ -224,10 +224,10 @@ def new_run(
         *(model.num_classes, model.in_channels),
         weights=published,
     )
-    dataset = load_data(described, data_options(args, trained_on), setting)
+    dataset = load_data(described, data_options(args, trained_on), runtime)
     if arch is None:
         described = architectures.describe(described, data=dataset)
-    return Run(described, dataset, folder, setting)
+    return Run(described, dataset, folder, runtime)
 
 
 def preset(args: Namespace, recorded: str | None = None) -> Preset:

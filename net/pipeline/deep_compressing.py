@@ -82,8 +82,8 @@ def run_all(args: Namespace) -> None:
         plot = plot or output / "comparison.png"
     else:  # nobody asked for it by name: no reason to fail
         plots.note_missing(output / "comparison.png")
-    with cli.setting(args) as setting:
-        run = cli.new_run(args, setting, output)
+    with cli.runtime(args) as runtime:
+        run = cli.new_run(args, runtime, output)
         options = cli.chosen(args, run)
         retrained = run.prune(options.pruning, args.resume)
         shared, clusterings = run.share(retrained, options.sharing, output / checkpoint.SHARED)
@@ -95,7 +95,7 @@ def run_all(args: Namespace) -> None:
     decoded = stages.decode(args.directory)
     checkpoint.save(output / checkpoint.DECODED, decoded)
     found = comparison.read(output, args.directory, (decoded.state_dict, encoded.tensors))
-    figures = comparison.compare(found, run.dataset, setting.device, setting.test_batch_size)
+    figures = comparison.compare(found, run.dataset, runtime.device, runtime.test_batch_size)
     if shown.latency:
         figures["latency"] = comparison.latency(found, run.dataset)
     comparison.show(figures, shown.json, shown.csv, plot)

@@ -27,7 +27,7 @@ from .options import (
     SharingOptions,
     TrainingOptions,
 )
-from .stages import Lessons, Setting
+from .stages import Runtime, Targets
 
 PROGRESS = "progress.ptmodel"
 DENSE = "dense"  # the teacher that is the dense model itself
@@ -40,9 +40,9 @@ class Run:
     records beside what was asked for. Raises UserError for what the user can mend.
     """
 
-    def __init__(self, arch: str, dataset: Dataset, folder: str | Path, setting: Setting) -> None:
-        self.arch, self.dataset, self.folder, self.setting = arch, dataset, Path(folder), setting
-        self._lessons: dict[tuple, Lessons] = {}
+    def __init__(self, arch: str, dataset: Dataset, folder: str | Path, runtime: Runtime) -> None:
+        self.arch, self.dataset, self.folder, self.runtime = arch, dataset, Path(folder), runtime
+        self._targets: dict[tuple, Targets] = {}
 
     def prune(self, options: PruningOptions, resume: bool = False) -> Checkpoint:
         """Train, prune and retrain; write the initial and the retrained model, return the latter.
@@ -55,7 +55,7 @@ class Run:
         progress = RunProgress(self.folder / PROGRESS, made_by, resume)
         retrained = self.folder / RETRAINED
         if resume and progress.record is None and was_made_by(retrained, made_by):
-            self.setting.log.result(f"{retrained}: finished already", event="finished")
+            self.runtime.log.result(f"{retrained}: finished already", event="finished")
             return checkpoint.load(retrained)
         if progress.passed("train"):
             initial = checkpoint.load(self.folder / INITIAL)
@@ -67,14 +67,14 @@ class Run:
 
             def search() -> float:
                 torch.manual_seed(options.seed + 1)
-                model = restore.restored(initial, self.setting.device)
-                return choosing.density(model, self.dataset, chosen, self.setting.log)
+                model = restore.restored(initial, self.runtime.device)
+                return choosing.density(model, self.dataset, chosen, self.runtime.log)
 
             chosen = replace(chosen, density=progress.once("density", search))
         found = recorded(
             stages.prune(
-                *(initial, self.dataset, chosen, self.setting),
-                *(self.lessons(chosen, teacher), progress),
+                *(initial, self.dataset, chosen, self.runtime),
+                *(self.targets(chosen, teacher), progress),
             ),
             *(options, chosen),
         )
@@ -94,7 +94,7 @@ class Run:
         check_writable(self.folder)
         chosen = self._numbers(options)
         made = stages.train(
-            *(arch or self.arch, self.dataset, chosen, self.setting), phase=phase, progress=progress
+            *(arch or self.arch, self.dataset, chosen, self.runtime), phase=phase, progress=progress
         )
         found = recorded(made, options, chosen)
         write(self.folder / file, found)
@@ -137,12 +137,12 @@ class Run:
         chosen = choosing.without_auto(self._numbers(options))
         if chosen.bits == "auto" and chosen.noise == "auto":
             torch.manual_seed(options.seed + 2)
-            model = restore.restored(source, self.setting.device)
-            noise = choosing.noise(model, self.dataset, chosen, self.setting.log)
+            model = restore.restored(source, self.runtime.device)
+            noise = choosing.noise(model, self.dataset, chosen, self.runtime.log)
             chosen = replace(chosen, noise=noise)
         shared, clusterings = stages.share(
-            *(source, self.dataset, chosen, self.setting),
-            lambda: self.lessons(chosen, self.teacher(chosen, source)),
+            *(source, self.dataset, chosen, self.runtime),
+            lambda: self.targets(chosen, self.teacher(chosen, source)),
         )
         shared = recorded(shared, options, chosen)
         write(path, shared)
@@ -152,18 +152,18 @@ class Run:
         """A state dict of the file `path`, as a checkpoint of this architecture."""
         found, notes = weights.adopted(source, path, self.arch)
         for note in notes:
-            self.setting.log.note(note)
+            self.runtime.log.note(note)
         return replace(found, dataset=self.dataset.name)
 
-    def lessons(self, options: CommonOptions, teacher: Checkpoint | None) -> Lessons:
+    def targets(self, options: CommonOptions, teacher: Checkpoint | None) -> Targets:
         """What to learn from after dense training, made once for all stages that learn the same."""
         key = (
             *(options.teacher, options.teacher_copies, options.temperature),
             *(options.distortion, options.seed),
         )
-        if key not in self._lessons:
-            self._lessons[key] = stages.lessons(self.dataset, options, teacher, self.setting)
-        return self._lessons[key]
+        if key not in self._targets:
+            self._targets[key] = stages.targets(self.dataset, options, teacher, self.runtime)
+        return self._targets[key]
 
     def _dense(self) -> Checkpoint | None:
         """The dense model of this architecture and data set in the folder, if that is there."""
@@ -182,7 +182,7 @@ class Run:
             architectures.skeleton(options.teacher)
 
     def _numbers(self, options: Options) -> Options:
-        return choosing.schedules(options, self.dataset, self.setting.device)
+        return choosing.schedules(options, self.dataset, self.runtime.device)
 
     def _identity(self, arch: str, options: CommonOptions) -> dict:
         return {"arch": arch, "dataset": self.dataset.name, **options.recorded()}
@@ -232,11 +232,11 @@ def write_model(path: str | Path, model: Checkpoint) -> int:
     return shards.write(path, infos, (state[name] for name in bar), model.metadata())
 
 
-def load_data(arch: str, options: DataOptions, setting: Setting) -> Dataset:
+def load_data(arch: str, options: DataOptions, runtime: Runtime) -> Dataset:
     """The data set that the user names, its inputs as the model takes them."""
     with distributed.writer_first():
         return datasets.load(
-            *(options.dataset, options.data_dir, setting.device, architectures.input_of(arch)),
+            *(options.dataset, options.data_dir, runtime.device, architectures.input_of(arch)),
             *(options.val_fraction, options.skip_broken),
         )
 

@@ -25,8 +25,8 @@ DENSITIES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0
 def scan_initial(run: Run, options: TrainingOptions, target: float) -> dict:
     """The scan of the run's dense model, trained first unless it is there with these options, and
     the densities that suit `target`, the fraction of all weights to keep."""
-    model = restore.restored(run.initial(options), run.setting.device)
-    figures = scan(model, run.dataset.validation, run.setting.test_batch_size)
+    model = restore.restored(run.initial(options), run.runtime.device)
+    figures = scan(model, run.dataset.validation, run.runtime.test_batch_size)
     chosen = choose(figures, target)
     return {
         "dataset": run.dataset.name,

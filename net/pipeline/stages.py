@@ -48,7 +48,7 @@ RECORDED_OF_BARE = (
 
 
 @dataclass(frozen=True)
-class Setting:
+class Runtime:
     """Where a stage runs and whom it tells: nothing that its result depends on."""
 
     device: torch.device | str = "cpu"
@@ -63,7 +63,7 @@ class Setting:
         return error
 
 
-class Lessons(NamedTuple):
+class Targets(NamedTuple):
     """What every phase after dense training learns from."""
 
     split: Batches
@@ -77,7 +77,7 @@ def train(
     arch: str,
     dataset: Dataset,
     options: TrainingOptions,
-    setting: Setting,
+    runtime: Runtime,
     phase: str = "train",
     progress: RunProgress | None = None,
 ) -> Checkpoint:
@@ -88,8 +88,8 @@ def train(
     start = (options.weights if phase == "train" else None) or architectures.weights_of(arch)
     if start:
         for note in weights.start_from(start, model, arch):
-            setting.log.note(note)
-    model = restore.placed(model, setting.device)
+            runtime.log.note(note)
+    model = restore.placed(model, runtime.device)
     architectures.check_fits(model, arch, dataset)
     set_dropout(model, options.dropout)
     optimizer = adam(model.parameters(), options.lr)
@@ -105,10 +105,10 @@ def train(
         schedule(options, options.epochs),
         validate=lambda: evaluate(model, dataset.validation),
         phase=phase,
-        log=setting.log,
+        log=runtime.log,
         progress=progress.of(phase, model=model, optimizer=optimizer) if progress else None,
     )
-    metrics = {"test_error_percent": setting.test_error(model, phase, dataset)}
+    metrics = {"test_error_percent": runtime.test_error(model, phase, dataset)}
     recorded = options.recorded()
     return Checkpoint(state_of(model), arch, "initial", dataset.name, recorded, metrics)
 
@@ -123,20 +123,20 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return checkpoint.copied(model.state_dict())
 
 
-def lessons(
-    dataset: Dataset, options: CommonOptions, teacher: Checkpoint | None, setting: Setting
-) -> Lessons:
+def targets(
+    dataset: Dataset, options: CommonOptions, teacher: Checkpoint | None, runtime: Runtime
+) -> Targets:
     """The training images with a teacher's logits instead of labels, where there is a teacher."""
     if teacher is None:
-        return Lessons(Distorted(dataset.train, options.distortion), F.cross_entropy)
-    model = restore.restored(teacher, setting.device)
+        return Targets(Distorted(dataset.train, options.distortion), F.cross_entropy)
+    model = restore.restored(teacher, runtime.device)
     torch.manual_seed(options.seed + 3)
     split = distilled(
         *(dataset.train, model, options.teacher_copies, options.distortion),
-        setting.test_batch_size,
+        runtime.test_batch_size,
         options.amp,
     )
-    return Lessons(split, partial(distillation_loss, temperature=options.temperature))
+    return Targets(split, partial(distillation_loss, temperature=options.temperature))
 
 
 # Pruning
@@ -146,14 +146,14 @@ def prune(
     initial: Checkpoint,
     dataset: Dataset,
     options: PruningOptions,
-    setting: Setting,
-    learn_from: Lessons | None = None,
+    runtime: Runtime,
+    learn_from: Targets | None = None,
     progress: RunProgress | None = None,
 ) -> Checkpoint:
     """Prune at once by threshold (Han et al. 2015) or gradually to a density, then retrain."""
     torch.manual_seed(options.seed + 1)
-    split, loss = learn_from or lessons(dataset, options, None, setting)
-    model = restore.restored(initial, setting.device)
+    split, loss = learn_from or targets(dataset, options, None, runtime)
+    model = restore.restored(initial, runtime.device)
     set_dropout(model, 0.0)
 
     def train_with(pruner: Pruner, phase: str, epochs: int) -> None:
@@ -169,7 +169,7 @@ def prune(
             loss=loss,
             validate=lambda: evaluate(model, dataset.validation),
             phase=phase,
-            log=setting.log,
+            log=runtime.log,
             progress=progress.of(phase, model=model, optimizer=optimizer, pruner=pruner)
             if progress
             else None,
@@ -189,7 +189,7 @@ def prune(
         drop_idle(model, pruner.masks, split, loss)
         gather_live_units(model, pruner.masks, next(dataset.train.batches(500))[0])
     train_with(pruner, "retrain", options.retrain_epochs)
-    metrics = {"test_error_percent": setting.test_error(model, "retrained", dataset)}
+    metrics = {"test_error_percent": runtime.test_error(model, "retrained", dataset)}
     return Checkpoint(
         *(state_of(model), initial.arch, "retrained", dataset.name, options.recorded(), metrics)
     )
@@ -202,8 +202,8 @@ def share(
     source: Checkpoint,
     dataset: Dataset,
     options: SharingOptions,
-    setting: Setting,
-    learn_from: Callable[[], Lessons] | None = None,
+    runtime: Runtime,
+    learn_from: Callable[[], Targets] | None = None,
 ) -> tuple[Checkpoint, dict[str, Clustering]]:
     """Share the survivors of every compressible weight, then fine-tune the centroids.
 
@@ -211,10 +211,10 @@ def share(
     by its name, beside the checkpoint.
     """
     torch.manual_seed(options.seed + 2)
-    model = restore.restored(source, setting.device)
+    model = restore.restored(source, runtime.device)
     architectures.check_fits(model, source.arch or "the model", dataset)
     set_dropout(model, 0.0)
-    setting.test_error(model, "before weight sharing", dataset)
+    runtime.test_error(model, "before weight sharing", dataset)
     epochs, parts = options.finetune_epochs, options.share_parts
     steps_per_epoch = schedule(options, 1).steps_per_epoch(len(dataset.train))
     sharing = choosing.shared(
@@ -233,12 +233,12 @@ def share(
             loss=loss,
             validate=lambda: evaluate(model, dataset.validation),
             phase=phase,
-            log=setting.log,
+            log=runtime.log,
         )
         sharing.detach()
 
     if epochs:
-        split, loss = learn_from() if learn_from else lessons(dataset, options, None, setting)
+        split, loss = learn_from() if learn_from else targets(dataset, options, None, runtime)
         torch.manual_seed(options.seed + 2)  # again, whatever has drawn from it since
     # As long after each part as after the last, which is what has least to make good.
     between = epochs // parts if parts > 1 else 0
@@ -248,18 +248,18 @@ def share(
             train_values(f"share {parts - sharing.parts_left}/{parts}", between)
         sharing.share_next()
     for name, reason in sharing.without_data.items():
-        setting.log.note(f"{name} was shared without data: {reason}")
+        runtime.log.note(f"{name} was shared without data: {reason}")
     if not epochs:
-        finish(sharing, options, setting.log)
-    error = setting.test_error(model, "after clustering", dataset)
+        finish(sharing, options, runtime.log)
+    error = runtime.test_error(model, "after clustering", dataset)
     if epochs:
         train_values("finetune", epochs)
-        finish(sharing, options, setting.log)
-        error = setting.test_error(model, "after fine-tuning", dataset)
+        finish(sharing, options, runtime.log)
+        error = runtime.test_error(model, "after fine-tuning", dataset)
     metrics = {"test_error_percent": error}
     state = model.state_dict()
     for note in sharing_notes(sharing.plan, sharing.clusterings, sharing.rounded, state):
-        setting.log.note(note)
+        runtime.log.note(note)
     shared = Checkpoint(
         *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics),
         extra=source.extra,

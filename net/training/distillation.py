@@ -45,7 +45,7 @@ def distilled(
     images, _ = next(iter(split.batches(1)))
     if 0 < copies * len(split) * images.numel() <= splits.IN_MEMORY:
         return Distilled(split, teacher, copies, strength, batch_size)
-    return Taught(split, teacher, strength, amp)
+    return DistilledAfresh(split, teacher, strength, amp)
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def labelled(split: AnySplit, teacher: nn.Module, batch_size: int = 500) -> Batc
     return split.changed(labels=torch.cat(logits).to(split.labels.device))
 
 
-class Taught:
+class DistilledAfresh:
     """A split whose every batch is changed afresh, with what the teacher says of it."""
 
     def __init__(

@@ -10,7 +10,7 @@ from net import Pruner, WeightSharing, prune
 from net.prune import shrink
 from net.training import loop
 from net.training.architectures import build
-from net.training.distillation import Distorted, Taught, distillation_loss
+from net.training.distillation import DistilledAfresh, Distorted, distillation_loss
 from net.training.loop import Schedule, adam, evaluate, fit, learning_rate, set_dropout
 from net.training.splits import Split
 
@@ -196,7 +196,7 @@ def test_no_step_of_fine_tuning_waits_for_the_device(far_device):
     sharing = moved(sharing, model)
     optimizer = torch.optim.Adam(sharing.parameter_groups(1e-2), 1e-2, foreach=True)
     sharing.attach(optimizer)
-    split = Taught(far_split(far_device), build("lenet-5").to(far_device), 1.0)
+    split = DistilledAfresh(far_split(far_device), build("lenet-5").to(far_device), 1.0)
     assert steps_of(model, optimizer, split, loss=distillation_loss) == 40
     assert sharing.tensors["fc1.weight"].labels.device == far_device
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from net.training import precision
-from net.training.distillation import Taught, distillation_loss
+from net.training.distillation import DistilledAfresh, distillation_loss
 from net.training.loop import Schedule, adam, fit
 from net.training.splits import Split
 
@@ -44,7 +44,7 @@ def test_losses_and_what_a_teacher_says_are_in_full_precision():
         targets.append(wanted.dtype)
         return distillation_loss(found, wanted, 1.0)
 
-    taught = Taught(split, nn.Linear(6, 3), 0.0, amp=True)
+    taught = DistilledAfresh(split, nn.Linear(6, 3), 0.0, amp=True)
     fit(model, adam(model.parameters(), 0.1), taught, Schedule(20, 16, amp=True), loss=loss)
     assert set(outputs) == set(targets) == {torch.float32}
     inputs, said = next(taught.batches(64))
