@@ -9,11 +9,10 @@ import torch
 from tqdm import tqdm
 
 from .. import checkpoint, shards
-from ..bare import SharedState
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..clustering import Clustering
 from ..files import check_output, check_writable, locked
-from ..report.tables import sharing_notes
+from ..report.tables import plan_text, sharing_notes
 from ..training import architectures, datasets, distributed, restore, weights
 from ..training.log import Log
 from ..training.resume import RunProgress
@@ -194,20 +193,20 @@ def share_bare(
     """Share the weights of a state dict whose architecture is not known, and write the result:
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
     check_output(path)
-    shared, clusterings = stages.share_bare(source, choosing.without_auto(options))
+    shared, state = stages.share_bare(source, choosing.without_auto(options))
+    log.result(plan_text(state.plan, state), event="plan", plan=shared.options["plan"])
     write(path, shared)
-    state = shared.state_dict
-    if isinstance(state, SharedState):
-        for note in sharing_notes(state.plan, clusterings, state.rounded, state):
-            log.note(note)
-    return shared, clusterings
+    for note in sharing_notes(state.plan, state.clusterings, state.rounded, state):
+        log.note(note)
+    return shared, state.clusterings
 
 
 def recorded(model: Checkpoint, asked: CommonOptions, chosen: CommonOptions) -> Checkpoint:
     """`model` with the options that were asked for, and under "chosen" the numbers that differ."""
     options = asked.recorded()
     numbers = {k: v for k, v in chosen.recorded().items() if v != options[k]}
-    return replace(model, options=options | {"chosen": numbers})
+    plan = {k: v for k, v in model.options.items() if k == "plan"}
+    return replace(model, options=options | {"chosen": numbers} | plan)
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from ..checkpoint import Checkpoint
 from ..clustering import Clustering
 from ..errors import UserError
 from ..parameters import compressible, resolve
+from ..plan import Treatment, plan
 from ..prune import Pruner, prunable, shrink
-from ..report.tables import sharing_notes
+from ..report.tables import plan_text, sharing_notes
 from ..sharing import WeightSharing
 from ..state_dicts import from_json, to_json
 from ..training import architectures, restore, weights
@@ -217,6 +218,9 @@ def share(
     runtime.test_error(model, "before weight sharing", dataset)
     epochs, parts = options.finetune_epochs, options.share_parts
     steps_per_epoch = schedule(options, 1).steps_per_epoch(len(dataset.train))
+    decided = plan(model, choosing.config(options))
+    text = plan_text(decided, model.state_dict())
+    runtime.log.result(text, event="plan", plan=texts_of(decided))
     sharing = choosing.shared(
         *(model, options, choosing.calibration_inputs(dataset, options)),
         reassign=int(options.reassign * epochs * steps_per_epoch),
@@ -261,10 +265,15 @@ def share(
     for note in sharing_notes(sharing.plan, sharing.clusterings, sharing.rounded, state):
         runtime.log.note(note)
     shared = Checkpoint(
-        *(state_of(model), source.arch, "weight_shared", dataset.name, options.recorded(), metrics),
+        *(state_of(model), source.arch, "weight_shared", dataset.name),
+        *(options.recorded() | {"plan": texts_of(decided)}, metrics),
         extra=source.extra,
     )
     return shared, sharing.clusterings
+
+
+def texts_of(decided: Mapping[str, Treatment]) -> dict[str, str]:
+    return {name: str(treatment) for name, treatment in decided.items()}
 
 
 def finish(sharing: WeightSharing, options: SharingOptions, log: Log) -> None:
@@ -276,13 +285,11 @@ def finish(sharing: WeightSharing, options: SharingOptions, log: Log) -> None:
         )
 
 
-def share_bare(
-    source: Checkpoint, options: SharingOptions
-) -> tuple[Checkpoint, dict[str, Clustering]]:
+def share_bare(source: Checkpoint, options: SharingOptions) -> tuple[Checkpoint, SharedState]:
     """The same for a state dict that cannot be run, tensor by tensor, without any training.
 
-    The state dict of the checkpoint is a net.bare.SharedState, which reads, shares and forgets a
-    tensor when it is asked for it, and knows the clusterings of those that it was asked for.
+    The state dict of the checkpoint is the SharedState, which reads, shares and forgets a tensor
+    when it is asked for it, and knows the clusterings of those that it was asked for.
     """
     if options.finetune_epochs:
         raise UserError(
@@ -296,10 +303,11 @@ def share_bare(
         )
     state = SharedState(source.state_dict, choosing.config(options))
     recorded = {name: getattr(options, name) for name in RECORDED_OF_BARE}
+    recorded["plan"] = texts_of(state.plan)
     found = Checkpoint(
         *(state, source.arch, "weight_shared", source.dataset, recorded), extra=source.extra
     )
-    return found, state.clusterings
+    return found, state
 
 
 # Coding

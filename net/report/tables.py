@@ -113,16 +113,20 @@ def sharing_table(clusterings: Mapping[str, Clustering]) -> str:
     return table(head, rows, [["total", *total]])
 
 
-def plan_table(plan: Mapping[str, Treatment], state: Mapping[str, torch.Tensor]) -> str:
-    """Per tensor: type, shape, and what becomes of it."""
-    rows = []
+def plan_text(plan: Mapping[str, Treatment], state: Mapping[str, torch.Tensor]) -> str:
+    """What becomes of what: per treatment how many tensors and elements, and some of the names."""
+    groups: dict[str, list[str]] = {}
     for name, treatment in plan.items():
-        dtype, shape = info_of(state, name)
-        sizes = "x".join(map(str, shape)) or "scalar"
-        rows.append([name, f"{str(dtype).removeprefix('torch.')} {sizes}", f"   {treatment}"])
-    width = max((len(row[2]) for row in rows), default=0)
-    rows = [[name, shape, text.ljust(width)] for name, shape, text in rows]
-    return table(["tensor", "type and shape", "   what becomes of it".ljust(width)], rows)
+        groups.setdefault("tied to others" if treatment.tied else str(treatment), []).append(name)
+    rows: list[list] = []
+    for text, names in groups.items():
+        elements = sum(math.prod(info_of(state, name).shape) for name in names)
+        more = ", ..." if len(names) > 2 else ""
+        rows.append([text, len(names), elements, ", ".join(map(shortened, names[:2])) + more])
+    width = max((len(row[3]) for row in rows), default=0)
+    for row in rows:
+        row[3] = row[3].ljust(width)
+    return table(["the plan", "tensors", "elements", "such as".ljust(width)], rows)
 
 
 def sharing_notes(

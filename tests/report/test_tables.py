@@ -147,12 +147,12 @@ def shared():
 
 
 def test_what_becomes_of_what(shared):
-    lines = tables.plan_table(shared.plan, shared).splitlines()
-    assert lines[0].split() == ["tensor", "type", "and", "shape", "what", "becomes", "of", "it"]
+    lines = tables.plan_text(shared.plan, shared).splitlines()
+    assert lines[0].split() == ["the", "plan", "tensors", "elements", "such", "as"]
     assert [" ".join(line.split()) for line in lines[2:5]] == [
-        "fc.weight float32 64x64 shared by rate",
-        "fc.bias float32 64 rounded",
-        "q.weight float32 8x8 exact: quantized already",
+        "shared by rate 1 4,096 fc.weight",
+        "rounded 1 64 fc.bias",
+        "exact: quantized already 2 72 q.weight, q.weight_scale",
     ]
 
 
