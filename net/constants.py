@@ -72,13 +72,14 @@ def _single_peaked(rows: np.ndarray, _: float) -> bool:
 
 def few_values(tensor: torch.Tensor, most: int) -> int:
     """How many values but 0 `tensor` has, if these are at most `most` (and MOST) and each occurs
-    four times or more on average; otherwise 0."""
+    four times or more on average; otherwise 0, as of a tensor that is not finite."""
     most = min(most, MOST)
     flat = tensor.detach().flatten()
     if _distinct(flat[:SAMPLE]) > most:
         return 0
     count, distinct = int(flat.count_nonzero()), _distinct(flat)
-    return distinct if distinct <= most and 4 * distinct <= count else 0
+    few = distinct <= most and 4 * distinct <= count
+    return distinct if few and bool(flat.isfinite().all()) else 0
 
 
 def _distinct(values: torch.Tensor) -> int:
