@@ -129,7 +129,7 @@ class Code:
             raise HuffmanError("a lane longer than the data")
         starts = reader.position + np.cumsum([0, *sizes], dtype=np.int64)
         order, ranges = self._ranges()
-        table = np.repeat(order << 6 | self.lengths[order], ranges).astype(np.uint32)
+        table = np.repeat((order << 6 | self.lengths[order]).astype(np.uint32), ranges)
 
         def unpack(at: np.ndarray, out: np.ndarray) -> np.ndarray:
             arguments = reader.data, at, reader.end, table, self.longest, values, out

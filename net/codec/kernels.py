@@ -14,6 +14,8 @@ import numpy as np
 from . import LANES
 from .compiled import helper, kernel
 
+MAX_PROBES = 16  # of a hash table, for each value on average; 1 is usual
+
 # --- counting ---------------------------------------------------------------------------------
 
 
@@ -27,19 +29,24 @@ def count(symbols, size):
 
 
 @kernel
-def number(values, distinct, found, slots, shift, numbers):
+def number(values, distinct, found, slots, shift, multiplier, numbers):
     """Number the values by the order in which they come: values[i] = distinct[numbers[i]].
 
     ``distinct``: uint64, the first ``found`` of them known already. ``slots``: a hash table of
-    number + 1, int32[2**(64 - shift)]. Returns how many values are distinct, or -1 if there are
-    more than ``distinct`` has room for.
+    number + 1, int32[2**(64 - shift)]. Returns how many values are distinct, -1 if there are
+    more than ``distinct`` has room for, or -2 if too many of them fall on the same slots, which
+    another odd ``multiplier`` may mend.
 
     Example: [7, 7, 5, 7] -> numbers [0, 0, 1, 0], distinct [7, 5]
     """
+    left = MAX_PROBES * (len(values) + 1024)  # an unlucky few among many lucky ones are no matter
     for i in range(len(values)):
-        slot = np.int64(values[i] * np.uint64(0x9E3779B97F4A7C15) >> shift)
+        slot = np.int64(values[i] * multiplier >> shift)
         while slots[slot] > 0 and distinct[slots[slot] - 1] != values[i]:
             slot = (slot + 1) & (len(slots) - 1)
+            left -= 1
+        if left < 0:
+            return -2
         if slots[slot] == 0:
             if found == len(distinct):
                 return -1

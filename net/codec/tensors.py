@@ -5,12 +5,14 @@ payloads and denormals survive; "zero" means that all bits are zero.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from .bits import BitReader, BitWriter
-from .positions import read_positions, write_positions
+from .codes import RUN
+from .positions import Positions, write_positions
 from .values import read_values, write_values
 
 _NAMES = (
@@ -72,37 +74,43 @@ def write_tensor(tensor: torch.Tensor) -> BitWriter:
 def read_tensor(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """The tensor that ``write_tensor`` was given; HuffmanError for any other bits."""
     size, kind = math.prod(shape) * (2 if dtype.is_complex else 1), f"u{component_size(dtype)}"
-    positions, parts = _read(reader, shape, dtype)
-    values = np.empty(size, kind) if positions is None else np.zeros(size, kind)
-    for part, read in parts:
-        values[part if positions is None else positions[part]] = read
+    sparse, parts = _read(reader, shape, dtype)
+    values = np.zeros(size, kind) if sparse else np.empty(size, kind)
+    for where, read in parts:
+        values[where] = read
     return torch.from_numpy(values.view(np.uint8)).view(dtype).reshape(shape)
 
 
 def reads_as(reader: BitReader, tensor: torch.Tensor) -> bool:
     """Whether ``read_tensor`` gives this tensor, bit for bit; part by part, without a copy."""
-    values, nonzero = patterns(tensor), 0
-    positions, parts = _read(reader, tuple(tensor.shape), tensor.dtype)
-    for part, read in parts:
-        if not np.array_equal(values[part if positions is None else positions[part]], read):
+    values, nonzero, stored = patterns(tensor), 0, 0
+    sparse, parts = _read(reader, tuple(tensor.shape), tensor.dtype)
+    seen = np.zeros(values.size if sparse else 0, bool)
+    for where, read in parts:
+        if not np.array_equal(values[where], read):
             return False
-        nonzero += int(np.count_nonzero(read)) if positions is not None else 0
-    if positions is None:
-        return True
-    seen = np.zeros(values.size, bool)
-    seen[positions] = True  # each once, and nothing elsewhere
-    return np.count_nonzero(seen) == len(positions) and np.count_nonzero(values) == nonzero
+        if sparse:
+            seen[where] = True
+            nonzero += int(np.count_nonzero(read))
+            stored += len(read)
+    # each once, and nothing elsewhere
+    return not sparse or (np.count_nonzero(seen) == stored and np.count_nonzero(values) == nonzero)
 
 
-def _read(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype) -> tuple:
-    """Where the stored patterns belong, None for everywhere, and the parts of ``read_values``."""
+def _read(
+    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[bool, Iterator[tuple[slice | np.ndarray, np.ndarray]]]:
+    """Whether some patterns are zero because they are not stored; where those belong that are, and
+    the patterns, part by part."""
     whole = shape + ((2,) if dtype.is_complex else ())
-    positions, count = None, math.prod(whole)
-    if reader.read(1):
-        reader.begin("positions")
-        positions = read_positions(reader, whole)
-        reader.begin("header")
-        count = len(positions)
     floating = dtype.is_floating_point or dtype.is_complex
     kind = np.dtype(f"u{component_size(dtype)}")
-    return positions, read_values(reader, count, kind, floating)
+    if not reader.read(1):
+        count = math.prod(whole)
+        reader.need(count // RUN)  # before there is a tensor to fill
+        return False, read_values(reader, count, kind, floating)
+    reader.begin("positions")
+    positions = Positions(reader, whole)
+    reader.begin("header")
+    parts = read_values(reader, positions.count, kind, floating, in_order=True)
+    return True, ((positions.take(len(read)), read) for _, read in parts)
