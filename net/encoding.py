@@ -5,7 +5,6 @@ without a codebook of shared values. docs/format.md specifies every byte.
 """
 
 import dataclasses
-import os
 import re
 import weakref
 import zlib
@@ -23,7 +22,7 @@ from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
 from .codec.manifest import MANIFEST, Entry
 from .codec.tensors import DTYPES, identity, read_tensor, reads_as, write_tensor
 from .errors import UserError
-from .files import atomic_write, unwritable
+from .files import atomic_write, one_line, open_regular, read_file, unwritable
 
 __all__ = ["Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"]
 __all__ += ["fixed_index_bits", "load", "open", "read", "save", "write"]
@@ -137,7 +136,7 @@ def write(
         if isinstance(error, OSError):
             error = unwritable(directory, error)
         if isinstance(error, (UserError, manifest.ManifestError)):
-            what = str(error).removesuffix(AGAIN)
+            what = str(error).removesuffix(f"; {AGAIN}")
             raise EncodingError(f"{what}; what was there before is unchanged") from None
         raise
     keep = {entry.file_name for entry in writing.entries if not entry.same}
@@ -219,7 +218,7 @@ def _write_file(path: Path, data: bytes | memoryview) -> None:
 
 # --- reading ------------------------------------------------------------------------------------
 
-AGAIN = "; encode the model again"
+AGAIN = "encode the model again"
 
 
 def read(
@@ -235,19 +234,17 @@ def read(
 
     files = [(entry,) for entry in entries if not entry.same]
     results = _in_order(decode, files)
-    found = {entry.file_name: result for (entry,), result in zip(files, results, strict=True)}
-    state = {entry.name: found[entry.file_name][0] for entry in entries}
+    found = {entry.number: result for (entry,), result in zip(files, results, strict=True)}
+    state = {entry.name: found[(entry.same or entry).number][0] for entry in entries}
     return state, meta, [info for _, info in found.values() if info]
 
 
 def _read_manifest(directory: Path) -> tuple[list[Entry], dict]:
     path = directory / MANIFEST
-    try:
-        return manifest.unpack(path.read_bytes())
-    except OSError as error:
-        raise EncodingError(f"{path}: {_reason(error)}; encode a model first") from error
-    except (ValueError, RecursionError, MemoryError, zlib.error) as error:
-        raise EncodingError(f"{path}: {error}{AGAIN}") from error
+    with one_line(path, EncodingError, "encode a model first"):
+        data = read_file(path, manifest.MAX_MANIFEST_BYTES, manifest.MAGIC[:3])
+    with one_line(path, EncodingError, AGAIN):
+        return manifest.unpack(data)
 
 
 def _read_entry(
@@ -255,9 +252,8 @@ def _read_entry(
 ) -> tuple[torch.Tensor, BitReader]:
     """The tensor, and the reader that has read it, with the codes in use if asked to describe."""
     path = directory / entry.file_name
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+    with one_line(path, EncodingError, AGAIN, HuffmanError):
+        with open_regular(path) as (file, size):
             # raw form: every byte of every element, and a few bytes of header
             if size > entry.bytes + 64:
                 raise HuffmanError("longer than its tensor")
@@ -269,14 +265,6 @@ def _read_entry(
         tensor = read_tensor(reader, entry.shape, entry.dtype)
         reader.finish()
         return tensor, reader
-    except (OSError, HuffmanError, MemoryError) as error:
-        raise EncodingError(f"{path}: {_reason(error)}{AGAIN}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return "not enough memory for its tensor" if isinstance(error, MemoryError) else str(error)
 
 
 # --- threads ------------------------------------------------------------------------------------

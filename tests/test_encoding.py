@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import math
 import os
@@ -632,9 +633,9 @@ def test_missing_swapped_and_damaged_files(tmp_path: Path) -> None:
 
 
 def write_manifest(
-    folder: Path, text: bytes, sums: bytes = b"", magic: bytes = manifest.MAGIC
+    folder: Path, text: bytes, sums: bytes = b"", magic: bytes = manifest.MAGIC, level: int = 9
 ) -> None:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=manifest.DICTIONARY)
+    packer = zlib.compressobj(level, zlib.DEFLATED, -15, zdict=manifest.DICTIONARY)
     body = packer.compress(text) + packer.flush() + sums
     data = magic + zlib.crc32(body).to_bytes(4, "big") + body
     (folder / encoding.MANIFEST).write_bytes(data)
@@ -648,7 +649,12 @@ BAD_LINE = "tensor 0: not a name, a known type and a shape within the limits"
     [
         (b"", 0, "Expecting value"),
         (b"\xff", 0, "utf-8"),
-        (b"[" * 100_000, 0, "recursion|nested"),
+        (b"[" * 10_000, 0, "nested too deeply"),
+        (b"[" * 100_000, 0, "more text than a file of this size may hold"),
+        (b"[" + b"{}," * 20_000, 0, "more text than a file of this size may hold"),
+        (b'{"tensors":[["a","bool",[%s]]]}' % (b"9" * 5000), 1, "limit"),
+        (b'{"tensors":[["a","bool",[%s]]]}' % (b"9" * 4000), 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[1,1', 0, "the data ends early|Expecting"),
         (b"[]", 0, "no list of tensors"),
         (b'{"tensors":3}', 0, "no list of tensors"),
         (b'{"tensors":[],"meta":3}', 0, "fields that this version does not have"),
@@ -671,7 +677,7 @@ BAD_LINE = "tensor 0: not a name, a known type and a shape within the limits"
         (b'{"tensors":[["a","bool",[17179869185]]]}', 1, BAD_LINE),
         (b'{"tensors":[["a","bool",[0,1152921504606846976]]]}', 1, BAD_LINE),
         (b'{"tensors":[["a","bool",%s]]}' % json.dumps([1] * 65).encode(), 1, BAD_LINE),
-        (b" " * ((1 << 23) + 1), 0, "the data ends early, or is beyond 8 MiB"),
+        (b" " * ((1 << 21) + 1), 0, "more text than a file of this size may hold"),
     ],
 )
 def test_malformed_manifests(text: bytes, sums: int, message: str, tmp_path: Path) -> None:
@@ -694,6 +700,81 @@ def test_manifests_of_other_programs_and_versions(tmp_path: Path) -> None:
     path.write_bytes(manifest.MAGIC + zlib.crc32(body).to_bytes(4, "big") + body)
     with pytest.raises(EncodingError, match="invalid block type"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+@pytest.mark.parametrize("which", ["manifest", "tensor"])
+def test_a_pipe_a_device_and_a_file_without_end_are_refused_at_once(
+    kind: str, which: str, tmp_path: Path
+) -> None:
+    save({"a": torch.ones(40)}, tmp_path)
+    path = tmp_path / encoding.MANIFEST if which == "manifest" else next(tmp_path.glob("0*.huff"))
+    data, message = path.read_bytes(), "not a regular file"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(data)
+        os.truncate(path, 2 << 30)
+        message = "larger than the|longer than its tensor"
+    with pytest.raises(EncodingError, match=rf"{path.name}: ({message}).*; encode .*"):
+        load(tmp_path)
+
+
+def stored(document: object) -> bytes:
+    """The text of a manifest, beside which anything that DEFLATE makes small is kept as it is."""
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize("level", [0, 9])
+def test_a_long_name_with_many_ties_takes_no_longer_than_its_text(
+    level: int, tmp_path: Path
+) -> None:
+    """`re.sub` over the whole name for each of the ties took minutes."""
+    names = [["a" * 2_000_000, "bool", []], *([f"b{i}", 0] for i in range(2000))]
+    write_manifest(tmp_path, stored({"tensors": names}), bytes(4), level=level)
+    message = "aaa-00000000.huff: No such file" if level == 0 else "more text than a file"
+    with pytest.raises(EncodingError, match=message):
+        load(tmp_path)
+
+
+def test_a_shape_of_a_million_extents_is_refused_before_they_are_multiplied(
+    tmp_path: Path,
+) -> None:
+    text = stored({"tensors": [["a", "bool", [1 << 33] * 1_000_000]]})
+    write_manifest(tmp_path, text, bytes(4), level=0)
+    with pytest.raises(EncodingError, match=BAD_LINE):
+        load(tmp_path)
+
+
+def test_any_name_and_any_meta_that_can_be_written_can_be_read(tmp_path: Path) -> None:
+    """Text that DEFLATE makes smaller than a reader believes is stored as it is."""
+    state = {"a" * 2_000_000: torch.ones(3), "b": torch.zeros(2)}
+    state["c"] = state["b"]
+    meta = {"log": [0] * 100_000, "nothing": [{}] * 10_000}
+    save(state, tmp_path, meta)
+    found, read = load(tmp_path)
+    assert (list(found), read) == (list(state), meta)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_a_manifest_of_a_mixture_of_experts() -> None:
+    """More than 8 MiB of text, in proportion to what is read."""
+    pairs = itertools.product(range(60), range(2000))
+    names = [f"model.layers.{i}.mlp.experts.{j}.down_proj.weight" for i, j in pairs]
+    entries = [
+        manifest.Entry(i, name, torch.bfloat16, (2048, 768), i) for i, name in enumerate(names)
+    ]
+    packed = manifest.pack(entries, None)
+    found, _ = manifest.unpack(packed)
+    same = [(e.name, e.shape, e.checksum) for e in found] == [
+        (e.name, e.shape, e.checksum) for e in entries
+    ]
+    size = len(packed)
+    assert same
+    assert size < 8 * len(names)
 
 
 ONE_VALUE = "0 11100000"  # a code table of the symbol 0 alone
@@ -721,11 +802,13 @@ MALFORMED_TENSORS = {
         "more non-zeros than elements",
     ),
     "gap": (
-        (4,), torch.uint8, ("1", 1, "00", 0, "000", 0, "000", "1010 00", "110" * 4, "11100000", RAW),
+        (4,), torch.uint8, ("1", 1, "00", 0, "000", 0, "000", "1010 00", "110" * 4, "11100000",
+        RAW),
         "a non-zero outside the tensor",
     ),
     "gaps": (
-        (4,), torch.uint8, ("1", 3, "00", 0, "000", 0, "000", "1010 00", "110" * 2, "11100000", RAW),
+        (4,), torch.uint8, ("1", 3, "00", 0, "000", 0, "000", "1010 00", "110" * 2, "11100000",
+        RAW),
         "a non-zero outside the tensor",
     ),
 }  # fmt: skip
