@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 
 from .clustering import Clustering
-from .codec.tensors import identity
-from .errors import naming
+from .codec.tensors import identity, is_expanded
+from .errors import UserError, naming
 from .parameters import compressible
 from .post_training import NOISE, share_tensor, steps_of
 from .shards import Info, info_of
@@ -87,11 +87,16 @@ class SharedState(Mapping[str, torch.Tensor]):
 def tied_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """{name: the first name of the same tensor} of those that have several.
 
-    Empty where the mapping reads tensors from a file: their addresses say nothing.
+    Empty where the mapping reads tensors from a file: their addresses say nothing. Raises UserError
+    for an expanded tensor.
     """
     if hasattr(state, "info"):
         return {}
     names: dict[tuple, list[str]] = {}
     for name in state:
+        if is_expanded(state[name]):
+            raise UserError(
+                f"cannot share {name}: an expanded tensor; save what it is expanded from"
+            )
         names.setdefault(identity(state[name]), []).append(name)
     return {name: tied[0] for tied in names.values() if len(tied) > 1 for name in tied}

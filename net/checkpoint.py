@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 import torch
 
 from . import shards
-from .codec.tensors import identity
+from .codec.tensors import identity, is_expanded
 from .errors import UserError
 from .files import atomic_write
 
@@ -92,18 +92,29 @@ def load(path: str | Path) -> Checkpoint:
         )
         if not valid:
             raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
-        return Checkpoint(**fields)
+        return Checkpoint(**{**fields, "state_dict": _stored(path, fields["state_dict"])})
     if is_state_dict(content):
-        return Checkpoint(dict(content))
+        return Checkpoint(_stored(path, content))
     nested = {key: value for key, value in content.items() if is_state_dict(value)}
     for key in (*NESTED, *(nested if len(nested) == 1 else ())):
         if key in nested:
-            return Checkpoint(dict(nested[key]))
+            return Checkpoint(_stored(path, nested[key]))
     if nested:
         raise CheckpointError(
             f"{path} holds several models: {', '.join(map(str, nested))}; save one by itself"
         )
     raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
+
+
+def _stored(path: str | Path, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict out of the file `path`, whose tensors are about as large as the file says."""
+    for name, tensor in state.items():
+        if is_expanded(tensor):
+            raise CheckpointError(
+                f"{path}: {name} is an expanded tensor of {tensor.nbytes} bytes; save what it is "
+                "expanded from"
+            )
+    return dict(state)
 
 
 def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

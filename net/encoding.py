@@ -20,7 +20,7 @@ from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
 from .codec.manifest import MANIFEST, Entry
-from .codec.tensors import DTYPES, identity, read_tensor, reads_as, write_tensor
+from .codec.tensors import DTYPES, identity, is_expanded, read_tensor, reads_as, write_tensor
 from .errors import UserError
 from .files import atomic_write, one_line, open_regular, read_file, unwritable
 
@@ -205,6 +205,11 @@ def _check_tensor(name: object, tensor: object) -> None:
         raise EncodingError(f"cannot encode {name!r}: a {type(tensor).__name__}, not a tensor")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise EncodingError(f"cannot encode {name!r}: make it a dense, unquantized tensor first")
+    if is_expanded(tensor):
+        raise EncodingError(
+            f"cannot encode {name!r}: an expanded tensor of {tensor.nbytes} bytes; save what it is "
+            "expanded from"
+        )
     if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
         raise EncodingError(f"cannot encode {name!r}: no form for {tensor.dtype}")
     if not manifest.fits(tuple(tensor.shape), tensor.dtype):

@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,7 +45,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_regular(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+def open_regular(path: str | Path) -> Iterator[tuple[BufferedReader, int]]:
     """A regular file, or a link to one, to read from, and its size in bytes.
 
     A pipe or a device is refused, not waited for. Raises OSError.
@@ -87,9 +88,10 @@ def one_line(
 ) -> Iterator[None]:
     """Turn whatever reading the file `path`, which anyone may have written, leads to into an
     `error_type` of one line: "PATH: what is wrong; ADVICE". `also`: further exceptions."""
+    expected: tuple[type[Exception], ...] = (*FOREIGN, *also)
     try:
         yield
-    except (*FOREIGN, *also) as error:
+    except expected as error:
         raise error_type(f"{path}: {reason(error)}; {advice}") from error
 
 

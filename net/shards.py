@@ -8,6 +8,7 @@ folder has an index, JSON {"weight_map": {name: file}}, as Hugging Face's save_p
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import UserError
-from .files import atomic_write
+from .files import atomic_write, one_line, read_file
 
 SUFFIX = ".safetensors"
+AGAIN = "fetch it again"
+MAX_INDEX_BYTES = 1 << 26
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
@@ -67,7 +70,7 @@ class Shards(Mapping[str, torch.Tensor]):
 
     def info(self, name: str) -> Info:
         """The type and shape of a tensor, without reading it."""
-        with _opened(self._files[name]) as file:
+        with self._reading(name) as file:
             part = file.get_slice(name)
             kind = part.get_dtype()
             if kind not in DTYPES:
@@ -75,8 +78,14 @@ class Shards(Mapping[str, torch.Tensor]):
             return Info(DTYPES[kind], tuple(part.get_shape()))
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with _opened(self._files[name]) as file:
+        with self._reading(name) as file:
             return file.get_tensor(name)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Any]:
+        path = self._files[name]
+        with one_line(path, ShardsError, AGAIN, SafetensorError), _opened(path) as file:
+            yield file
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -143,17 +152,27 @@ def _files_of(path: Path) -> dict[str, Path]:
 
 
 def _indexed(index: Path) -> dict[str, Path]:
-    try:
-        files = json.loads(index.read_bytes())["weight_map"]
-        names = {name: index.parent / Path(file).name for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardsError(f"{index} is damaged: no weight_map; fetch it again") from error
-    for file in sorted(set(names.values())):
-        with _opened(file) as opened:
-            missing = {n for n, f in names.items() if f == file} - set(opened.keys())
+    with one_line(f"{index} is damaged", ShardsError, AGAIN):
+        files = json.loads(read_file(index, MAX_INDEX_BYTES))
+        files = files.get("weight_map") if isinstance(files, dict) else None
+        if not isinstance(files, dict) or not files:
+            raise ValueError("no weight_map")
+        for name, file in files.items():
+            # beside the index, and nowhere else
+            plain = isinstance(file, str) and file.isprintable() and file not in ("", "..")
+            if not plain or Path(file).name != file:
+                raise ValueError(f"the file of {name[:80]!r} in its weight_map is missing")
+    held: dict[str, set[str]] = {}
+    for name, file in files.items():
+        held.setdefault(file, set()).add(name)
+    for file in sorted(held):
+        with _opened(index.parent / file) as opened:
+            missing = held[file] - set(opened.keys())
         if missing:
-            raise ShardsError(f"{file} lacks {min(missing)}, which {index.name} names")
-    return names
+            raise ShardsError(
+                f"{index.parent / file} lacks {min(missing)}, which {index.name} names"
+            )
+    return {name: index.parent / file for name, file in files.items()}
 
 
 def _opened(file: Path) -> Any:
@@ -161,5 +180,5 @@ def _opened(file: Path) -> Any:
         raise ShardsError(f"{file} is missing; fetch it again")
     try:
         return safe_open(str(file), framework="pt")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ShardsError(f"{file} is damaged or cut off ({error}); fetch it again") from None

@@ -126,3 +126,28 @@ def test_a_checkpoint_without_a_field(tmp_path, model):
     )
     with pytest.raises(CheckpointError, match="fields are missing"):
         checkpoint.load(tmp_path / "m.ptmodel")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(1).expand(2**32), torch.ones(9000).as_strided((8000, 900), (1, 1))],
+)
+@pytest.mark.parametrize("nest", [lambda s: s, lambda s: {"model": s, "epoch": 3}])
+def test_a_small_file_of_an_enormous_tensor_is_refused(tmp_path, tensor, nest):
+    """torch.save keeps the memory of a tensor and its strides: 1 KB for 16 GB of ones."""
+    torch.save(nest({"a.weight": tensor, "b": torch.ones(3)}), tmp_path / "m.pt")
+    assert (tmp_path / "m.pt").stat().st_size < 50_000
+    with pytest.raises(CheckpointError, match=r"m\.pt: a\.weight is an expanded tensor of \d+"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
+def test_an_expanded_tensor_in_a_ptmodel_is_refused(tmp_path):
+    expanded = {"a": torch.ones(1).expand(2**32)}
+    checkpoint.save(tmp_path / "m.ptmodel", Checkpoint(expanded))
+    with pytest.raises(CheckpointError, match="an expanded tensor"):
+        checkpoint.load(tmp_path / "m.ptmodel")
+
+
+def test_a_small_expanded_tensor_is_no_matter(tmp_path):
+    torch.save({"a": torch.ones(1).expand(1000)}, tmp_path / "m.pt")
+    assert torch.equal(checkpoint.load(tmp_path / "m.pt").state_dict["a"], torch.ones(1000))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import huffman_decode
-from net import checkpoint
+from net import checkpoint, encoding
 from net.report import comparison
 
 
@@ -68,3 +68,13 @@ def test_to_safetensors(pipeline, tmp_path, capsys):
 
 def directory(folder):
     return ["--directory", str(folder)]
+
+
+@pytest.mark.parametrize("key", ["arch", "dataset"])
+@pytest.mark.parametrize("value", [3, ["lenet-5"], {"a": 1}, True])
+def test_meta_of_somebody_else_is_one_line(tmp_path, capsys, key, value):
+    encoding.save({"a": torch.ones(3)}, tmp_path / "e", {key: value})
+    arguments = ["--directory", str(tmp_path / "e"), "--output", str(tmp_path / "m.ptmodel")]
+    assert huffman_decode.main(arguments) == 1
+    assert f"manifest.huff: {key!r} is no name" in capsys.readouterr().err
+    assert not (tmp_path / "m.ptmodel").exists()

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -105,7 +106,20 @@ def test_a_failed_writing_leaves_the_old_file(state, tmp_path):
     [
         (lambda f: (f / INDEX).write_text("{"), "model.safetensors.index.json is damaged"),
         (lambda f: (f / INDEX).write_text("[]"), "no weight_map"),
-        (lambda f: (f / INDEX).write_text('{"weight_map": {"a": 3}}'), "no weight_map"),
+        (lambda f: (f / INDEX).write_text("[" * 10_000), "is damaged: nested too deeply"),
+        (lambda f: (f / INDEX).write_bytes(b'{"\xff": 1}'), "is damaged: .*utf-8"),
+        (lambda f: (f / INDEX).write_text('{"weight_map": {}}'), "no weight_map"),
+        (lambda f: (f / INDEX).write_text('{"weight_map": "a"}'), "no weight_map"),
+        *(
+            (
+                lambda f, file=file: (f / INDEX).write_text(
+                    json.dumps({"weight_map": {"a": file}})
+                ),
+                "the file of 'a' in its weight_map is missing",
+            )
+            for file in (3, None, [], {}, "", ".", "..", "/", "a/b", "../a", "/a", "a\0", "\ud800")
+        ),
+        (lambda f: os.truncate(f / INDEX, 2 << 30), "larger than the"),
         (lambda f: (f / "model-00001-of-00002.safetensors").unlink(), "is missing; fetch it"),
         (lambda f: (f / "model-00001-of-00002.safetensors").write_bytes(b"x" * 40), "cut off"),
         (

@@ -22,6 +22,8 @@ _NAMES = (
 )
 DTYPES = {n: getattr(torch, n) for n in _NAMES.split() if hasattr(torch, n)}
 SAMPLE = 1 << 16
+# Bytes of elements that one byte of memory may be seen as, and bytes that are no matter.
+MOST_EXPANDED, SMALL_EXPANDED = 4, 1 << 24
 # Positions take 50 bytes per non-zero while they are coded: above this density a large tensor
 # is coded with its zeros, so that no more than 3 times its own size is needed.
 LARGE, MAX_DENSITY = 1 << 22, 0.25
@@ -42,6 +44,17 @@ def identity(tensor: torch.Tensor) -> tuple:
     # A lazy conjugate or negative has the memory of what it was made of.
     seen_as = tensor.is_conj(), tensor.is_neg()
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), seen_as
+
+
+def is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether its elements take far more than its memory, as those of torch.ones(1).expand(2**32).
+
+    A file of a kilobyte can hold such a tensor, which nothing can be done with in its own memory.
+    """
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    memory = tensor.untyped_storage().nbytes()
+    return tensor.nbytes > max(SMALL_EXPANDED, MOST_EXPANDED * memory)
 
 
 def component_size(dtype: torch.dtype) -> int:

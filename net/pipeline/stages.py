@@ -8,7 +8,7 @@ through the log that it is given. Every stage seeds torch's generator itself, so
 same bytes in a process of its own as within the whole pipeline.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from .. import checkpoint, encoding
 from ..bare import SharedState
 from ..checkpoint import Checkpoint
 from ..clustering import Clustering
+from ..codec.manifest import MANIFEST
 from ..errors import UserError
 from ..parameters import compressible, resolve
 from ..post_training import NOISE
@@ -313,13 +314,20 @@ def encode(source: Checkpoint, directory: str | Path) -> encoding.Encoded:
 def open_encoded(directory: str | Path) -> Checkpoint:
     """The same as `decode`, but each tensor is decoded when it is asked for."""
     folder = encoding.open(directory)
-    meta = folder.meta
-    return Checkpoint(folder, meta.get("arch"), "decoded", meta.get("dataset"))
+    return _decoded(directory, folder, folder.meta)
 
 
 def decode(directory: str | Path) -> Checkpoint:
     """The model in the folder `directory`, bit for bit."""
-    state, meta = encoding.load(directory)
+    return _decoded(directory, *encoding.load(directory))
+
+
+def _decoded(directory: str | Path, state: Mapping[str, torch.Tensor], meta: dict) -> Checkpoint:
+    """As what the meta data says, which may be anybody's."""
+    for key in ("arch", "dataset"):
+        if not isinstance(meta.get(key), str | None):
+            path = Path(directory) / MANIFEST
+            raise encoding.EncodingError(f"{path}: {key!r} is no name; encode the model again")
     return Checkpoint(state, meta.get("arch"), "decoded", meta.get("dataset"))
 
 
