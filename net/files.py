@@ -73,10 +73,10 @@ def read_file(path: str | Path, limit: int, magic: bytes = b"") -> bytes:
         start = file.read(len(magic))
         if start != magic:
             return start
-        rest = file.read(limit - len(magic) + 1) if size <= limit else b""
-        if max(size, len(magic) + len(rest)) > limit:
+        if size > limit:
             raise OSError(errno.EFBIG, f"larger than the {limit} bytes that such a file may have")
-        return start + rest
+        # as many as there are: room is made for as many as are asked for
+        return start + file.read(max(size - len(magic), 0))
 
 
 @contextmanager

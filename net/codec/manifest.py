@@ -19,7 +19,7 @@ MAX_MANIFEST_BYTES = 1 << 26  # of the file
 # A text that is far larger than its file, and a tree that is far larger than its text, are left
 # to those who want to fill a memory: most files have 15 bytes of text in a byte.
 SPARE_TEXT, MAX_EXPANSION = 1 << 20, 32
-SPARE_ITEMS, ITEMS_IN_A_BYTE = 1 << 14, 4
+SPARE_ITEMS, ITEMS_IN_A_BYTE = 1 << 14, 2
 
 # Likely text of a manifest for DEFLATE to refer to; the best matches come last.
 DICTIONARY = (
