@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from net import huffman
 from net.codec import kernels
-from net.codec.bits import BitReader, HuffmanError
+from net.codec.bits import BitReader, BitWriter, HuffmanError
+from net.codec.codes import Code
 from net.codec.tables import read_table
 from net.codec.tensors import read_tensor, write_tensor
 from net.codec.values import MULTIPLIERS, _numbered
@@ -93,3 +95,36 @@ def test_values_that_collide_under_every_hash_are_stored_raw(
     tensor = torch.from_numpy(np.tile(colliding(MULTIPLIERS[0], 20_000).view(np.int64), 2))
     data = write_tensor(tensor).finish()
     assert torch.equal(read_tensor(BitReader(data), (40_000,), torch.int64), tensor)
+
+
+def skewed(size: int) -> Code:
+    """Two symbols of 1 and 2 bits, and all others of 2 more than a code of fixed width has."""
+    counts = np.ones(size, np.int64)
+    counts[:2] = 4 * size, 2 * size
+    return Code.from_counts(np.arange(size), counts)
+
+
+@pytest.mark.parametrize("size", [3, 50, 1 << 18])
+def test_long_words_are_found_without_a_table(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("net.codec.codes.LARGE_TABLE", 0)
+    code, symbols = skewed(size), np.arange(size)
+    writer = BitWriter()
+    code.write(writer, symbols)
+    data, names = writer.finish(), symbols.astype(np.uint64)
+    monkeypatch.setattr("net.codec.kernels.unpack_words", None)
+    assert np.array_equal(code.read(BitReader(data), size, names), symbols)
+    with pytest.raises(HuffmanError, match=r"the data ends early|a lane longer"):
+        code.read(BitReader(data[:-2]), size, names)
+
+
+def test_a_code_of_many_long_words_takes_no_more_than_what_it_codes() -> None:
+    symbols = np.append(np.arange(1 << 20), np.zeros(1 << 20, np.int64))
+    data = huffman.encode(np.append(symbols, np.ones(1 << 19, np.int64)))
+    huffman.decode(data)
+    tracemalloc.start()
+    try:
+        found = huffman.decode(data)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * (found.nbytes + len(data))
