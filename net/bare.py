@@ -6,14 +6,13 @@ from typing import Literal
 import torch
 
 from .clustering import Clustering
-from .codec.tensors import identity
-from .errors import naming
+from .errors import UserError, naming
 from .parameters import compressible
 from .post_training import NOISE, share_tensor, steps_of
 from .shards import Info, info_of
 from .shared_tensor import SharedTensor
 from .sharing import bits_of_tensors, vectors_to_round
-from .tensors import check_dense
+from .tensors import TensorError, check_dense, identity
 from .vectors import rounded_vector
 
 
@@ -39,7 +38,10 @@ class SharedState(Mapping[str, torch.Tensor]):
     ) -> None:
         if not hasattr(source, "info"):  # in memory; what is read from a file is dense
             for name in source:
-                check_dense(name, source[name])
+                try:
+                    check_dense(name, source[name])
+                except TensorError as error:
+                    raise UserError(f"cannot share {error}") from None
         self.source, self.noise = source, noise
         self._first = tied_names(source)
         self._kept: dict[str, torch.Tensor] = {}

@@ -14,9 +14,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from .codec.tensors import identity
 from .errors import UserError
-from .tensors import is_computed
+from .tensors import identity, is_computed
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
 Patterns = str | Sequence[str]

@@ -28,7 +28,7 @@ ODD = {
     "lazy, without a shape": lambda: nn.LazyLinear(3).weight,
     "lazy, without": lambda: nn.LazyBatchNorm1d().running_mean,
     "a Scaled, not a plain tensor": lambda: torch.ones(2, 2).as_subclass(Scaled),
-    "its memory has been freed": freed,
+    "its memory was freed": freed,
 }
 
 
