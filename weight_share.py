@@ -8,6 +8,12 @@ Writes saves/model_after_weight_sharing.ptmodel.
 """
 
 import sys
+
+if __name__ == "__main__":  # before anything is imported that takes time
+    from net.pipeline import process
+
+    process.start()
+
 from argparse import Namespace
 from collections.abc import Sequence
 

@@ -9,14 +9,13 @@ import os
 import re
 import weakref
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from . import unfinished
 from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
@@ -24,12 +23,12 @@ from .codec.manifest import MANIFEST, Entry
 from .codec.tensors import DTYPES, identity, read_tensor, reads_as, write_tensor
 from .errors import UserError
 from .files import atomic_write, unwritable
+from .threads import in_order
 
 __all__ = ["Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"]
 __all__ += ["fixed_index_bits", "load", "open", "read", "save", "write"]
 
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-[0-9a-f]{8}\.huff|\.[\w.-]+\.huff\.\w+\.tmp")
-IN_FLIGHT = 1 << 28  # bytes of tensors that are worked on at the same time; a larger one is alone
 
 
 class EncodingError(UserError):
@@ -128,12 +127,15 @@ def write(
     writing = _Writing(directory, verify, describe)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        results = list(_in_order(writing.encode, writing.distinct(state)))
+        results = list(in_order(writing.encode, writing.distinct(state), _tensor_bytes))
         packed = manifest.pack(writing.entries, meta)
+        for path in writing.written:  # which the manifest is about to name
+            unfinished.discard(path)
         _write_file(directory / MANIFEST, packed)
     except BaseException as error:
         for path in writing.written:
             path.unlink(missing_ok=True)
+            unfinished.discard(path)
         if isinstance(error, OSError):
             error = unwritable(directory, error)
         if isinstance(error, (UserError, manifest.ManifestError)):
@@ -185,6 +187,7 @@ class _Writing:
         path = self.directory / entry.file_name
         if not (path.is_file() and path.read_bytes() == data):
             self.written.append(path)
+            unfinished.add(path)
             _write_file(path, data)
         return len(data), info
 
@@ -212,6 +215,11 @@ def _check_tensor(name: object, tensor: object) -> None:
         raise EncodingError(f"cannot encode {name!r}: more than {manifest.MAX_TENSOR_BYTES} bytes")
 
 
+def _tensor_bytes(job: tuple) -> int:
+    """Of a job of threads, which begins with its Entry."""
+    return job[0].bytes
+
+
 def _write_file(path: Path, data: bytes | memoryview) -> None:
     with atomic_write(path) as file:
         file.write(data)
@@ -234,7 +242,7 @@ def read(
         return tensor, tensor_info(entry, tensor, reader) if describe else None
 
     files = [(entry,) for entry in entries if not entry.same]
-    results = _in_order(decode, files)
+    results = in_order(decode, files, _tensor_bytes)
     found = {entry.file_name: result for (entry,), result in zip(files, results, strict=True)}
     state = {entry.name: found[entry.file_name][0] for entry in entries}
     return state, meta, [info for _, info in found.values() if info]
@@ -277,29 +285,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return "not enough memory for its tensor" if isinstance(error, MemoryError) else str(error)
-
-
-# --- threads ------------------------------------------------------------------------------------
-
-
-def _in_order(work: Callable, jobs: Iterable[tuple]) -> Iterator:
-    """``work(*job)`` of every job, in PyTorch's number of threads; the results in their order.
-
-    A job, which begins with an Entry, is asked for when there is a thread for it, and, if more
-    than IN_FLIGHT bytes of tensors would be worked on with it, waits for those before it.
-    """
-    threads = torch.get_num_threads()
-    waiting: deque = deque()  # (future, bytes)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for job in jobs:
-            size = job[0].bytes
-            while waiting and (
-                len(waiting) >= threads or sum(held for _, held in waiting) + size > IN_FLIGHT
-            ):
-                yield waiting.popleft()[0].result()
-            waiting.append((pool.submit(work, *job), size))
-        while waiting:
-            yield waiting.popleft()[0].result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from . import unfinished
 from .errors import UserError
 
 
@@ -25,6 +26,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         )
     except OSError as error:
         raise unwritable(path, error) from None
+    unfinished.add(temporary)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -37,6 +39,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise unwritable(path, error) from None
         raise
+    finally:
+        unfinished.discard(temporary)
 
 
 def check_writable(folder: str | Path) -> None:

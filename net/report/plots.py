@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import atomic_write
 from .tables import shortened
 
@@ -75,7 +75,8 @@ def with_palette(image: io.BytesIO) -> io.BytesIO:
 
 def note_missing(path: str | Path) -> None:
     """Say that a plot which nobody asked for is left out."""
-    print(f"note: {path} is not drawn: matplotlib is not installed", file=sys.stderr)
+    text = f"note: {path} is not drawn: matplotlib is not installed"
+    print(printable(text), file=sys.stderr)
 
 
 def bare(axes: "Axes") -> None:
