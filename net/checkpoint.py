@@ -20,7 +20,7 @@ import torch
 from . import shards
 from .codec.tensors import identity
 from .errors import UserError
-from .files import atomic_write
+from .files import atomic_write, utf8_path
 
 FORMAT = "deep-compression 1"
 # Keys of the model in files that hold more than one state dict, as others publish them.
@@ -133,12 +133,12 @@ def load_dict(path: str | Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"no model at {path}{origin(path)}")
     try:
-        with warnings.catch_warnings():  # of pickle protocols, which say nothing to a user
+        # The warnings are of pickle protocols, which say nothing to a user.
+        with warnings.catch_warnings(), utf8_path(path) as name:
             warnings.simplefilter("ignore")
             # Only the zip layout (PyTorch 1.6 and later) can be mapped.
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            mapped = zipfile.is_zipfile(name)
+            content = torch.load(name, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is refused: it is not a file of plain tensors, and reading more than that "

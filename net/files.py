@@ -43,6 +43,22 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         unfinished.discard(temporary)
 
 
+@contextmanager
+def utf8_path(path: str | Path) -> Iterator[str]:
+    """A name of the file `path` for code in C++ or Rust, which takes no other than UTF-8.
+
+    A link that lives as long as the block, where the name has bytes of another encoding.
+    """
+    name = os.fspath(path)
+    if name.encode(errors="ignore").decode() == name:
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "link")
+        os.symlink(os.path.abspath(name), link)
+        yield link
+
+
 def check_writable(folder: str | Path) -> None:
     """Create `folder` if need be and make sure that files can be written there.
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import UserError
-from .files import atomic_write
+from .files import atomic_write, utf8_path
 
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
@@ -160,6 +160,7 @@ def _opened(file: Path) -> Any:
     if not file.is_file():
         raise ShardsError(f"{file} is missing; fetch it again")
     try:
-        return safe_open(str(file), framework="pt")
+        with utf8_path(file) as name:
+            return safe_open(name, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ShardsError(f"{file} is damaged or cut off ({error}); fetch it again") from None

@@ -173,4 +173,4 @@ def write_csv(path: str | Path, figures: dict) -> None:
         writer.writeheader()
         writer.writerows(rows)
         with atomic_write(path.with_name(f"{path.stem}-{kind}{path.suffix}")) as file:
-            file.write(text.getvalue().encode())
+            file.write(text.getvalue().encode(errors="backslashreplace"))

@@ -7,9 +7,10 @@ made without pyplot: no display is needed and no state is shared.
 import importlib.util
 import io
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, printable
 from ..files import atomic_write
@@ -51,13 +52,26 @@ def new_figure(height: float) -> "Figure":
     return Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
 
 
+def drawable(figures: Any) -> Any:
+    """`figures` with all names in it as matplotlib can draw them, which takes $ for mathematics."""
+    if isinstance(figures, str):
+        return printable(figures).replace("$", r"\$")
+    if isinstance(figures, dict):
+        return {drawable(key): drawable(value) for key, value in figures.items()}
+    if isinstance(figures, list):
+        return [drawable(value) for value in figures]
+    return figures
+
+
 def save(figure: "Figure", path: str | Path) -> None:
     """Write the page in the format that the name ends in; without a date, so that same figures
     give the same bytes."""
     kind = str(path).rsplit(".", 1)[-1].lower()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     image = io.BytesIO()
-    figure.savefig(image, format=kind, metadata=dates.get(kind))
+    with warnings.catch_warnings():  # of characters that the font does not have: shown as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(image, format=kind, metadata=dates.get(kind))
     if kind == "png":
         image = with_palette(image)
     with atomic_write(path) as file:
@@ -89,6 +103,7 @@ def bare(axes: "Axes") -> None:
 def scan_page(figures: dict) -> "Figure":
     """Held-out error and loss against density, a line per layer (Han et al. 2015, figure 6)."""
     figure = new_figure(4.2)
+    figures = drawable(figures)
     name = f"{figures['arch']} on {figures['dataset']}"
     figure.suptitle(f"{name}: each layer pruned alone, not retrained", fontweight="bold")
     layers, chosen = figures["layers"], figures["chosen"]

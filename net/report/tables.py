@@ -185,7 +185,7 @@ def write_json(path: str | Path, figures: dict) -> None:
 
 def shortened(name: str, width: int = NAME_WIDTH) -> str:
     """A long name by its ends, which tell layers apart: "layer4.1.do..conv"."""
-    name = shown(name)
+    name = printable(name)
     return name if len(name) <= width else f"{name[: width - 6]}..{name[-4:]}"
 
 
