@@ -9,8 +9,6 @@
 What is named below is imported when it is first used, so that `import net` costs nothing.
 """
 
-import importlib
-
 TYPE_CHECKING = False  # type checkers take it for true; typing takes as long as all the rest
 if TYPE_CHECKING:
     from typing import Any
@@ -26,6 +24,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> "Any":
+    import importlib
+
     if name in _CLASSES:
         return getattr(importlib.import_module(f".{_CLASSES[name]}", __name__), name)
     if name in _MODULES:

@@ -1,7 +1,6 @@
 """Files of this process that nothing names yet: removed if it ends before they are finished."""
 
 import os
-from contextlib import suppress
 
 _paths: set[str] = set()
 
@@ -19,5 +18,7 @@ def discard(path: str | os.PathLike) -> None:
 def remove() -> None:
     """Called by what ends the process without unwinding it, as a handler of signals does."""
     while _paths:
-        with suppress(OSError):
+        try:  # noqa: SIM105 (a script that has just begun has not loaded contextlib)
             os.unlink(_paths.pop())
+        except OSError:
+            pass

@@ -49,6 +49,7 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
         args = parser.parse_args(argv)
     except SystemExit as stop:  # --help and bad usage
         return int(stop.code or 0)
+    process.limit_threads()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # set by torchrun
     try:
         if several:
