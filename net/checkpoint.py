@@ -27,7 +27,7 @@ import torch
 
 from . import formats, shards, state_dicts
 from .errors import UserError
-from .files import atomic_write
+from .files import atomic_write, utf8_path
 from .state_dicts import NotPlain, plain, to_json
 from .tensors import TensorError, check_dense, identity
 
@@ -227,6 +227,7 @@ def load_dict(path: str | Path) -> dict:
     try:
         with (
             path.open("rb") as file,
+            utf8_path(path) as name,
             _plain_classes(),
             warnings.catch_warnings(),  # of pickle protocols, which say nothing to a user
         ):
@@ -234,16 +235,16 @@ def load_dict(path: str | Path) -> dict:
             # Only the zip layout (PyTorch 1.6 and later) can be mapped, by its name, and torch.load
             # goes by that of a safetensors file.
             mapped = zipfile.is_zipfile(path) and path.suffix != shards.SUFFIX
-            source = path if mapped else file
+            source = name if mapped else file
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if what := formats.instead(path):
             raise CheckpointError(f"{path} is {what}") from None
         if not (refused := REFUSED.search(str(error))):
             raise CheckpointError(f"{path} {UNREADABLE}") from None
-        name = refused[refused.lastindex or 0]
+        found = refused[refused.lastindex or 0]
         raise CheckpointError(
-            f"{path} is refused: it is not a file of plain tensors ({name}), and "
+            f"{path} is refused: it is not a file of plain tensors ({found}), and "
             "reading more than that could run code; save its state_dict() instead"
         ) from None
     except MemoryError:

@@ -9,14 +9,13 @@ import json
 import re
 import weakref
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from . import unfinished
 from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
@@ -36,13 +35,13 @@ from .files import (
     unwritable,
 )
 from .tensors import check_dense, identity
+from .threads import in_order
 
 __all__ = ["Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"]
 __all__ += ["fixed_index_bits", "load", "open", "read", "save", "write"]
 
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-([0-9a-f]{8})\.huff")
 TEMPORARY = re.compile(r"\.[\w.-]+\.huff(\.\w+)?\.tmp")  # the longer ones of earlier versions
-IN_FLIGHT = 1 << 28  # bytes of tensors that are worked on at the same time; a larger one is alone
 ATTEMPTS = 20  # to read a folder that is replaced meanwhile
 
 
@@ -185,14 +184,16 @@ class _Writing:
         self.entries: list[Entry] = []
         self.written: list[Path] = []
         self.before, self.packed = _stored_manifest(directory), b""
+        self.old = _files_named_by(self.before)
 
     def run(self, state: Mapping[str, torch.Tensor], meta: dict | None) -> Encoded:
         try:
             check_output(self.directory / MANIFEST)  # both are refused before any work
             _packed([], meta)
-            results = list(_in_order(self.encode, self.distinct(state)))
+            results = list(in_order(self.encode, self.distinct(state), _tensor_bytes))
             self.packed = _packed(self.entries, meta)
             sync_folder(self.directory)  # the names of the files, before what names them
+            self.release()
             _write_file(self.directory / MANIFEST, self.packed)
         except BaseException as error:
             new = self.settle()
@@ -214,13 +215,14 @@ class _Writing:
         Which one it is says the disk: a signal may have come right after the manifest was
         replaced. Nothing is removed where that names neither, or cannot be read.
         """
+        self.release()
         found = _stored_manifest(self.directory)
         new = bool(self.packed) and found == self.packed
         if not new and found != self.before:
             return False
-        old = _files_named_by(self.before)
-        keep = {entry.file_name for entry in self.entries if not entry.same} if new else old
-        lost = {path.name for path in self.written} | old
+        new_files = {entry.file_name for entry in self.entries if not entry.same}
+        keep = new_files if new else self.old
+        lost = {path.name for path in self.written} | self.old
         try:
             if new:
                 sync_folder(self.directory)
@@ -230,6 +232,12 @@ class _Writing:
         except OSError:  # too much is left, which harms no reader
             pass
         return new
+
+    def release(self) -> None:
+        """Leave the files to the manifest that is about to name them, or to ``settle``: the end
+        of the process no longer removes them."""
+        for path in self.written:
+            unfinished.discard(path)
 
     def leavings(self, keep: set[str]) -> set[str]:
         """What killed writers have left: files whose names give their checksums, temporaries.
@@ -275,6 +283,8 @@ class _Writing:
         path = self.directory / entry.file_name
         if not (path.is_file() and checksum(path) == (len(data), entry.checksum)):
             self.written.append(path)
+            if entry.file_name not in self.old:
+                unfinished.add(path)
             _write_file(path, data)
         return len(data), info
 
@@ -302,6 +312,11 @@ def _check_tensor(name: object, tensor: torch.Tensor) -> None:
         raise EncodingError(f"cannot encode {name!r}: no form for {tensor.dtype}")
     if not manifest.fits(tuple(tensor.shape), tensor.dtype):
         raise EncodingError(f"cannot encode {name!r}: more than {manifest.MAX_TENSOR_BYTES} bytes")
+
+
+def _tensor_bytes(job: tuple) -> int:
+    """Of a job of threads, which begins with its Entry."""
+    return job[0].bytes
 
 
 def _write_file(path: Path, data: bytes | memoryview) -> None:
@@ -382,7 +397,7 @@ def _read_files(
         return tensor, tensor_info(entry, tensor, reader) if describe else None
 
     files = [(entry,) for entry in entries if not entry.same]
-    results = _in_order(decode, files)
+    results = in_order(decode, files, _tensor_bytes)
     found = {entry.number: result for (entry,), result in zip(files, results, strict=True)}
     state = {entry.name: found[(entry.same or entry).number][0] for entry in entries}
     return state, [info for _, info in found.values() if info]
@@ -414,29 +429,3 @@ def _read_entry(
         tensor = read_tensor(reader, entry.shape, entry.dtype)
         reader.finish()
         return tensor, reader
-
-
-# --- threads ------------------------------------------------------------------------------------
-
-
-def _in_order(work: Callable, jobs: Iterable[tuple]) -> Iterator:
-    """``work(*job)`` of every job, in PyTorch's number of threads; the results in their order.
-
-    A job, which begins with an Entry, is asked for when there is a thread for it, and, if more
-    than IN_FLIGHT bytes of tensors would be worked on with it, waits for those before it.
-    """
-    threads = torch.get_num_threads()
-    waiting: deque = deque()  # (future, bytes)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for job in jobs:
-            size = job[0].bytes
-            while waiting and (
-                len(waiting) >= threads or sum(held for _, held in waiting) + size > IN_FLIGHT
-            ):
-                yield waiting.popleft()[0].result()
-            waiting.append((pool.submit(work, *job), size))
-        while waiting:
-            yield waiting.popleft()[0].result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from weakref import WeakValueDictionary
 
+from . import unfinished
 from .errors import UserError
 
 try:
@@ -42,6 +43,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A short name: the target's own may be as long as a name can be.
         temporary = target.with_name(f".{secrets.token_hex(6)}{target.suffix[:12]}.tmp")
+        unfinished.add(temporary)
         with temporary.open("xb") as file:
             written = _Written(file)
             yield cast(BinaryIO, written)
@@ -60,6 +62,9 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise unwritable(path, error) from None
         raise
+    finally:
+        if temporary:
+            unfinished.discard(temporary)
 
 
 class _Written(io.RawIOBase):
@@ -186,6 +191,22 @@ def read_file(path: str | Path, limit: int, magic: bytes = b"") -> bytes:
             raise OSError(errno.EFBIG, f"larger than the {limit} bytes that such a file may have")
         # as many as there are: room is made for as many as are asked for
         return start + file.read(max(size - len(magic), 0))
+
+
+@contextmanager
+def utf8_path(path: str | Path) -> Iterator[str]:
+    """A name of the file `path` for code in C++ or Rust, which takes no other than UTF-8.
+
+    A link that lives as long as the block, where the name has bytes of another encoding.
+    """
+    name = os.fspath(path)
+    if name.encode(errors="ignore").decode() == name:
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "link")
+        os.symlink(os.path.abspath(name), link)
+        yield link
 
 
 @contextmanager
