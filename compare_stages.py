@@ -6,6 +6,12 @@ python compare_stages.py --json figures.json --plot figures.png
 """
 
 import sys
+
+if __name__ == "__main__":  # before anything is imported that takes time
+    from net.pipeline import process
+
+    process.start()
+
 from argparse import Namespace
 from collections.abc import Sequence
 

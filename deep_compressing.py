@@ -10,6 +10,12 @@ copy, which does not have this file, is the same function.
 
 import sys
 
+if __name__ == "__main__":  # before anything is imported that takes time
+    from net.pipeline import process
+
+    process.start()
+
+
 from net.pipeline.deep_compressing import main, parser
 
 __all__ = ["main", "parser"]

@@ -8,6 +8,12 @@ by tensor, for a model larger than memory.
 """
 
 import sys
+
+if __name__ == "__main__":  # before anything is imported that takes time
+    from net.pipeline import process
+
+    process.start()
+
 from argparse import Namespace
 from collections.abc import Sequence
 
@@ -28,12 +34,14 @@ def parser() -> Parser:
 
 def body(args: Namespace) -> None:
     from net import shards
+    from net.errors import printable
     from net.pipeline import runs, stages
 
     by_tensor = args.output.endswith(shards.SUFFIX)
     decoded = stages.open_encoded(args.directory) if by_tensor else stages.decode(args.directory)
     size = runs.write_model(args.output, decoded)
-    print(f"{len(decoded.state_dict)} tensors decoded into {args.output} ({size:,} bytes)")
+    count = len(decoded.state_dict)
+    print(printable(f"{count} tensors decoded into {args.output} ({size:,} bytes)"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,12 @@ docs/format.md describes.
 """
 
 import sys
+
+if __name__ == "__main__":  # before anything is imported that takes time
+    from net.pipeline import process
+
+    process.start()
+
 from argparse import Namespace
 from collections.abc import Sequence
 

@@ -11,6 +11,12 @@ layer bears.
 """
 
 import sys
+
+if __name__ == "__main__":  # before anything is imported that takes time
+    from net.pipeline import process
+
+    process.start()
+
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

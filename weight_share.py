@@ -10,6 +10,12 @@ else's is shared by rate, without training and without data; with --arch and
 """
 
 import sys
+
+if __name__ == "__main__":  # before anything is imported that takes time
+    from net.pipeline import process
+
+    process.start()
+
 from argparse import Namespace
 from collections.abc import Sequence
 

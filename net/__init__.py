@@ -9,8 +9,9 @@
 What is named below is imported when it is first used, so that `import net` costs nothing.
 """
 
-import importlib
-from typing import Any
+TYPE_CHECKING = False  # type checkers take it for true; typing takes as long as all the rest
+if TYPE_CHECKING:
+    from typing import Any
 
 _CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
 _MODULES = (
@@ -22,7 +23,9 @@ __all__ = [*_CLASSES, *_MODULES]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    import importlib
+
     if name in _CLASSES:
         return getattr(importlib.import_module(f".{_CLASSES[name]}", __name__), name)
     if name in _MODULES:

@@ -6,12 +6,12 @@ from typing import Any, Literal
 import torch
 
 from .clustering import Clustering, relative_change
-from .errors import naming
+from .errors import UserError, naming
 from .plan import Bits, SharingConfig, Treatment, plan, treated
 from .post_training import share_tensor, steps_of
 from .shards import Info, info_of
 from .shared_tensor import SharedTensor
-from .tensors import check_dense
+from .tensors import TensorError, check_dense
 from .vectors import rounded_vector
 
 
@@ -37,7 +37,10 @@ class SharedState(Mapping[str, torch.Tensor]):
     ) -> None:
         if not hasattr(source, "info"):  # in memory; what is read from a file is dense
             for name in source:
-                check_dense(name, source[name])
+                try:
+                    check_dense(name, source[name])
+                except TensorError as error:
+                    raise UserError(f"cannot share {error}") from None
         if isinstance(bits, SharingConfig) and options:
             raise ValueError("give either a SharingConfig or its fields")
         self.source = source

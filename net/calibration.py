@@ -16,7 +16,6 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from torch import nn
 from .compensation import compensate, prices
 from .post_training import BIT, MAX_LEVEL, grid, row_parts, share_tensor
 from .products import Inputs, Use, Watch
+from .threads import in_order
 
 VECTORS = 20_000  # inputs of a layer that are looked at; no fewer than PER_INPUT per column of H
 PER_INPUT = 4
@@ -450,6 +450,6 @@ def _compensated(
                 left[:, part.stop :] -= errors @ upper[group, part, part.stop :]
 
     places = [(g, r) for g in range(len(weights)) for r in range(0, weights.shape[1], ROWS)]
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        list(pool.map(work, *zip(*places, strict=True)))
+    for _ in in_order(work, places):
+        pass
     return labels

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from . import formats, shards, state_dicts
-from .codec.tensors import NO_VALUES, has_values, identity
 from .errors import UserError
-from .files import atomic_write
-from .state_dicts import to_json
+from .files import atomic_write, utf8_path
+from .state_dicts import NotPlain, plain, to_json
+from .tensors import TensorError, check_dense, identity
 
 FORMAT = "deep-compression 1"
 # What torch's reader of plain tensors says of the class or function that is none.
@@ -90,9 +90,16 @@ class Checkpoint:
 
     def metadata(self) -> dict[str, str]:
         """What a safetensors file of this model says of itself."""
-        own = {str(key): value for key, value in self.extra.items() if key != METADATA}
+        own = {str(key): value for key, value in self.extra.items()}
+        about = own.get(METADATA)
+        if isinstance(about, dict) and all(
+            isinstance(each, str) for each in (*about, *about.values())
+        ):
+            del own[METADATA]
+        else:
+            about = {"format": "pt"}
         texts = {k: v if isinstance(v, str) else json.dumps(to_json(v)) for k, v in own.items()}
-        return {**self.extra.get(METADATA, {"format": "pt"}), **texts}
+        return about | texts
 
 
 # What a file has; "extra" only where there is something in it.
@@ -102,9 +109,7 @@ FIELDS = ("state_dict", "arch", "stage", "dataset", "options", "metrics")
 def save(path: str | Path, checkpoint: Checkpoint) -> int:
     """Write `checkpoint` to `path` atomically; return the size of the file in bytes."""
     state = dict(checkpoint.state_dict)
-    for name, tensor in state.items():
-        if not has_values(tensor):
-            raise CheckpointError(f"cannot write {path}: {name}: {NO_VALUES}")
+    _check(state, f"cannot write {path}:")
     content = shallow_dict(checkpoint) | {"state_dict": state}
     save_dict(path, {"format": FORMAT, **content})
     return Path(path).stat().st_size
@@ -147,7 +152,10 @@ def load(path: str | Path, key: str | None = None) -> Checkpoint:
 
 def _own(path: Path, content: dict) -> Checkpoint:
     fields: dict[str, Any] = {name: content.get(name) for name in FIELDS}
-    fields["extra"] = content.get("extra", {})
+    try:
+        fields["extra"] = plain(content.get("extra", {}))
+    except NotPlain:
+        fields["extra"] = None
     valid = (
         is_state_dict(fields["state_dict"])
         and all(isinstance(fields[k], str | None) for k in ("arch", "stage", "dataset"))
@@ -155,7 +163,17 @@ def _own(path: Path, content: dict) -> Checkpoint:
     )
     if not valid:
         raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
+    _check(fields["state_dict"], f"{path} holds what cannot be read,")
     return Checkpoint(**fields)
+
+
+def _check(state: Mapping[str, torch.Tensor], problem: str) -> None:
+    """Raise CheckpointError, "`problem` 'name': ...", for a tensor without plain values."""
+    for name, tensor in state.items():
+        try:
+            check_dense(name, tensor)
+        except TensorError as error:
+            raise CheckpointError(f"{problem} {error}") from None
 
 
 def _of_shards(index: Path) -> dict[str, torch.Tensor]:
@@ -174,10 +192,9 @@ def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     What is written in place under one name is then written under all, and a file holds it once.
     """
     found = dict(state)
+    _check(found, "cannot copy")
     copies = {}
-    for name, tensor in found.items():
-        if not has_values(tensor):
-            raise CheckpointError(f"cannot copy {name}: {NO_VALUES}")
+    for tensor in found.values():
         if identity(tensor) not in copies:
             copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             copies[identity(tensor)] = copy
@@ -210,6 +227,7 @@ def load_dict(path: str | Path) -> dict:
     try:
         with (
             path.open("rb") as file,
+            utf8_path(path) as name,
             _plain_classes(),
             warnings.catch_warnings(),  # of pickle protocols, which say nothing to a user
         ):
@@ -217,16 +235,16 @@ def load_dict(path: str | Path) -> dict:
             # Only the zip layout (PyTorch 1.6 and later) can be mapped, by its name, and torch.load
             # goes by that of a safetensors file.
             mapped = zipfile.is_zipfile(path) and path.suffix != shards.SUFFIX
-            source = path if mapped else file
+            source = name if mapped else file
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if what := formats.instead(path):
             raise CheckpointError(f"{path} is {what}") from None
         if not (refused := REFUSED.search(str(error))):
             raise CheckpointError(f"{path} {UNREADABLE}") from None
-        name = refused[refused.lastindex or 0]
+        found = refused[refused.lastindex or 0]
         raise CheckpointError(
-            f"{path} is refused: it is not a file of plain tensors ({name}), and "
+            f"{path} is refused: it is not a file of plain tensors ({found}), and "
             "reading more than that could run code; save its state_dict() instead"
         ) from None
     except MemoryError:

@@ -6,40 +6,42 @@ without a codebook of shared values. docs/format.md specifies every byte.
 
 import dataclasses
 import json
-import os
 import re
 import weakref
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from . import unfinished
 from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
 from .codec.manifest import MANIFEST, Entry
-from .codec.tensors import (
-    DTYPES,
-    identity,
-    read_tensor,
-    reads_as,
-    write_tensor,
-)
+from .codec.tensors import DTYPES, read_tensor, reads_as, write_tensor
 from .errors import UserError
-from .files import atomic_write, check_output, checksum, locked, sync_folder, unwritable
-from .tensors import check_dense
+from .files import (
+    FOREIGN,
+    atomic_write,
+    check_output,
+    checksum,
+    locked,
+    one_line,
+    open_regular,
+    read_file,
+    sync_folder,
+    unwritable,
+)
+from .tensors import check_dense, identity
+from .threads import in_order
 
 __all__ = ["Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"]
 __all__ += ["fixed_index_bits", "load", "open", "read", "save", "write"]
 
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-([0-9a-f]{8})\.huff")
 TEMPORARY = re.compile(r"\.[\w.-]+\.huff(\.\w+)?\.tmp")  # the longer ones of earlier versions
-IN_FLIGHT = 1 << 28  # bytes of tensors that are worked on at the same time; a larger one is alone
-MAX_PACKED = 4 * manifest.MAX_MANIFEST_BYTES  # more than any manifest takes
 ATTEMPTS = 20  # to read a folder that is replaced meanwhile
 
 
@@ -182,21 +184,23 @@ class _Writing:
         self.entries: list[Entry] = []
         self.written: list[Path] = []
         self.before, self.packed = _stored_manifest(directory), b""
+        self.old = _files_named_by(self.before)
 
     def run(self, state: Mapping[str, torch.Tensor], meta: dict | None) -> Encoded:
         try:
             check_output(self.directory / MANIFEST)  # both are refused before any work
             _packed([], meta)
-            results = list(_in_order(self.encode, self.distinct(state)))
+            results = list(in_order(self.encode, self.distinct(state), _tensor_bytes))
             self.packed = _packed(self.entries, meta)
             sync_folder(self.directory)  # the names of the files, before what names them
+            self.release()
             _write_file(self.directory / MANIFEST, self.packed)
         except BaseException as error:
             new = self.settle()
             if isinstance(error, OSError):
                 error = unwritable(self.directory, error)
             if isinstance(error, (UserError, manifest.ManifestError)):
-                what = str(error).removesuffix(AGAIN)
+                what = str(error).removesuffix(f"; {AGAIN}")
                 raise EncodingError(
                     what if new else f"{what}; what was there before is unchanged"
                 ) from None
@@ -211,13 +215,14 @@ class _Writing:
         Which one it is says the disk: a signal may have come right after the manifest was
         replaced. Nothing is removed where that names neither, or cannot be read.
         """
+        self.release()
         found = _stored_manifest(self.directory)
         new = bool(self.packed) and found == self.packed
         if not new and found != self.before:
             return False
-        old = _files_named_by(self.before)
-        keep = {entry.file_name for entry in self.entries if not entry.same} if new else old
-        lost = {path.name for path in self.written} | old
+        new_files = {entry.file_name for entry in self.entries if not entry.same}
+        keep = new_files if new else self.old
+        lost = {path.name for path in self.written} | self.old
         try:
             if new:
                 sync_folder(self.directory)
@@ -227,6 +232,12 @@ class _Writing:
         except OSError:  # too much is left, which harms no reader
             pass
         return new
+
+    def release(self) -> None:
+        """Leave the files to the manifest that is about to name them, or to ``settle``: the end
+        of the process no longer removes them."""
+        for path in self.written:
+            unfinished.discard(path)
 
     def leavings(self, keep: set[str]) -> set[str]:
         """What killed writers have left: files whose names give their checksums, temporaries.
@@ -272,6 +283,8 @@ class _Writing:
         path = self.directory / entry.file_name
         if not (path.is_file() and checksum(path) == (len(data), entry.checksum)):
             self.written.append(path)
+            if entry.file_name not in self.old:
+                unfinished.add(path)
             _write_file(path, data)
         return len(data), info
 
@@ -301,6 +314,11 @@ def _check_tensor(name: object, tensor: torch.Tensor) -> None:
         raise EncodingError(f"cannot encode {name!r}: more than {manifest.MAX_TENSOR_BYTES} bytes")
 
 
+def _tensor_bytes(job: tuple) -> int:
+    """Of a job of threads, which begins with its Entry."""
+    return job[0].bytes
+
+
 def _write_file(path: Path, data: bytes | memoryview) -> None:
     with atomic_write(path) as file:
         file.write(data)
@@ -315,7 +333,7 @@ def _packed(entries: list[Entry], meta: dict | None) -> bytes:
         found, found_meta = manifest.unpack(packed)
     except (ValueError, RecursionError) as error:
         raise EncodingError(f"cannot store the names and meta data: {error}") from None
-    if [(e.line(), e.file_name) for e in found] != [(e.line(), e.file_name) for e in entries]:
+    if _lines(found) != _lines(entries):
         raise EncodingError("cannot store the names: they come back from JSON as others")
     given = meta or {}
     if found_meta != given or json.dumps(found_meta) != json.dumps(given):
@@ -327,29 +345,30 @@ def _packed(entries: list[Entry], meta: dict | None) -> bytes:
     return packed
 
 
+def _lines(entries: list[Entry]) -> list[tuple]:
+    """What a manifest says. The first of tied names may have got its checksum after the others."""
+    return [(entry.line(), None if entry.same else entry.file_name) for entry in entries]
+
+
 def _stored_manifest(directory: Path) -> bytes | None:
     """The bytes of the manifest in the folder; None for none, or for one that cannot be read."""
-    path = directory / MANIFEST
     try:
-        if path.is_file():  # neither a pipe nor a device, which would keep the reader waiting
-            with path.open("rb") as file:
-                return file.read(MAX_PACKED)
+        return read_file(directory / MANIFEST, manifest.MAX_MANIFEST_BYTES)
     except OSError:
-        pass
-    return None
+        return None
 
 
 def _files_named_by(packed: bytes | None) -> set[str]:
     """None for a manifest that is not of this version, or damaged."""
     try:
         return {entry.file_name for entry in manifest.unpack(packed or b"")[0]}
-    except (ValueError, RecursionError, MemoryError, zlib.error):
+    except FOREIGN:
         return set()
 
 
 # --- reading ------------------------------------------------------------------------------------
 
-AGAIN = "; encode the model again"
+AGAIN = "encode the model again"
 REPLACED = "was replaced again and again while it was read; read it when nobody writes there"
 
 
@@ -378,20 +397,18 @@ def _read_files(
         return tensor, tensor_info(entry, tensor, reader) if describe else None
 
     files = [(entry,) for entry in entries if not entry.same]
-    results = _in_order(decode, files)
-    found = {entry.file_name: result for (entry,), result in zip(files, results, strict=True)}
-    state = {entry.name: found[entry.file_name][0] for entry in entries}
+    results = in_order(decode, files, _tensor_bytes)
+    found = {entry.number: result for (entry,), result in zip(files, results, strict=True)}
+    state = {entry.name: found[(entry.same or entry).number][0] for entry in entries}
     return state, [info for _, info in found.values() if info]
 
 
 def _read_manifest(directory: Path) -> tuple[list[Entry], dict]:
     path = directory / MANIFEST
-    try:
-        return manifest.unpack(path.read_bytes())
-    except OSError as error:
-        raise EncodingError(f"{path}: {_reason(error)}; encode a model first") from error
-    except (ValueError, RecursionError, MemoryError, zlib.error) as error:
-        raise EncodingError(f"{path}: {error}{AGAIN}") from error
+    with one_line(path, EncodingError, "encode a model first"):
+        data = read_file(path, manifest.MAX_MANIFEST_BYTES, manifest.MAGIC[:3])
+    with one_line(path, EncodingError, AGAIN):
+        return manifest.unpack(data)
 
 
 def _read_entry(
@@ -399,9 +416,8 @@ def _read_entry(
 ) -> tuple[torch.Tensor, BitReader]:
     """The tensor, and the reader that has read it, with the codes in use if asked to describe."""
     path = directory / entry.file_name
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+    with one_line(path, EncodingError, AGAIN, HuffmanError):
+        with open_regular(path) as (file, size):
             # raw form: every byte of every element, and a few bytes of header
             if size > entry.bytes + 64:
                 raise HuffmanError("longer than its tensor")
@@ -413,37 +429,3 @@ def _read_entry(
         tensor = read_tensor(reader, entry.shape, entry.dtype)
         reader.finish()
         return tensor, reader
-    except (OSError, HuffmanError, MemoryError) as error:
-        raise EncodingError(f"{path}: {_reason(error)}{AGAIN}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return "not enough memory for its tensor" if isinstance(error, MemoryError) else str(error)
-
-
-# --- threads ------------------------------------------------------------------------------------
-
-
-def _in_order(work: Callable, jobs: Iterable[tuple]) -> Iterator:
-    """``work(*job)`` of every job, in PyTorch's number of threads; the results in their order.
-
-    A job, which begins with an Entry, is asked for when there is a thread for it, and, if more
-    than IN_FLIGHT bytes of tensors would be worked on with it, waits for those before it.
-    """
-    threads = torch.get_num_threads()
-    waiting: deque = deque()  # (future, bytes)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for job in jobs:
-            size = job[0].bytes
-            while waiting and (
-                len(waiting) >= threads or sum(held for _, held in waiting) + size > IN_FLIGHT
-            ):
-                yield waiting.popleft()[0].result()
-            waiting.append((pool.submit(work, *job), size))
-        while waiting:
-            yield waiting.popleft()[0].result()
-    finally:
-        pool.shutdown(cancel_futures=True)

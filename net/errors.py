@@ -7,8 +7,27 @@ from contextlib import contextmanager
 class UserError(Exception):
     """Shown as ``error: <message>`` with exit code 1, never as a traceback.
 
-    The message says what is wrong, in which file, and what to do.
+    The message says what is wrong, in which file, and what to do. The names in it may be
+    anything: what a terminal would obey is shown as an escape.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n")
+
+
+def printable(text: str, encoding: str | None = None, keep: str = "") -> str:
+    r"""`text` with escapes for what a terminal obeys or `encoding` (None: UTF-8) does not have.
+
+    These are control characters, those that change the direction of writing, and lone surrogates,
+    which stand for the bytes of file names of another encoding. Characters of `keep` stay.
+
+    Example: "a\x1b[2J" (with an escape character) -> "a\x1b[2J" (with a backslash)
+    """
+    if not text.isprintable():
+        text = "".join(
+            c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+        )
+    return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
 @contextmanager

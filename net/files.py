@@ -1,4 +1,5 @@
-"""Writing files so that a crash leaves the old file or the new one, never a part of either."""
+"""Writing files so that a crash leaves the old file or the new one, never a part of either; and
+reading those that anyone may have written."""
 
 import errno
 import io
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from weakref import WeakValueDictionary
 
+from . import unfinished
 from .errors import UserError
 
 try:
@@ -41,6 +43,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A short name: the target's own may be as long as a name can be.
         temporary = target.with_name(f".{secrets.token_hex(6)}{target.suffix[:12]}.tmp")
+        unfinished.add(temporary)
         with temporary.open("xb") as file:
             written = _Written(file)
             yield cast(BinaryIO, written)
@@ -59,6 +62,9 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise unwritable(path, error) from None
         raise
+    finally:
+        if temporary:
+            unfinished.discard(temporary)
 
 
 class _Written(io.RawIOBase):
@@ -147,6 +153,95 @@ def check_output(path: str | Path) -> None:
 
 def unwritable(path: str | Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}; give another path")
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[tuple[io.BufferedReader, int]]:
+    """A regular file, or a link to one, to read from, and its size in bytes.
+
+    A pipe or a device is refused, not waited for. Raises OSError.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            yield file, status.st_size
+    finally:
+        os.close(handle)
+
+
+def read_file(path: str | Path, limit: int, magic: bytes = b"") -> bytes:
+    """What is in a regular file of at most `limit` bytes; of one that does not begin with `magic`
+    only the bytes in its place, which are enough to say so.
+
+    Raises OSError, also for what is no regular file, or larger.
+    """
+    with open_regular(path) as (file, size):
+        start = file.read(len(magic))
+        if start != magic:
+            return start
+        if size > limit:
+            raise OSError(errno.EFBIG, f"larger than the {limit} bytes that such a file may have")
+        # as many as there are: room is made for as many as are asked for
+        return start + file.read(max(size - len(magic), 0))
+
+
+@contextmanager
+def utf8_path(path: str | Path) -> Iterator[str]:
+    """A name of the file `path` for code in C++ or Rust, which takes no other than UTF-8.
+
+    A link that lives as long as the block, where the name has bytes of another encoding.
+    """
+    name = os.fspath(path)
+    if name.encode(errors="ignore").decode() == name:
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "link")
+        os.symlink(os.path.abspath(name), link)
+        yield link
+
+
+@contextmanager
+def one_line(
+    path: str | Path,
+    error_type: type[UserError],
+    advice: str,
+    *also: type[Exception],
+) -> Iterator[None]:
+    """Turn whatever reading the file `path`, which anyone may have written, leads to into an
+    `error_type` of one line: "PATH: what is wrong; ADVICE". `also`: further exceptions."""
+    expected: tuple[type[Exception], ...] = (*FOREIGN, *also)
+    try:
+        yield
+    except expected as error:
+        raise error_type(f"{path}: {reason(error)}; {advice}") from error
+
+
+FOREIGN = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(RecursionError, MemoryError, OSError, zlib.error),
+)
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "not enough memory for what it holds"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, KeyError):
+        return f"no {error}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 # --- one writer in a folder ---------------------------------------------------------------------

@@ -9,20 +9,18 @@ a parametrization makes a weight of, and the fused experts of transformers, whos
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from .codec.tensors import identity
 from .errors import UserError
+from .tensors import identity, is_computed
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
 Patterns = str | Sequence[str]
 Value = TypeVar("Value")
 
-# Stored densely, and with an arithmetic.
-COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What is kept beside a weight, under a name that contains the word: masks of pruning, scales and
 # zero points of quantization, noise of a layer that draws some.
 BESIDE = re.compile(
@@ -97,12 +95,6 @@ def is_chosen(name: str, kind: str, include: Patterns | None, exclude: Patterns)
     """Whether `include` has a pattern for the tensor, or is None, and `exclude` has none."""
     wanted = include is None or any(matches(name, kind, each) for each in listed(include))
     return wanted and not any(matches(name, kind, each) for each in listed(exclude))
-
-
-def is_computed(tensor: torch.Tensor | Any) -> bool:
-    """Whether a tensor, or what has its dtype, is dense and of a type that torch computes in."""
-    layout = getattr(tensor, "layout", torch.strided)
-    return getattr(tensor, "dtype", None) in COMPUTED and layout is torch.strided
 
 
 def is_weight(name: str, shape: Sequence[int] = ()) -> bool:

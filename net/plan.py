@@ -18,14 +18,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from .codec.tensors import identity
 from .constants import few_values, is_table
 from .parameters import (
     Patterns,
     bias_of,
     check_used,
     is_chosen,
-    is_computed,
     is_vector,
     layer_of,
     listed,
@@ -36,6 +34,7 @@ from .parameters import (
 )
 from .post_training import NOISE
 from .quantization import INITS
+from .tensors import identity, is_computed
 
 MOST_BITS = 16
 FEW = 16  # values that sharing by rate would not make fewer

@@ -10,7 +10,6 @@ with sample inputs.
 
 import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 
 from .compensation import diffuse, prices, prior
 from .errors import naming
+from .threads import in_order
 
 NOISE = 0.4
 # What a bit may cost, in units of step**2 times the average sensitivity: less than half of what is
@@ -174,8 +174,8 @@ def _shared(source: torch.Tensor, step: float) -> torch.Tensor:
             span = slice(int(part[0]), int(part[-1]) + 1)
             result[span] = values[torch.from_numpy(rounded(source[span], price)).int()]
 
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-            list(pool.map(work, parts))
+        for _ in in_order(work, ((part,) for part in parts)):
+            pass
     return result.reshape(shape)
 
 

@@ -6,22 +6,28 @@ bytes, little-endian; the header, JSON {name: {"dtype", "shape", "data_offsets"}
 file}}, as Hugging Face's save_pretrained writes it.
 """
 
+import io
 import json
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from . import formats
-from .codec.tensors import NO_VALUES, has_values
 from .errors import UserError
-from .files import atomic_write
+from .files import FOREIGN, atomic_write, one_line, open_regular, read_file, reason
+from .tensors import TensorError, check_dense
 
 SUFFIX = ".safetensors"
+AGAIN = "fetch it again"
+MAX_INDEX_BYTES = 1 << 26
+MAX_HEADER_BYTES = 100_000_000  # as in the format's own library
+MAX_DIMENSIONS = 64  # of a tensor
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # What a folder may hold beside: of a trainer's state, not of the model.
@@ -125,9 +131,8 @@ def is_shards(file: str | Path) -> bool:
     if is_index(file):
         return all(name.suffix == SUFFIX for name in weight_map(file).values())
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as (opened, size):
             head = opened.read(9)
-            size = os.fstat(opened.fileno()).st_size
     except OSError:
         return file.suffix == SUFFIX
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
@@ -142,18 +147,23 @@ def is_index(file: str | Path) -> bool:
 
 def weight_map(index: Path) -> dict[str, Path]:
     """{tensor: its file, beside the index}. Raises ShardsError."""
+    with one_line(index, ShardsError, "give the path of a saved model"):
+        data = read_file(index, MAX_INDEX_BYTES)
     try:
-        files = json.loads(index.read_bytes())["weight_map"]
-        found = {name: index.parent / Path(file).name for name, file in files.items()}
-    except OSError as error:
-        raise ShardsError(f"{index}: {error.strerror}; give the path of a saved model") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        content = json.loads(data)
+        files = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(files, dict) or not files:
+            raise ValueError("no weight_map")
+        for name, file in files.items():
+            # beside the index, and nowhere else
+            plain = isinstance(file, str) and file.isprintable() and file not in ("", "..")
+            if not plain or Path(file).name != file:
+                raise ValueError(f"the file of {name[:80]!r} in its weight_map is missing")
+    except FOREIGN as error:
         what = formats.instead(index) or ""
-        reason = f"; it is {what}" if "LFS" in what or "HTML" in what else ""
-        raise ShardsError(f"{index} is damaged: no weight_map{reason}; fetch it again") from error
-    if not found:
-        raise ShardsError(f"{index} names no tensors; fetch it again")
-    return found
+        what = f"it is {what}" if "LFS" in what or "HTML" in what else f"{reason(error)}; {AGAIN}"
+        raise ShardsError(f"{index} is damaged: {what}") from error
+    return {name: index.parent / file for name, file in files.items()}
 
 
 def weights_file(path: str | Path) -> Path:
@@ -221,8 +231,10 @@ def write(
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, info), tensor in zip(infos.items(), tensors, strict=True):
-            if not has_values(tensor):
-                raise ShardsError(f"cannot write {path}: {name}: {NO_VALUES}")
+            try:
+                check_dense(name, tensor)
+            except TensorError as error:
+                raise ShardsError(f"cannot write {path}: {error}") from None
             if (tensor.dtype, tuple(tensor.shape)) != info:
                 raise ShardsError(f"cannot write {path}: {name} is not of the announced type")
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -248,22 +260,18 @@ class _File(NamedTuple):
 
     def read(self, begin: int, end: int) -> torch.Tensor:
         """The bytes of one tensor, uint8[end - begin]."""
-        _check_file(self.path)
-        elements = torch.empty(end - begin, dtype=torch.uint8)
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                if _stamp(file.fileno()) != self.stamp:
-                    raise ShardsError(f"{self.path} has been changed meanwhile; start again")
-                file.seek(self.start + begin)
-                left = elements.numpy().data
-                while left:  # a call reads 2 GiB at most
-                    count = file.readinto(left)
-                    if not count:
-                        raise ShardsError(f"{self.path} is cut off; fetch it again")
-                    left = left[count:]
-        except OSError as error:
-            raise ShardsError(f"{self.path} cannot be read: {error.strerror}") from None
-        return elements
+        with _opened(self.path) as file:
+            if _stamp(file.fileno()) != self.stamp:
+                raise ShardsError(f"{self.path} has been changed meanwhile; start again")
+            elements = torch.empty(end - begin, dtype=torch.uint8)
+            file.seek(self.start + begin)
+            left = elements.numpy().data
+            while left:  # a call reads 2 GiB at most
+                count = file.readinto(left)
+                if not count:
+                    raise ShardsError(f"{self.path} is cut off; {AGAIN}")
+                left = left[count:]
+            return elements
 
 
 class _Part(NamedTuple):
@@ -278,36 +286,36 @@ class _Part(NamedTuple):
 
 def _read_header(path: Path) -> tuple[dict[str, _Part], dict[str, str]]:
     """({name: where it is}, the metadata) of a file whose every byte belongs to a tensor."""
-    _check_file(path)
-    try:
-        with path.open("rb") as opened:
-            stamp = _stamp(opened.fileno())
-            length = int.from_bytes(opened.read(8), "little")
-            start = 8 + length
-            size = stamp[0] - start
+    with _opened(path) as opened:
+        stamp = _stamp(opened.fileno())
+        length = int.from_bytes(opened.read(8), "little")
+        size = stamp[0] - 8 - length
+        try:
             if size < 0 or stamp[0] < 8:
                 raise ValueError("the header ends early")
+            if length > MAX_HEADER_BYTES:
+                raise ValueError("the header is too large")
             header = json.loads(opened.read(length), object_pairs_hook=_distinct)
-        if not isinstance(header, dict):
-            raise ValueError("the header is no object")
-        metadata = header.pop("__metadata__", None) or {}
-        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise ValueError("the metadata are no texts")
-        file = _File(path, start, stamp)
-        parts = {name: _part(file, name, fields) for name, fields in header.items()}
-        position = 0
-        for part in sorted(parts.values(), key=lambda part: (part.begin, part.end)):
-            if part.begin != position:
-                raise ValueError("tensors overlap, or there is a gap between them")
-            position = part.end
-        if position != size:
-            raise ValueError(f"{size} bytes of elements, not {position}")
-    except OSError as error:
-        raise ShardsError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        if what := formats.instead(path):
-            raise ShardsError(f"{path} is no safetensors file, but {what}") from None
-        raise ShardsError(f"{path} is damaged or cut off ({error}); fetch it again") from None
+            if not isinstance(header, dict):
+                raise ValueError("the header is no object")
+            metadata = header.pop("__metadata__", None) or {}
+            if not isinstance(metadata, dict) or not all(
+                isinstance(text, str) for text in metadata.values()
+            ):
+                raise ValueError("the metadata are no texts")
+            file = _File(path, 8 + length, stamp)
+            parts = {name: _part(file, name, fields) for name, fields in header.items()}
+            position = 0
+            for part in sorted(parts.values(), key=lambda part: (part.begin, part.end)):
+                if part.begin != position:
+                    raise ValueError("tensors overlap, or there is a gap between them")
+                position = part.end
+            if position != size:
+                raise ValueError(f"{size} bytes of elements, not {position}")
+        except FOREIGN as error:
+            if what := formats.instead(path):
+                raise ShardsError(f"{path} is no safetensors file, but {what}") from None
+            raise ShardsError(f"{path} is damaged or cut off ({reason(error)}); {AGAIN}") from None
     return parts, metadata
 
 
@@ -317,9 +325,17 @@ def _part(file: _File, name: str, fields: object) -> _Part:
             type(number) is int and number >= 0 for number in (*shape, begin, end)
         ):
             known = DTYPES.get(kind)
-            if known is None or end - begin == math.prod(shape) * known.itemsize:
+            possible = len(shape) <= MAX_DIMENSIONS and begin <= end
+            if possible and (known is None or _bytes(shape, known) == end - begin):
                 return _Part(file, kind, tuple(shape), begin, end)
-    raise ValueError(f"{name} has no type, or its shape is not that of its elements")
+    raise ValueError(f"{name[:80]} has no type, or its shape is not that of its elements")
+
+
+def _bytes(shape: list[int], dtype: torch.dtype) -> int | None:
+    """None for more than can be counted, of which an extent of 0 would make nothing."""
+    if math.prod(max(extent, 1) for extent in shape) * dtype.itemsize >= 1 << 63:
+        return None
+    return math.prod(shape) * dtype.itemsize
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -329,9 +345,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ShardsError(f"{path} is missing; fetch it again")
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    if not path.exists():
+        raise ShardsError(f"{path} is missing; {AGAIN}")
+    problem = f"{path} cannot be read"
+    with one_line(problem, ShardsError, AGAIN, RuntimeError), open_regular(path) as (file, _):
+        yield file
 
 
 def _stamp(handle: int) -> tuple[int, ...]:

@@ -150,8 +150,11 @@ def _listed(names: Any) -> str:
 # --- plain values beside the tensors --------------------------------------------------------------
 
 
-class NotPlain(Exception):
+class NotPlain(ValueError):
     """Something that is not made of numbers, texts, lists and dicts."""
+
+    def __init__(self) -> None:
+        super().__init__("not made of numbers, texts, lists and dicts, or of too many")
 
 
 def _beside(content: object, path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -1,5 +1,7 @@
 """Which tensors have values of their own that can be read: one gate for all that take a tensor."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -7,26 +9,40 @@ from .errors import UserError
 
 # In which torch computes: other floating-point types (float8, float4) are only stored.
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Bytes of elements that one byte of memory may be seen as, and bytes that are no matter.
+MOST_EXPANDED, SMALL_EXPANDED = 4, 1 << 24
 
 
 class TensorError(UserError, ValueError):
     """A tensor without plain values in memory; the message names it, and what to do."""
 
 
-def is_computed(dtype: torch.dtype) -> bool:
-    """Whether values of this type can be clustered and rounded; all others are kept exactly."""
-    return dtype in COMPUTED
+def is_computed(tensor: Any) -> bool:
+    """Whether the values of a tensor, or of what has its dtype, can be clustered and rounded: dense
+    ones of a type with an arithmetic. All others are kept exactly."""
+    layout = getattr(tensor, "layout", torch.strided)
+    return getattr(tensor, "dtype", None) in COMPUTED and layout is torch.strided
 
 
 def check_dense(name: object, tensor: object) -> None:
     """Raise TensorError unless `tensor` is an ordinary one: strided, on a device, with a shape and
-    all of its memory, and not of a class that gives its elements another meaning."""
-    fault = _fault(tensor)
-    if fault:
-        raise TensorError(f"{name!r}: {fault}")
+    all of its memory, not expanded to far more than that, and not of a class that gives its
+    elements another meaning."""
+    if what := fault(tensor):
+        raise TensorError(f"{name!r}: {what}")
 
 
-def _fault(tensor: object) -> str | None:
+def identity(tensor: torch.Tensor) -> tuple:
+    """Equal for two tensors that are the same memory, as tied weights are, seen in the same way."""
+    if fault(tensor) or tensor.numel() == 0:  # no memory that it could share
+        return (id(tensor),)
+    # A lazy conjugate or negative has the memory of what it was made of.
+    seen_as = tensor.is_conj(), tensor.is_neg()
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), seen_as
+
+
+def fault(tensor: object) -> str | None:
+    """Why a tensor has no plain values, and what to do; None if it has."""
     if not isinstance(tensor, torch.Tensor):
         return f"a {type(tensor).__name__}, not a tensor"
     if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
@@ -42,8 +58,12 @@ def _fault(tensor: object) -> str | None:
         return "on the meta device, without values; load the weights first"
     if type(tensor) not in (torch.Tensor, nn.Parameter):
         return f"a {type(tensor).__name__}, not a plain tensor; make it a dense tensor first"
-    if _bytes_needed(tensor) > tensor.untyped_storage().nbytes():
-        return "its memory has been freed; take the state dict before that"
+    memory = tensor.untyped_storage().nbytes()
+    if _bytes_needed(tensor) > memory:
+        return "its memory was freed, as FSDP does; gather it first"
+    # As torch.ones(1).expand(2**32), which a file of a kilobyte can hold.
+    if tensor.nbytes > max(SMALL_EXPANDED, MOST_EXPANDED * memory):
+        return f"an expanded tensor of {tensor.nbytes} bytes; save what it is expanded from"
     return None
 
 

@@ -1,39 +1,51 @@
-"""Damage real encodings and see that no damage gets through.
+"""Damage real encodings and forge new ones, and see that nothing gets through.
 
     python -m tests.fuzz --count 100000 [--seed 0]
 
-Half of the mutations leave the checksums as they were: such data must be refused, or decode to
-the original. The other half repair the checksums, as an attacker would: such data may decode to
-anything, but must not raise another exception than HuffmanError or EncodingError, nor take over
-2 s or 512 MB.
+So many mutations, and as many forgeries. Half of the mutations leave the checksums as they were:
+such data must be refused, or decode to the original. The other half repair the checksums, as an
+attacker would. A forgery is a folder or a stream with right checksums that is made to the rules of
+the format, and whose claims are false: counts, shapes, names, ties, lengths, tables. What has
+right checksums may decode to anything that it says, and a second decoder must find the same in it;
+but it must not raise another exception than HuffmanError or EncodingError, nor take over 2 s, or
+four times the bytes of the largest tensor and the files together.
 """
 
 import argparse
+import copy
 import json
 import random
-import resource
 import shutil
 import sys
 import tempfile
 import time
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from net import encoding, huffman
 from net.codec import manifest
-from net.codec.codes import LANES_FROM
+from net.codec.bits import PAD, BitWriter
+from net.codec.codes import LANES_FROM, Code
+from net.codec.tables import write_small_table, write_table
 from net.codec.tensors import DTYPES, patterns
+from tests import slow_decoder
 
 MAX_SECONDS = 2.0
-MAX_MEGABYTES = 512
+MAX_TIMES = 4  # the bytes of the largest tensor and the files
+SPARE = 1 << 25  # bytes: of the objects of a manifest, and of matrices of up to 2**20 rows
+WARM_UP = 100
+RUN_BYTES = 1 << 10  # of a code of one symbol, which are 2**23 symbols
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000, help="mutations")
+    parser.add_argument("--count", type=int, default=10_000, help="mutations, and forgeries")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     counts = fuzz(arguments.count, arguments.seed)
@@ -42,32 +54,65 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fuzz(count: int, seed: int) -> dict[str, float]:
-    """Mutate so often; AssertionError with the seed for the first mutation that gets through."""
-    rng = random.Random(seed)
+    """So many of each; AssertionError with the seed for the first one that gets through."""
     streams = example_streams()
-    counts = {"mutations": 0, "refused": 0, "slowest s": 0.0, "MB more": 0}
-    before = _peak_megabytes()
     with tempfile.TemporaryDirectory() as folder:
         examples = [Example(state, Path(folder) / str(i)) for i, state in enumerate(states())]
-        for number in range(count):
-            started = time.process_time()
+
+        def mutation(rng: random.Random) -> Attempt:
             if rng.random() < 0.5:
-                refused = try_stream(rng, streams)
-            else:
-                refused = rng.choice(examples).attempt(rng, examples)
-            took = time.process_time() - started
-            counts["mutations"] = number + 1
-            counts["refused"] += refused
-            counts["slowest s"] = max(counts["slowest s"], round(took, 3))
-            counts["MB more"] = _peak_megabytes() - before
-            where = f"mutation {counts['mutations']} of seed {seed}"
-            assert took < MAX_SECONDS, f"{where} took {took:.1f} s"
-            assert counts["MB more"] < MAX_MEGABYTES, f"{where} took {counts['MB more']} MB"
+                return try_stream(rng, streams)
+            return rng.choice(examples).attempt(rng, examples)
+
+        def forgery(rng: random.Random) -> Attempt:
+            if rng.random() < 0.2:
+                return try_forged_stream(rng)
+            return rng.choice(examples).forged(rng)
+
+        counts: dict[str, float] = {}
+        for what, attempt in (("mutations", mutation), ("forgeries", forgery)):
+            counts |= repeat(what, attempt, count, seed)
     return counts
 
 
-def _peak_megabytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+# Files, and bytes that may be taken four times; whether they were refused.
+Attempt = tuple[int, bool]
+
+
+def repeat(
+    what: str, attempt: Callable[[random.Random], Attempt], count: int, seed: int
+) -> dict[str, float]:
+    """Attempt so often, within the limits of time and memory."""
+    refused, slowest, most = 0, 0.0, 0.0
+    for number in range(WARM_UP):  # loading what is compiled takes memory, once
+        attempt(random.Random(f"{what} {number}"))
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            rng = random.Random(f"{seed} {what} {number}")
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            started = time.process_time()
+            try:
+                size, was_refused = attempt(rng)
+            except Exception as error:
+                raise AssertionError(f"number {number} of the {what} of seed {seed}") from error
+            took = time.process_time() - started
+            more = tracemalloc.get_traced_memory()[1] - before
+            where = f"number {number} of the {what} of seed {seed} took"
+            assert took < MAX_SECONDS, f"{where} {took:.1f} s"
+            assert more < MAX_TIMES * size + SPARE, f"{where} {more} bytes for {size}"
+            refused += was_refused
+            slowest = max(slowest, took)
+            most = max(most, (more - MAX_TIMES * size) / 2**20)
+    finally:
+        tracemalloc.stop()
+    return {
+        what: count,
+        f"{what} refused": refused,
+        f"slowest s of {what}": round(slowest, 3),
+        f"MB beyond four times of {what}": round(most, 1),
+    }
 
 
 # --- mutations ----------------------------------------------------------------------------------
@@ -115,23 +160,31 @@ def example_streams() -> list[tuple[np.ndarray, bytes]]:
     return [(array, huffman.encode(array)) for array in arrays]
 
 
-def try_stream(rng: random.Random, streams: list[tuple[np.ndarray, bytes]]) -> bool:
-    """Whether a mutated stream was refused."""
-    symbols, data = rng.choice(streams)
-    other = rng.choice(streams)[1]
+def try_stream(rng: random.Random, streams: list[tuple[np.ndarray, bytes]]) -> Attempt:
+    """A mutated stream."""
+    data, other = (rng.choice(streams)[1] for _ in range(2))
     repair = rng.random() < 0.5
     if repair:
         body = mutate(rng, data[:-4], other[:-4])
         data = body + zlib.crc32(body).to_bytes(4, "big")
     else:
         data = mutate(rng, data, other)
+    decoded = decoded_stream(data)
+    if decoded is not None and not repair:
+        assert any(np.array_equal(decoded, array) for array, _ in streams), "wrong symbols"
+    return len(data) + (decoded.nbytes if decoded is not None else 0), decoded is None
+
+
+def decoded_stream(data: bytes) -> np.ndarray | None:
     try:
-        decoded = huffman.decode(data)
-    except huffman.HuffmanError:
-        return True
-    known = [symbols] if repair else [array for array, _ in streams]
-    assert repair or any(np.array_equal(decoded, array) for array in known), "wrong symbols"
-    return False
+        return huffman.decode(data)
+    except huffman.HuffmanError as error:
+        return one_line(error)
+
+
+def one_line(error: Exception) -> None:
+    if "\n" in str(error):
+        raise AssertionError("a message of several lines") from error
 
 
 def states() -> list[dict[str, torch.Tensor]]:
@@ -175,8 +228,8 @@ class Example:
         self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
         self.names = sorted(self.files.keys() - {encoding.MANIFEST})
 
-    def attempt(self, rng: random.Random, others: list["Example"]) -> bool:
-        """Whether a mutated folder was refused."""
+    def attempt(self, rng: random.Random, others: list["Example"]) -> Attempt:
+        """A mutated folder."""
         other = rng.choice(others)
         repair = rng.random() < 0.5
         files = dict(self.files)
@@ -188,28 +241,70 @@ class Example:
         else:
             name = rng.choice(sorted(files))
             files[name] = mutate(rng, files[name], rng.choice(list(other.files.values())))
+        state, size = self._loaded(files)
+        assert state is None or repair or same(state, self.state), "a wrong tensor"
+        return size, state is None
+
+    def forged(self, rng: random.Random) -> Attempt:
+        """A folder whose checksums are right, and whose claims are not."""
+        document, contents = self._document()
+        for _ in range(rng.randint(0, 2)):
+            contents = forge_document(rng, document, contents)
+        lines = [line for line in document["tensors"] if is_tensor(line)]
+        for line in rng.sample(lines, min(len(lines), rng.randint(0, 2))):
+            contents[id(line)] = forged_tensor(rng, line)
+        datas = [contents.get(id(line), b"") for line in lines]
+        text = forge_text(rng, document)
+        sums = [zlib.crc32(data) for data in datas]
+        if rng.random() < 0.05:
+            sums = sums[1:] if rng.random() < 0.5 else [*sums, 0]
+        files = {encoding.MANIFEST: packed(text, sums, rng.choice([0, 6, 9]))}
+        for number, line in enumerate(document["tensors"]):
+            if is_tensor(line) and isinstance(line[0], str):
+                data = contents.get(id(line), b"")
+                entry = manifest.Entry(number, line[0], torch.bool, (), zlib.crc32(data))
+                files[entry.file_name] = data
+        state, size = self._loaded(files)
+        if state is not None:
+            claimed = {line[0]: line for line in document["tensors"]}
+            assert list(state) == list(claimed), "other names"
+            for line in lines:
+                tensor = state[line[0]]
+                assert [str(tensor.dtype)[6:], list(tensor.shape)] == line[1:], "another tensor"
+            if sum(tensor.numel() for tensor in state.values()) < 1000:
+                self._decoded_again(state)
+        return size, state is None
+
+    def _decoded_again(self, state: dict[str, torch.Tensor]) -> None:
+        """Assert that another decoder finds the same."""
+        for name, (_, _, expected) in slow_decoder.folder(self.scratch)[0].items():
+            assert patterns(state[name]).tolist() == expected, "a wrong tensor"
+
+    def _document(self) -> tuple[dict, dict[int, bytes]]:
+        """The manifest, and the bytes of the tensors by the id() of their lines."""
+        text, _ = unpacked(self.files[encoding.MANIFEST])
+        document = json.loads(text)
+        lines = (line for line in document["tensors"] if is_tensor(line))
+        return document, {
+            id(line): self.files[name] for line, name in zip(lines, self.names, strict=True)
+        }
+
+    def _loaded(self, files: dict[str, bytes]) -> tuple[dict[str, torch.Tensor] | None, int]:
+        """What is in these files, None if they are refused; and what they have and promise."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
         for name, data in files.items():
             (self.scratch / name).write_bytes(data)
+        size = sum(len(data) for data in files.values())
         try:
             state, _ = encoding.load(self.scratch)
         except encoding.EncodingError as error:
-            lines = str(error).count("\n") + 1
-        else:
-            lines = 0
-        if lines:
-            assert lines == 1, "a message of several lines"
-            return True
-        assert repair or same(state, self.state), "a wrong tensor"
-        return False
+            return one_line(error), size + promised(files[encoding.MANIFEST])
+        return state, size + max((tensor.nbytes for tensor in state.values()), default=0)
 
     def _repaired(self, rng: random.Random, other: "Example", files: dict[str, bytes]) -> None:
         """Change a tensor file or the text of the manifest, and make every checksum match."""
-        packed = files[encoding.MANIFEST]
-        unpacker = zlib.decompressobj(-15, zdict=manifest.DICTIONARY)
-        text = unpacker.decompress(packed[8:])
-        sums = np.frombuffer(unpacker.unused_data, ">u4").tolist()
+        text, sums = unpacked(files[encoding.MANIFEST])
         if rng.random() < 0.3:
             text = mutate_text(rng, text)
         else:
@@ -217,9 +312,29 @@ class Example:
             donor = other.files[rng.choice(other.names)]
             sums[i] = zlib.crc32(data := mutate(rng, files.pop(self.names[i]), donor))
             files[self.names[i][:-13] + f"{sums[i]:08x}.huff"] = data
-        packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=manifest.DICTIONARY)
-        body = packer.compress(text) + packer.flush() + np.array(sums, ">u4").tobytes()
-        files[encoding.MANIFEST] = manifest.MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+        files[encoding.MANIFEST] = packed(text, sums)
+
+
+def unpacked(data: bytes) -> tuple[bytes, list[int]]:
+    """The text of a manifest, and the checksums."""
+    unpacker = zlib.decompressobj(-15, zdict=manifest.DICTIONARY)
+    text = unpacker.decompress(data[8:])
+    return text, np.frombuffer(unpacker.unused_data, ">u4").tolist()
+
+
+def packed(text: bytes, sums: list[int], level: int = 9) -> bytes:
+    packer = zlib.compressobj(level, zlib.DEFLATED, -15, zdict=manifest.DICTIONARY)
+    body = packer.compress(text) + packer.flush() + np.array(sums, ">u4").tobytes()
+    return manifest.MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def promised(data: bytes) -> int:
+    """The bytes of the largest tensor in a manifest, if that can be read at all."""
+    try:
+        entries, _ = manifest.unpack(data)
+    except (ValueError, RecursionError, zlib.error):
+        return 0
+    return max((entry.bytes for entry in entries), default=0)
 
 
 def mutate_text(rng: random.Random, text: bytes) -> bytes:
@@ -239,6 +354,277 @@ def mutate_text(rng: random.Random, text: bytes) -> bytes:
     else:
         entry[2].insert(0, rng.choice(numbers))
     return json.dumps(document).encode()
+
+
+# --- forgeries ----------------------------------------------------------------------------------
+
+NAMES = ["../../etc/x", "", "a/b", "a" * 10_000, None, 3, "\0", ".", "..", "\ud800", "a" * 255, []]
+NUMBERS: list[Any] = [
+    *(0, 1, 2, 3, 7, 300, 2**14, 2**20, 2**20 + 1, 2**31, 2**34, 2**40, 2**63, 10**4000, -1),
+    *(1.5, True, "3", None, [1], 1e300),
+]
+
+
+def is_tensor(line: object) -> bool:
+    """Whether a line of a manifest is to have a file."""
+    return isinstance(line, list) and len(line) == 3
+
+
+def forge_document(
+    rng: random.Random, document: dict, contents: dict[int, bytes]
+) -> dict[int, bytes]:
+    """Change one claim; return the bytes of the tensors, which stay at their lines."""
+    lines = document["tensors"]
+    line = rng.choice([line for line in lines if line] or [["none", "bool", []]])
+    at, first = rng.randrange(len(lines) + 1), rng.randrange(len(lines) + 1)
+    choice = rng.randrange(12)
+    if choice == 0:
+        line[0] = rng.choice(NAMES)
+    elif choice == 1 and is_tensor(line):
+        line[1] = rng.choice([*DTYPES, "quint8", None, 1, [], "float32 "])
+    elif choice <= 4 and is_tensor(line):
+        shape = line[2] if isinstance(line[2], list) else []
+        if shape and rng.random() < 0.6:
+            shape[rng.randrange(len(shape))] = rng.choice(NUMBERS)
+        elif rng.random() < 0.5:
+            shape.insert(rng.randrange(len(shape) + 1), rng.choice(NUMBERS))
+        else:
+            line[2] = rng.choice(
+                [[], [1] * 64, [1] * 65, [0] * 1000, {}, None, "3", [[]], [2] * 34]
+            )
+    elif choice == 5:
+        lines.insert(at, [f"tie {at}", rng.choice([first, *NUMBERS])])
+    elif choice == 6:
+        name = "n" * rng.choice([1, 100, 100_000])
+        lines += [[f"{name if i == 0 else ''}{i}", first] for i in range(rng.choice([1, 9, 900]))]
+    elif choice == 7 and lines:
+        lines.remove(line)
+    elif choice == 8:
+        double = copy.deepcopy(line)
+        double[0] = rng.choice([double[0], "double"])
+        lines.insert(at, double)
+        contents = contents | {id(double): contents.get(id(line), b"")}
+    elif choice == 9:
+        rng.shuffle(lines)
+    elif choice == 10:
+        document["meta"] = rng.choice([[], 3, {"arch": 3}, {"a": [[[]]] * 99}, None, {"": {}}, ""])
+    else:
+        line[rng.randrange(len(line)) :] = rng.choice([[], [1, 2], [None], ["bool", [1], 3]])
+    return contents
+
+
+def forge_text(rng: random.Random, document: dict) -> bytes:
+    """The text of a manifest, now and then with what no document has."""
+    text = json.dumps(document, separators=(",", ":"))
+    if rng.random() < 0.9:
+        return text.encode()
+    size = rng.choice([10, 1000, 100_000, 400_000])
+    more = rng.choice(
+        ["[", "{", "[],", "{},", '{"":', "9", " ", "\\", '"', "NaN,", "0,", "\U0001f600"]
+    )
+    return rng.choice(
+        [
+            text[: rng.randrange(len(text))],
+            text + " " * size,
+            text[:-1] + f',"more":{more * size}',
+            text[:-1] + ',"tensors":[]}',
+            text[:-1] + f',"meta":{{"a":"{more * size}"}}}}',
+            f'{{"tensors":[{more * size}',
+            f'{{"tensors":[["a","bool",[{"1," * size}1]]]}}',
+            more * size,
+        ]
+    ).encode()
+
+
+def try_forged_stream(rng: random.Random) -> Attempt:
+    count = a_number(rng, 3000)
+    forger = Forger(rng)
+    forger.writer.write_number(count)
+    forger.symbols(forger.table(count, rng.choice([1, 255, 70_000, 2**40])), count)
+    body = forger.finish()
+    data = body + zlib.crc32(body).to_bytes(4, "big")
+    decoded = decoded_stream(data)
+    if decoded is not None and len(decoded) < 1000:
+        assert slow_decoder.stream(data) == decoded.tolist(), "wrong symbols"
+    return len(data) + (decoded.nbytes if decoded is not None else 0), decoded is None
+
+
+def forged_tensor(rng: random.Random, line: list) -> bytes:
+    """A bit string for the type and shape of a line, if it has any."""
+    _, kind, shape = line
+    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
+    valid = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    if dtype is None or not valid or not manifest.fits(shape, dtype):
+        return rng.randbytes(rng.randrange(9))
+    forger = Forger(rng)
+    forger.tensor([*shape, 2] if dtype.is_complex else shape, 8 * patterns_bytes(dtype))
+    return forger.finish()
+
+
+def patterns_bytes(dtype: torch.dtype) -> int:
+    return dtype.itemsize // (2 if dtype.is_complex else 1)
+
+
+def a_number(rng: random.Random, most: int) -> int:
+    """At most ``most`` if that is to be believed: its bounds, something between, or far beyond."""
+    near = [0, 1, most // 2, most - 1, most, rng.randint(0, max(most, 0))]
+    far = [most + 1, 2**20, 2**31, 2**40, 2**63 - 1]
+    return min(max(rng.choice(near if rng.random() < 0.95 else far), 0), 2**63 - 1)
+
+
+class Forger:
+    """Bit strings made to the rules of the format (docs/format.md), but for what they claim."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng, self.writer = rng, BitWriter()
+
+    def finish(self) -> bytes:
+        return self.writer.finish()[:-PAD].tobytes()
+
+    def fill(self, count: int) -> None:
+        """Random bits, or zeros, or ones."""
+        count = min(count, 8 * RUN_BYTES)
+        kind = self.rng.randrange(3)
+        for width in [*[32] * (count // 32), count % 32]:
+            self.writer.write(
+                [self.rng.getrandbits(32) >> (32 - width), 0, (1 << width) - 1][kind], width
+            )
+
+    def number(self, most: int) -> int:
+        value = a_number(self.rng, most)
+        self.writer.write_number(value)
+        return value
+
+    def set(self, count: int, choices: int) -> None:
+        """About as many bits as so many members of so many choices take."""
+        if 0 < count < choices:
+            self.fill(count * max(1, (choices // count).bit_length()))
+
+    def code(self, most: int) -> Code:
+        """A complete code of symbols up to about ``most``."""
+        size = self.rng.choice([1, 1, 2, 3, 9, 200])
+        most = max(most + (self.rng.random() < 0.05), 0)
+        symbols = sorted({self.rng.randint(0, most) for _ in range(size)})
+        lengths = [0]
+        while len(lengths) < len(symbols):
+            i = self.rng.randrange(len(lengths)) if self.rng.random() < 0.9 else len(lengths) - 1
+            lengths[i : i + 1] = [lengths[i] + 1] * 2
+        return Code(np.array(symbols), np.array(np.minimum(lengths, 31), np.uint8))
+
+    def small_table(self, most: int) -> Code:
+        code = self.code(min(most, 1023))
+        write_small_table(self.writer, code)
+        return code
+
+    def table(self, count: int, most: int) -> Code:
+        if self.rng.random() < 0.9:
+            code = self.code(most)
+            write_table(self.writer, code)
+            return code
+        self.writer.write(1, 1)  # of any number of symbols, of equal lengths
+        size = self.number(min(count, 1 << self.rng.randrange(17)) - 1) + 1
+        last = self.number(max(most - size + 1, 0)) + size - 1
+        self.set(size - 1, last)
+        write_small_table(
+            self.writer, Code(np.array([size.bit_length() - 1]), np.zeros(1, np.uint8))
+        )
+        self.fill(size // 1024)
+        lengths = np.full(min(size, 1 << 17), size.bit_length() - 1, np.uint8)
+        return Code(np.arange(len(lengths)), lengths)
+
+    def symbols(self, code: Code, count: int) -> None:
+        bits = count // 1024
+        if len(code.symbols) > 1:
+            shortest, longest = int(code.lengths.min()), int(code.lengths.max())
+            bits = count * self.rng.choice([shortest, longest, (shortest + longest) // 2])
+            if count >= LANES_FROM:
+                for _ in range(7):
+                    self.number(count // 8 * self.rng.choice([shortest, longest]))
+        bits = min(bits, 8 * RUN_BYTES)
+        if len(code.symbols) > 1:
+            self.fill(bits)
+        else:
+            for width in [*[32] * (bits // 32), bits % 32]:
+                self.writer.write(0, width)
+
+    def tensor(self, shape: list[int], width: int) -> None:
+        count = int(np.prod(shape, dtype=object))
+        sparse = self.rng.random() < 0.6
+        self.writer.write(sparse, 1)
+        if sparse:
+            count = self.positions(shape, count)
+        if count:
+            self.values(count, width)
+
+    def values(self, count: int, width: int) -> None:
+        form = self.rng.randrange(3)
+        self.writer.write([1, 0, 1][form], [1, 2, 2][form])
+        if form == 0:
+            width = 16
+        elif form == 2:
+            shift = self.rng.randrange(width) if self.rng.random() < 0.5 else 0
+            used = self.rng.randint(1, max(width - shift - (shift == 0), 1))
+            self.writer.write(min(shift, 63), 6)
+            self.writer.write(min(used, 64) - 1, 6)
+            width = used
+        if self.rng.random() < 0.5:
+            self.writer.write(1, 1)
+            size = self.number(min(count, 1 << min(width, 16)) - 1) + 1
+            self.set(size, 1 << width)
+            self.symbols(self.table(count, min(size, 1 << 16) - 1), count)
+            return
+        self.writer.write(0, 1)
+        for low in range(0, width, 8):
+            bits = min(8, width - low)
+            coded = self.rng.random() < 0.7
+            self.writer.write(coded, 1)
+            if coded:
+                self.symbols(self.table(count, (1 << bits) - 1), count)
+            else:
+                self.fill(bits * count)
+
+    def positions(self, shape: list[int], size: int) -> int:
+        count = self.number(size - 1)
+        if not count:
+            return 0
+        view = self.rng.choice([0, 0, 0, 1, 2, 3])
+        self.writer.write(view, 2)
+        height = max(int(np.prod(shape[: 1 + (view >> 1)], dtype=object)), 1)
+        width = size // height
+        if max(height, width) > 2**20:
+            height, width = -(-size // 16384), 16384
+        rows, columns = self.lines(height), self.lines(width)
+        blocks, left = rows * columns, count
+        for i in range(blocks):
+            here = self.number(left) if i < blocks - 1 else left
+            left -= min(here, left)
+            if here:
+                self.integers(here)
+        return count
+
+    def lines(self, size: int) -> int:
+        """How many classes of them."""
+        dead = self.number(size) if self.rng.random() < 0.3 else 0
+        if not dead:
+            self.writer.write_number(0)
+        self.set(dead, size)
+        if dead >= size:
+            return 0
+        classes = self.rng.choice([1, 1, 2, 8])
+        self.writer.write(classes - 1, 3)
+        if classes > 1:
+            self.symbols(self.table(size - dead, classes - 1), size - dead)
+        return classes
+
+    def integers(self, count: int) -> None:
+        split = self.rng.choice([0, 1, 4, 10])
+        kept = self.rng.randint(0, min(split, 3))
+        self.writer.write(split, 4)
+        self.writer.write(kept, 2)
+        code = self.small_table(self.rng.choice([0, 1, 5, 60, 1023]))
+        self.symbols(code, count)
+        if code.symbols[-1] >= 1 << split:
+            self.fill(count * self.rng.choice([1, 3, 20]))
 
 
 def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -15,7 +15,8 @@ DICTIONARY = Path(__file__).parent.parent / "docs" / "dictionary.bin"
 BITS = {
     "float16": 16, "bfloat16": 16, "float32": 32, "float64": 64, "complex32": 16, "complex64": 32,
     "complex128": 64, "bool": 8, "int8": 8, "int16": 16, "int32": 32, "int64": 64, "uint8": 8,
-    "uint16": 16, "uint32": 32, "uint64": 64,
+    "uint16": 16, "uint32": 32, "uint64": 64, "float8_e4m3fn": 8, "float8_e5m2": 8,
+    "float8_e4m3fnuz": 8, "float8_e5m2fnuz": 8, "float8_e8m0fnu": 8,
 }  # fmt: skip
 
 

@@ -73,3 +73,8 @@ def test_what_is_not_finite_is_named(state):
         SharedState(state)
     with pytest.raises(UserError, match=r"cannot share fc\.weight: k-means needs finite"):
         SharedState(state, 3)["fc.weight"]
+
+
+def test_an_expanded_tensor_is_refused_before_there_is_memory_for_it():
+    with pytest.raises(UserError, match=r"cannot share 'a\.weight': an expanded tensor"):
+        SharedState({"a.weight": torch.ones(1, 1).expand(2**16, 2**16)})

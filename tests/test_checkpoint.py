@@ -177,8 +177,64 @@ def test_an_error_of_torch_itself_is_not_taken_for_one_of_the_disk(tmp_path, mon
 def test_a_tensor_whose_memory_was_freed(tmp_path):
     tensor = torch.ones(100)
     tensor.untyped_storage().resize_(0)
-    with pytest.raises(CheckpointError, match=r"cannot write .*: x: its memory was freed"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*: .x.: its memory was freed"):
         checkpoint.save(tmp_path / "m.ptmodel", Checkpoint({"x": tensor}))
-    with pytest.raises(CheckpointError, match="cannot copy x: its memory was freed"):
+    with pytest.raises(CheckpointError, match="cannot copy 'x': its memory was freed"):
         checkpoint.copied({"x": tensor})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(1).expand(2**32), torch.ones(9000).as_strided((8000, 900), (1, 1))],
+)
+@pytest.mark.parametrize("nest", [lambda s: s, lambda s: {"model": s, "epoch": 3}])
+def test_a_small_file_of_an_enormous_tensor_is_refused(tmp_path, tensor, nest):
+    """torch.save keeps the memory of a tensor and its strides: 1 KB for 16 GB of ones."""
+    torch.save(nest({"a.weight": tensor, "b": torch.ones(3)}), tmp_path / "m.pt")
+    assert (tmp_path / "m.pt").stat().st_size < 50_000
+    with pytest.raises(
+        CheckpointError,
+        match=r"m\.pt holds what cannot be read, 'a\.weight': an expanded tensor of \d+",
+    ):
+        checkpoint.load(tmp_path / "m.pt")
+
+
+def test_an_expanded_tensor_in_a_ptmodel_is_refused(tmp_path):
+    expanded = {"a": torch.ones(1).expand(2**32)}
+    with pytest.raises(CheckpointError, match=r"cannot write .*: 'a': an expanded tensor"):
+        checkpoint.save(tmp_path / "m.ptmodel", Checkpoint(expanded))
+    content = checkpoint.shallow_dict(Checkpoint(expanded))
+    checkpoint.save_dict(tmp_path / "m.ptmodel", {"format": checkpoint.FORMAT, **content})
+    with pytest.raises(CheckpointError, match="read, 'a': an expanded tensor"):
+        checkpoint.load(tmp_path / "m.ptmodel")
+
+
+def test_a_small_expanded_tensor_is_no_matter(tmp_path):
+    torch.save({"a": torch.ones(1).expand(1000)}, tmp_path / "m.pt")
+    assert torch.equal(checkpoint.load(tmp_path / "m.pt").state_dict["a"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("extra", [3, [1], {"a": torch.ones(1)}, {"a": [[[{"b": {1, 2}}]]]}])
+def test_what_is_not_plain_beside_the_tensors_of_a_ptmodel_is_damage(tmp_path, model, extra):
+    content = {"format": checkpoint.FORMAT, **checkpoint.shallow_dict(model), "extra": extra}
+    checkpoint.save_dict(tmp_path / "m.ptmodel", content)
+    with pytest.raises(CheckpointError, match="is damaged: fields are missing"):
+        checkpoint.load(tmp_path / "m.ptmodel")
+
+
+@pytest.mark.parametrize("about", [3, ["a"], {"a": 3}, {3: "a"}])
+def test_a_field_that_is_called_as_the_metadata_are(tmp_path, about):
+    torch.save({"__metadata__": about, "a": torch.ones(3)}, tmp_path / "m.pt")
+    metadata = checkpoint.load(tmp_path / "m.pt").metadata()
+    assert set(metadata) == {"format", "__metadata__"}
+    assert all(isinstance(text, str) for text in metadata.values())
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "m.pt")
+    os.mkfifo(tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=r"no model at .*m\.pt"):
+        checkpoint.load(tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"no model at .*m\.safetensors"):
+        checkpoint.load(tmp_path / "m.safetensors")

@@ -8,7 +8,15 @@ import pytest
 
 from net import files
 from net.errors import UserError
-from net.files import FolderInUse, atomic_write, check_output, check_writable, locked
+from net.files import (
+    FolderInUse,
+    atomic_write,
+    check_output,
+    check_writable,
+    locked,
+    one_line,
+    read_file,
+)
 
 
 def test_writes_the_file_and_leaves_no_other(tmp_path):
@@ -202,3 +210,58 @@ def test_check_writable_refuses_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file"):
         check_writable(tmp_path / "file")
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def test_reads_a_regular_file_and_follows_links(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"magic and more")
+    (tmp_path / "link").symlink_to("a.bin")
+    assert read_file(tmp_path / "link", 14, b"magic") == b"magic and more"
+    assert read_file(tmp_path / "link", 14) == b"magic and more"
+
+
+def test_of_another_kind_of_file_no_more_is_read_than_says_so(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"PK\3\4" + bytes(100))
+    assert read_file(tmp_path / "a.bin", 9, b"DCE") == b"PK\3"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse", "missing"])
+def test_what_is_no_small_regular_file_is_refused_at_once(tmp_path, kind):
+    path, message = tmp_path / "a", "not a regular file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+        message = "Is a directory"
+    elif kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+        message = "larger than the 100 bytes"
+    else:
+        message = "No such file"
+    with pytest.raises(OSError, match=message):
+        read_file(path, 100)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("one\n  two"), "one two"),
+        (KeyError("a"), "no 'a'"),
+        (RecursionError(), "nested too deeply"),
+        (MemoryError(), "not enough memory for what it holds"),
+        (OSError(2, "No such file"), "No such file"),
+        (TypeError(), "TypeError"),
+        (LookupError("also"), "also"),
+    ],
+)
+def test_whatever_reading_leads_to_is_one_line(error, text):
+    with (
+        pytest.raises(UserError, match=rf"^a\.bin: {text}; make it again$"),
+        one_line("a.bin", UserError, "make it again"),
+    ):
+        raise error

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 import huffman_decode
 import huffman_encode
 import weight_share
-from net import checkpoint
+from net import checkpoint, encoding
 from net.report import comparison
 
 
@@ -121,3 +121,34 @@ def test_several_state_dicts_and_no_key_is_one_line(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "holds several models: params, params_ema; choose one, as by --key params" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["arch", "dataset"])
+@pytest.mark.parametrize("value", [3, ["lenet-5"], {"a": 1}, True])
+def test_meta_of_somebody_else_is_one_line(tmp_path, capsys, key, value):
+    encoding.save({"a": torch.ones(3)}, tmp_path / "e", {key: value})
+    arguments = ["--directory", str(tmp_path / "e"), "--output", str(tmp_path / "m.ptmodel")]
+    assert huffman_decode.main(arguments) == 1
+    assert f"manifest.huff: {key!r} is no name" in capsys.readouterr().err
+    assert not (tmp_path / "m.ptmodel").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (3, "'extra' has no names"),
+        ([{}], "'extra' has no names"),
+        ({"$tuple": [1]}, "'extra' has no names"),
+        (deep := {"a": [[[[[[[[]]]]]]]]}, None),
+        ({"a": [deep] * 8, "b": {"$float": "nan"}}, None),
+    ],
+)
+def test_fields_of_somebody_else_are_one_line(tmp_path, capsys, extra, message):
+    for _ in range(6 if message is None else 0):
+        extra = {"a": [[[[extra]]]]}
+    encoding.save({"a": torch.ones(3)}, tmp_path / "e", {"extra": extra})
+    arguments = ["--directory", str(tmp_path / "e"), "--output", str(tmp_path / "m.ptmodel")]
+    assert huffman_decode.main(arguments) == 1
+    message = message or "not made of numbers, texts, lists and dicts"
+    assert f"manifest.huff: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "m.ptmodel").exists()

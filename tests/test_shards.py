@@ -1,4 +1,5 @@
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -86,7 +87,7 @@ def test_every_type(name, tmp_path):
 def test_a_tensor_whose_memory_was_freed(tmp_path):
     tensor = torch.ones(100)
     tensor.untyped_storage().resize_(0)
-    with pytest.raises(ShardsError, match=r"cannot write .*: x: its memory was freed"):
+    with pytest.raises(ShardsError, match=r"cannot write .*: .x.: its memory was freed"):
         shards.write(tmp_path / "m.safetensors", {"x": Info(torch.float32, (100,))}, [tensor])
     assert not list(tmp_path.iterdir())
 
@@ -115,7 +116,20 @@ def test_a_failed_writing_leaves_the_old_file(state, tmp_path):
     [
         (lambda f: (f / INDEX).write_text("{"), "model.safetensors.index.json is damaged"),
         (lambda f: (f / INDEX).write_text("[]"), "no weight_map"),
-        (lambda f: (f / INDEX).write_text('{"weight_map": {"a": 3}}'), "no weight_map"),
+        (lambda f: (f / INDEX).write_text("[" * 10_000), "is damaged: nested too deeply"),
+        (lambda f: (f / INDEX).write_bytes(b'{"\xff": 1}'), "is damaged: .*utf-8"),
+        (lambda f: (f / INDEX).write_text('{"weight_map": {}}'), "no weight_map"),
+        (lambda f: (f / INDEX).write_text('{"weight_map": "a"}'), "no weight_map"),
+        *(
+            (
+                lambda f, file=file: (f / INDEX).write_text(
+                    json.dumps({"weight_map": {"a": file}})
+                ),
+                "the file of 'a' in its weight_map is missing",
+            )
+            for file in (3, None, [], {}, "", ".", "..", "/", "a/b", "../a", "/a", "a\0", "\ud800")
+        ),
+        (lambda f: os.truncate(f / INDEX, 2 << 30), "larger than the"),
         (lambda f: (f / "model-00001-of-00002.safetensors").unlink(), "is missing; fetch it"),
         (lambda f: (f / "model-00001-of-00002.safetensors").write_bytes(b"x" * 40), "cut off"),
         (
@@ -191,6 +205,10 @@ def tensor(begin, end, kind="F32", shape=None):
             "a name appears twice",
         ),
         ({"__metadata__": {"a": 3}, "a": tensor(0, 8)}, "the metadata are no texts"),
+        ({"a": tensor(0, 8, shape=[1 << 40] * 1_000_000)}, "its shape is not that of its elements"),
+        ({"a": tensor(0, 8, shape=[1] * 64 + [2])}, "its shape is not that of its elements"),
+        ({"a": tensor(0, 8), "b": tensor(8, 8, shape=[0, 1 << 40, 1 << 40])}, "b has no type"),
+        ({"a": tensor(0, 16, "F6_E2M3"), "b": tensor(16, 8, "F6_E2M3")}, "b has no type"),
     ],
 )
 def test_a_header_that_is_wrong(tmp_path, header, message):

@@ -5,7 +5,7 @@ a limit; the limit lets one lookup decode a symbol.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from .bits import BitReader, BitWriter, HuffmanError
 
 PART = 1 << 15  # symbols decoded before they are used: the L2 cache holds them
 LANES_FROM = 1 << 17  # symbols; fewer are not divided into lanes
+LARGE_TABLE = 1 << 19  # entries of 4 bytes; more only where there are as many symbols to decode
 RUN = 1024  # a one-symbol alphabet costs one bit for this many symbols
 MAX_SYMBOLS = 1 << 26
 
@@ -129,11 +130,19 @@ class Code:
             raise HuffmanError("a lane longer than the data")
         starts = reader.position + np.cumsum([0, *sizes], dtype=np.int64)
         order, ranges = self._ranges()
-        table = np.repeat(order << 6 | self.lengths[order], ranges).astype(np.uint32)
+        kernel: Callable = codec.kernels.unpack_words
+        code: tuple[np.ndarray, ...]
+        if 1 << self.longest <= max(LARGE_TABLE, count):
+            code = (np.repeat((order << 6 | self.lengths[order]).astype(np.uint32), ranges),)
+        else:
+            counts = np.bincount(self.lengths)
+            ends = np.cumsum(counts << np.arange(self.longest, -1, -1))
+            kernel = codec.kernels.search_words
+            code = order, ends.astype(np.uint64), np.cumsum(counts)
+        del ranges
 
         def unpack(at: np.ndarray, out: np.ndarray) -> np.ndarray:
-            arguments = reader.data, at, reader.end, table, self.longest, values, out
-            if not codec.kernels.unpack_words(*arguments):
+            if not kernel(reader.data, at, reader.end, *code, self.longest, values, out):
                 raise HuffmanError("the data ends early")
             return out
 

@@ -4,6 +4,7 @@ numba takes half a second to load; import what is compiled where it is needed.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numba
@@ -18,9 +19,33 @@ HELPER_OPTIONS: Any = OPTIONS | {"no_cpython_wrapper": True}
 def kernel(function: Function) -> Function:
     """Compile on the first call; keep the result where numba finds a folder that it can write."""
     try:
-        return numba.njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # there is none: compile in every process
+        compiled = numba.njit(cache=True, **OPTIONS)(function)
+    except (RuntimeError, OSError):  # there is none: compile in every process
         return numba.njit(**OPTIONS)(function)
+    forgive(compiled._cache)
+    return compiled
+
+
+def forgive(cache: Any) -> None:
+    """Compile in this process where `cache` of numba's cannot be read or written.
+
+    Its folder may be full, damaged or gone since; what is compiled does not need it.
+    """
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_or_none(*args: Any) -> Any:
+        try:
+            return load(*args)
+        except Exception:  # unpickling a damaged file may raise any
+            with suppress(Exception):
+                cache.flush()  # an empty index, to which `save` can add
+            return None
+
+    def save_or_not(*args: Any) -> None:
+        with suppress(Exception):
+            save(*args)
+
+    cache.load_overload, cache.save_overload = load_or_none, save_or_not
 
 
 def helper(function: Function) -> Function:

@@ -32,21 +32,33 @@ def write_integers(writer: BitWriter, values: np.ndarray) -> None:
     writer.write_fields(values.view(np.uint64), widths)
 
 
-def read_integers(reader: BitReader, count: int) -> np.ndarray:
-    """``count`` int64 values in [0, 2**63) written by ``write_integers``."""
-    if count == 0:
-        return np.zeros(0, np.int64)
-    split, kept = reader.read(4), reader.read(2)
-    if kept > split or split > MAX_SPLIT:
-        raise HuffmanError("token parameters that no encoder uses")
-    code = read_small_table(reader)
-    least, widths = _token_values(int(code.symbols[-1]), split, kept)
-    tokens = code.read(reader, count, narrow(code.symbols, int(code.symbols[-1]) + 1))
-    reader.note(code, tokens)
-    values = np.empty(count, np.int64)
-    arguments = reader.data, reader.position, reader.end, tokens, least, widths, values
-    reader.move(codec.kernels.unpack_integers(*arguments))
-    return values
+class Integers:
+    """``count`` > 0 integers written by ``write_integers``; ``take`` gives the next of them.
+
+    Their tokens are kept, a byte or two each: all values at once may be far more than what they
+    are the gaps of.
+    """
+
+    def __init__(self, reader: BitReader, count: int) -> None:
+        split, kept = reader.read(4), reader.read(2)
+        if kept > split or split > MAX_SPLIT:
+            raise HuffmanError("token parameters that no encoder uses")
+        code = read_small_table(reader)
+        size = int(code.symbols[-1]) + 1
+        self._least, self._widths = _token_values(size - 1, split, kept)
+        self._tokens = code.read(reader, count, narrow(code.symbols, size))
+        reader.note(code, self._tokens)
+        bits = int(np.dot(codec.kernels.count(self._tokens, size), self._widths))
+        self._data, self._at = reader.data, reader.skip(bits)
+        self._end, self.left = reader.position, count
+
+    def take(self, out: np.ndarray) -> None:
+        """Fill ``out`` (int64, at most ``left``) with values in [0, 2**63)."""
+        first = len(self._tokens) - self.left
+        tokens = self._tokens[first : first + len(out)]
+        arguments = self._data, self._at, self._end, tokens, self._least, self._widths, out
+        self._at = codec.kernels.unpack_integers(*arguments)
+        self.left -= len(out)
 
 
 def integer_bits(values: np.ndarray) -> float:

@@ -14,6 +14,8 @@ import numpy as np
 from . import LANES
 from .compiled import helper, kernel
 
+MAX_PROBES = 16  # of a hash table, for each value on average; 1 is usual
+
 # --- counting ---------------------------------------------------------------------------------
 
 
@@ -27,19 +29,24 @@ def count(symbols, size):
 
 
 @kernel
-def number(values, distinct, found, slots, shift, numbers):
+def number(values, distinct, found, slots, shift, multiplier, numbers):
     """Number the values by the order in which they come: values[i] = distinct[numbers[i]].
 
     ``distinct``: uint64, the first ``found`` of them known already. ``slots``: a hash table of
-    number + 1, int32[2**(64 - shift)]. Returns how many values are distinct, or -1 if there are
-    more than ``distinct`` has room for.
+    number + 1, int32[2**(64 - shift)]. Returns how many values are distinct, -1 if there are
+    more than ``distinct`` has room for, or -2 if too many of them fall on the same slots, which
+    another odd ``multiplier`` may mend.
 
     Example: [7, 7, 5, 7] -> numbers [0, 0, 1, 0], distinct [7, 5]
     """
+    left = MAX_PROBES * (len(values) + 1024)  # an unlucky few among many lucky ones are no matter
     for i in range(len(values)):
-        slot = np.int64(values[i] * np.uint64(0x9E3779B97F4A7C15) >> shift)
+        slot = np.int64(values[i] * multiplier >> shift)
         while slots[slot] > 0 and distinct[slots[slot] - 1] != values[i]:
             slot = (slot + 1) & (len(slots) - 1)
+            left -= 1
+        if left < 0:
+            return -2
         if slots[slot] == 0:
             if found == len(distinct):
                 return -1
@@ -149,6 +156,27 @@ def unpack_words(data, at, end, table, width, values, out):
             entry = table[window(data, at[0]) >> (64 - width)]
             out[i] = values[entry >> 6]
             at[0] += np.int64(entry & 63)
+    return True
+
+
+@kernel
+def search_words(data, at, end, order, ends, ranks, width, values, out):
+    """As ``unpack_words``, without a table that would be larger than all else: four times as slow.
+
+    ``order``: the symbols' ranks by code word. Words of up to ``length`` bits are the first
+    ranks[length] of these; the numbers of ``width`` bits that they begin are below ends[length].
+    """
+    each = len(out) // len(at)
+    for lane in range(len(at)):
+        for i in range(each):
+            if at[lane] > end:
+                return False
+            word, length = window(data, at[lane]) >> (64 - width), 1
+            while word >= ends[length]:
+                length += 1
+            beyond = (word - ends[length - 1]) >> (width - length)
+            out[lane * each + i] = values[order[ranks[length - 1] + np.int64(beyond)]]
+            at[lane] += length
     return True
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,11 @@ from .tensors import DTYPES
 MANIFEST = "manifest.huff"
 MAGIC = b"DCE\x02"  # Deep Compression encoding, version 2
 MAX_TENSOR_BYTES = 1 << 34
-MAX_MANIFEST_BYTES = 1 << 23
+MAX_MANIFEST_BYTES = 1 << 26  # of the file
+# A text that is far larger than its file, and a tree that is far larger than its text, are left
+# to those who want to fill a memory: most files have 15 bytes of text in a byte.
+SPARE_TEXT, MAX_EXPANSION = 1 << 20, 32
+SPARE_ITEMS, ITEMS_IN_A_BYTE = 1 << 14, 2
 
 # Likely text of a manifest for DEFLATE to refer to; the best matches come last.
 DICTIONARY = (
@@ -41,7 +45,7 @@ class ManifestError(ValueError):
     """Text that is no manifest, or names and meta data that make none."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the manifest: a name, and the file of its tensor."""
 
@@ -58,7 +62,7 @@ class Entry:
         """Unique by number, new with every content, harmless on any file system."""
         if self.same:
             return self.same.file_name
-        name = re.sub(r"[^A-Za-z0-9_.]", "_", self.name)[-40:]
+        name = re.sub(r"[^A-Za-z0-9_.]", "_", self.name[-40:])
         return f"{self.number:02d}-{name}-{self.checksum:08x}.huff"
 
     @property
@@ -72,16 +76,19 @@ class Entry:
         return [self.name, str(self.dtype).removeprefix("torch."), list(self.shape)]
 
 
-def fits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+def fits(shape: Sequence[int], dtype: torch.dtype) -> bool:
     """At most 64 dimensions; the product of those that are not 0 within MAX_TENSOR_BYTES."""
+    if len(shape) > 64 or not all(0 <= extent <= MAX_TENSOR_BYTES for extent in shape):
+        return False  # before any of them is multiplied
     elements = math.prod(max(extent, 1) for extent in shape)
-    return len(shape) <= 64 and elements * dtype.itemsize <= MAX_TENSOR_BYTES
+    return elements * dtype.itemsize <= MAX_TENSOR_BYTES
 
 
 def pack(entries: list[Entry], meta: dict | None) -> bytes:
     """Magic and version, CRC-32 of the rest, DEFLATE of the JSON text, CRC-32 of every file.
 
-    Raises ManifestError for what JSON cannot hold, as NaN, or 8 MiB.
+    Text that DEFLATE makes smaller than a reader believes is not compressed. Raises ManifestError
+    for what JSON cannot hold, as NaN, or 64 MiB.
     """
     try:
         document: dict = {"tensors": [entry.line() for entry in entries]}
@@ -89,12 +96,26 @@ def pack(entries: list[Entry], meta: dict | None) -> bytes:
         text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(f"cannot store the meta data as JSON: {error}") from error
-    if len(text) > MAX_MANIFEST_BYTES:
-        raise ManifestError("names and meta data of more than 8 MiB")
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
-    body = packer.compress(text) + packer.flush()
-    body += np.array([entry.checksum for entry in entries if not entry.same], ">u4").tobytes()
+    sums = np.array([entry.checksum for entry in entries if not entry.same], ">u4").tobytes()
+    for level in (9, 0):
+        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
+        body = packer.compress(text) + packer.flush() + sums
+        if _plausible(text, len(body)):
+            break
+    if len(body) + 8 > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"names and meta data of more than {MAX_MANIFEST_BYTES >> 20} MiB")
     return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def _most_text(size: int) -> int:
+    """The bytes of text that a body of ``size`` bytes may have."""
+    return SPARE_TEXT + MAX_EXPANSION * size
+
+
+def _plausible(text: bytes, size: int) -> bool:
+    """Whether text, and the tree that JSON makes of it, are in proportion to ``size`` bytes."""
+    items = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    return len(text) <= _most_text(size) and items <= SPARE_ITEMS + ITEMS_IN_A_BYTE * size
 
 
 def unpack(data: bytes) -> tuple[list[Entry], dict]:
@@ -106,9 +127,11 @@ def unpack(data: bytes) -> tuple[list[Entry], dict]:
     if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "big"):
         raise ManifestError("the checksum does not match: the file is damaged")
     unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
-    text = unpacker.decompress(data[8:], MAX_MANIFEST_BYTES)
+    text = unpacker.decompress(data[8:], _most_text(len(data) - 8) + 1)
+    if not _plausible(text, len(data) - 8):
+        raise ManifestError("more text than a file of this size may hold")
     if not unpacker.eof:
-        raise ManifestError("the data ends early, or is beyond 8 MiB")
+        raise ManifestError("the data ends early")
     document = json.loads(text)
     if not isinstance(document, dict) or not isinstance(document.get("tensors"), list):
         raise ManifestError("no list of tensors")
@@ -137,8 +160,7 @@ def _entry(before: list[Entry], fields: object, sums: Iterator[int]) -> Entry:
             same.tied.append(name)
             return Entry(number, name, same.dtype, same.shape, same.checksum, same)
         case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
-            if all(type(extent) is int and extent >= 0 for extent in shape) and fits(
-                tuple(shape), DTYPES[dtype]
-            ):
+            whole = len(shape) <= 64 and all(type(extent) is int for extent in shape)
+            if whole and fits(shape, DTYPES[dtype]):
                 return Entry(number, name, DTYPES[dtype], tuple(shape), next(sums))
     raise ManifestError(f"tensor {number}: not a name, a known type and a shape within the limits")

@@ -62,12 +62,15 @@ def block_gaps(starts, columns, row_class, row_rank, column_class, column_rank, 
 
 
 @kernel
-def places(gaps, rows, columns, row_step, column_step, out):
+def places(gaps, last, rows, columns, row_step, column_step, out):
     """The flat positions of a block's non-zeros; False if one lies outside.
+
+    ``last``: row and column, inside the block, of the non-zero before these, [0, -1] at first;
+    moved on to the last of these.
 
     Example: gaps [1, 1, 0], rows [0, 2], columns [0, 1, 2, 3], steps 4, 1 -> [1, 3, 8]
     """
-    row, column = 0, -1
+    row, column = last
     for i in range(len(gaps)):
         if gaps[i] >= len(rows) * len(columns):
             return False
@@ -78,4 +81,5 @@ def places(gaps, rows, columns, row_step, column_step, out):
         if row >= len(rows):
             return False
         out[i] = rows[row] * row_step + columns[column] * column_step
+    last[0], last[1] = row, column
     return True

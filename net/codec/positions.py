@@ -9,14 +9,16 @@ needed, since gaps have no largest value.
 """
 
 import functools
+import itertools
 import math
+from collections import deque
 
 import numpy as np
 
 from .. import codec
 from .bits import BitReader, BitWriter, HuffmanError
 from .codes import Code, narrow
-from .integers import integer_bits, read_integers, write_integers
+from .integers import Integers, integer_bits, write_integers
 from .sets import read_set, write_set
 from .tables import read_table, write_table
 
@@ -28,7 +30,7 @@ SMALL_GRIDS = [(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)]
 def write_positions(writer: BitWriter, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Code ascending flat indexes (int64) of a tensor of ``shape``, not all of them.
 
-    Returns the order (a permutation) in which ``read_positions`` gives them back.
+    Returns the order (a permutation) in which ``Positions`` gives them back.
     """
     writer.write_number(positions.size)
     if positions.size == 0:
@@ -39,37 +41,55 @@ def write_positions(writer: BitWriter, positions: np.ndarray, shape: tuple[int, 
     return order
 
 
-def read_positions(reader: BitReader, shape: tuple[int, ...]) -> np.ndarray:
-    """Flat indexes (int64) of the non-zeros, in the order of the blocks."""
-    size = math.prod(shape)
-    count = reader.read_number()
-    if count == 0:
-        return np.zeros(0, np.int64)
-    if count >= size:
-        raise HuffmanError("as many non-zeros as elements, or more")
-    view = reader.read(2)
-    if view not in matrix_views(shape):
-        raise HuffmanError("a matrix view that this shape does not have")
-    height, width = matrix_views(shape)[view]
-    rows, columns = LineClasses.read(reader, height), LineClasses.read(reader, width)
-    steps = (1, height) if view & 1 else (width, 1)  # in the tensor, from line to line
-    blocks = [(row, column) for row in rows.members() for column in columns.members()]
-    if not blocks:
-        raise HuffmanError("non-zeros in a tensor whose lines are all zero")
-    parts, left = [], count
-    for i, (row, column) in enumerate(blocks):
-        here = reader.read_number() if i < len(blocks) - 1 else left
-        if here > min(left, len(row) * len(column)):
-            raise HuffmanError("more non-zeros than elements")
-        left -= here
-        part = read_integers(reader, here)
-        if not codec.matrix_kernels.places(part, row, column, *steps, part):
+class Positions:
+    """Flat indexes of ``count`` non-zeros, in the order of the blocks; ``take`` gives the next.
+
+    Kept are the tokens of the gaps: of small elements, all indexes would be larger than these.
+    """
+
+    def __init__(self, reader: BitReader, shape: tuple[int, ...]) -> None:
+        self._size = math.prod(shape)
+        self.count = reader.read_number()
+        # rows, columns, gaps, and where the last non-zero was
+        self._blocks: deque[tuple[np.ndarray, np.ndarray, Integers, np.ndarray]] = deque()
+        if self.count == 0:
+            return
+        if self.count >= self._size:
+            raise HuffmanError("as many non-zeros as elements, or more")
+        view = reader.read(2)
+        if view not in matrix_views(shape):
+            raise HuffmanError("a matrix view that this shape does not have")
+        height, width = matrix_views(shape)[view]
+        rows, columns = LineClasses.read(reader, height), LineClasses.read(reader, width)
+        self._steps = (1, height) if view & 1 else (width, 1)  # in the tensor, from line to line
+        blocks = list(itertools.product(rows.members(), columns.members()))
+        if not blocks:
+            raise HuffmanError("non-zeros in a tensor whose lines are all zero")
+        left = self.count
+        for i, (row, column) in enumerate(blocks):
+            here = reader.read_number() if i < len(blocks) - 1 else left
+            if here > min(left, len(row) * len(column)):
+                raise HuffmanError("more non-zeros than elements")
+            left -= here
+            if here:
+                last = np.array([0, -1])
+                self._blocks.append((row, column, Integers(reader, here), last))
+
+    def take(self, count: int) -> np.ndarray:
+        """The next ``count`` indexes, int64."""
+        out, done = np.empty(count, np.int64), 0
+        while done < count:
+            rows, columns, gaps, last = self._blocks[0]
+            part = out[done : done + gaps.left]
+            gaps.take(part)
+            if not codec.matrix_kernels.places(part, last, rows, columns, *self._steps, part):
+                raise HuffmanError("a non-zero outside the tensor")
+            done += len(part)
+            if not gaps.left:
+                self._blocks.popleft()
+        if count and int(out.max()) >= self._size:
             raise HuffmanError("a non-zero outside the tensor")
-        parts.append(part)
-    positions = np.concatenate(parts)
-    if int(positions.max()) >= size:
-        raise HuffmanError("a non-zero outside the tensor")
-    return positions
+        return out
 
 
 def matrix_views(shape: tuple[int, ...]) -> dict[int, tuple[int, int]]:
@@ -92,7 +112,7 @@ def matrix_views(shape: tuple[int, ...]) -> dict[int, tuple[int, int]]:
 
 
 class LineClasses:
-    """Rows or columns: ``classes`` int64[n], 0 for dead ones, 1, 2, ... by rising density."""
+    """Rows or columns: ``classes`` [n], 0 for dead ones, 1, 2, ... by rising density."""
 
     def __init__(self, classes: np.ndarray, wanted: int = 0) -> None:
         self.classes = classes
@@ -113,8 +133,8 @@ class LineClasses:
         return cls(classes, count)
 
     def members(self) -> list[np.ndarray]:
-        """The lines of each class, in ascending order."""
-        return [np.flatnonzero(self.classes == i + 1) for i in range(self.count)]
+        """The lines of each class, in ascending order, int32."""
+        return [np.flatnonzero(self.classes == i + 1).astype(np.int32) for i in range(self.count)]
 
     def ranks(self) -> tuple[np.ndarray, np.ndarray]:
         """The number of each line inside its class, and how many lines each class has."""
@@ -143,14 +163,13 @@ class LineClasses:
         dead = reader.read_number()
         if dead > size:
             raise HuffmanError("more dead lines than lines")
-        classes = np.ones(size, np.int64)
-        classes[read_set(reader, dead, size - 1).astype(np.int64)] = 0
+        classes = np.ones(size, np.uint8)
+        classes[read_set(reader, dead, size - 1).view(np.int64)] = 0
         if dead < size:
             count = reader.read(3) + 1
             if count > 1:
-                code = read_table(reader, size - dead)
-                if code.symbols[-1] >= count:
-                    raise HuffmanError("a class of lines beyond the last one")
+                beyond = "a class of lines beyond the last one"
+                code = read_table(reader, size - dead, count - 1, beyond)
                 live = code.read(reader, size - dead, code.symbols.astype(np.uint8))
                 classes[classes > 0] = live + 1
         return cls(classes)

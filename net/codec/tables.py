@@ -31,16 +31,27 @@ def write_table(writer: BitWriter, code: Code) -> None:
     writer.extend(small if 0 < small.length <= wide.length else wide)
 
 
-def read_table(reader: BitReader, count: int) -> Code:
-    """The code of ``count`` symbols, which has no more code words than these."""
+def read_table(
+    reader: BitReader,
+    count: int,
+    largest: int = (1 << 63) - 1,
+    beyond: str = "a symbol beyond 2**63",
+) -> Code:
+    """The code of ``count`` symbols, which has no more code words than these.
+
+    Refuses a symbol above ``largest``, with the message ``beyond``, before it makes room for any.
+    """
     if not reader.read(1):
-        return read_small_table(reader)
+        code = read_small_table(reader)
+        if code.symbols[-1] > largest:
+            raise HuffmanError(beyond)
+        return code
     size = reader.read_number() + 1
     if size > min(count, reader.remaining, MAX_SYMBOLS):  # each takes a bit somewhere
         raise HuffmanError("a code of more words than there are symbols")
     last = reader.read_number() + size - 1
-    if last >= 1 << 63:
-        raise HuffmanError("a symbol beyond 2**63")
+    if last > largest:
+        raise HuffmanError(beyond)
     symbols = np.full(size, last)
     if size > 1:
         symbols[:-1] = read_set(reader, size - 1, last - 1)

@@ -5,13 +5,15 @@ payloads and denormals survive; "zero" means that all bits are zero.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.nn.parameter import is_lazy
 
+from ..tensors import fault
 from .bits import BitReader, BitWriter
-from .positions import read_positions, write_positions
+from .codes import RUN
+from .positions import Positions, write_positions
 from .values import read_values, write_values
 
 _NAMES = (
@@ -29,42 +31,13 @@ LARGE, MAX_DENSITY = 1 << 22, 0.25
 def patterns(tensor: torch.Tensor) -> np.ndarray:
     """The elements as unsigned integers, uint[n]; complex ones as two each, real part first.
 
-    ValueError for a tensor without values."""
-    if not has_values(tensor):
-        raise ValueError(NO_VALUES)
+    ValueError for a tensor without plain values."""
+    if what := fault(tensor):
+        raise ValueError(what)
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
     if flat.stride(0) != 1:  # an expanded tensor, or one element of a strided one
         flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy().view(f"u{component_size(tensor.dtype)}")
-
-
-def identity(tensor: torch.Tensor) -> tuple:
-    """Equal for two tensors that are the same memory, as tied weights are, seen in the same way."""
-    if not has_values(tensor) or tensor.numel() == 0:  # no memory that it could share
-        return (id(tensor),)
-    # A lazy conjugate or negative has the memory of what it was made of.
-    seen_as = tensor.is_conj(), tensor.is_neg()
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), seen_as
-
-
-NO_VALUES = (
-    "its memory was freed, as FSDP does, or never filled, as in a lazy module; gather it, or run "
-    "the model first"
-)
-
-
-def has_values(tensor: torch.Tensor) -> bool:
-    """Whether there is memory for all elements: false after `untyped_storage().resize_(0)`, and
-    for parameters of lazy modules. True for what has no plain memory (sparse, wrapped)."""
-    if is_lazy(tensor):
-        return False
-    if tensor.layout != torch.strided or tensor.is_nested or hasattr(tensor, "__tensor_flatten__"):
-        return True
-    if tensor.numel() == 0:
-        return True
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    end = (tensor.storage_offset() + last + 1) * tensor.dtype.itemsize
-    return tensor.untyped_storage().nbytes() >= end
 
 
 def component_size(dtype: torch.dtype) -> int:
@@ -97,37 +70,43 @@ def write_tensor(tensor: torch.Tensor) -> BitWriter:
 def read_tensor(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """The tensor that ``write_tensor`` was given; HuffmanError for any other bits."""
     size, kind = math.prod(shape) * (2 if dtype.is_complex else 1), f"u{component_size(dtype)}"
-    positions, parts = _read(reader, shape, dtype)
-    values = np.empty(size, kind) if positions is None else np.zeros(size, kind)
-    for part, read in parts:
-        values[part if positions is None else positions[part]] = read
+    sparse, parts = _read(reader, shape, dtype)
+    values = np.zeros(size, kind) if sparse else np.empty(size, kind)
+    for where, read in parts:
+        values[where] = read
     return torch.from_numpy(values.view(np.uint8)).view(dtype).reshape(shape)
 
 
 def reads_as(reader: BitReader, tensor: torch.Tensor) -> bool:
     """Whether ``read_tensor`` gives this tensor, bit for bit; part by part, without a copy."""
-    values, nonzero = patterns(tensor), 0
-    positions, parts = _read(reader, tuple(tensor.shape), tensor.dtype)
-    for part, read in parts:
-        if not np.array_equal(values[part if positions is None else positions[part]], read):
+    values, nonzero, stored = patterns(tensor), 0, 0
+    sparse, parts = _read(reader, tuple(tensor.shape), tensor.dtype)
+    seen = np.zeros(values.size if sparse else 0, bool)
+    for where, read in parts:
+        if not np.array_equal(values[where], read):
             return False
-        nonzero += int(np.count_nonzero(read)) if positions is not None else 0
-    if positions is None:
-        return True
-    seen = np.zeros(values.size, bool)
-    seen[positions] = True  # each once, and nothing elsewhere
-    return np.count_nonzero(seen) == len(positions) and np.count_nonzero(values) == nonzero
+        if sparse:
+            seen[where] = True
+            nonzero += int(np.count_nonzero(read))
+            stored += len(read)
+    # each once, and nothing elsewhere
+    return not sparse or (np.count_nonzero(seen) == stored and np.count_nonzero(values) == nonzero)
 
 
-def _read(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype) -> tuple:
-    """Where the stored patterns belong, None for everywhere, and the parts of ``read_values``."""
+def _read(
+    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[bool, Iterator[tuple[slice | np.ndarray, np.ndarray]]]:
+    """Whether some patterns are zero because they are not stored; where those belong that are, and
+    the patterns, part by part."""
     whole = shape + ((2,) if dtype.is_complex else ())
-    positions, count = None, math.prod(whole)
-    if reader.read(1):
-        reader.begin("positions")
-        positions = read_positions(reader, whole)
-        reader.begin("header")
-        count = len(positions)
     floating = dtype.is_floating_point or dtype.is_complex
     kind = np.dtype(f"u{component_size(dtype)}")
-    return positions, read_values(reader, count, kind, floating)
+    if not reader.read(1):
+        count = math.prod(whole)
+        reader.need(count // RUN)  # before there is a tensor to fill
+        return False, read_values(reader, count, kind, floating)
+    reader.begin("positions")
+    positions = Positions(reader, whole)
+    reader.begin("header")
+    parts = read_values(reader, positions.count, kind, floating, in_order=True)
+    return True, ((positions.take(len(read)), read) for _, read in parts)

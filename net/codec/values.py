@@ -7,12 +7,14 @@ import numpy as np
 
 from .. import codec
 from .bits import PAD, BitReader, BitWriter, HuffmanError
-from .codes import RUN, Code, narrow, parts
+from .codes import RUN, Code, lane_size, narrow, parts
 from .sets import read_set, write_set
 from .tables import read_table, write_table
 
 MANY = 1 << 16  # values; of so many, only the forms that are likely the smallest are tried
 MAX_CODEBOOK = 1 << 16
+# Of the hash, one after the other: values that collide under all of them are stored raw.
+MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93)
 MIN_GAIN = 64  # a large plane is coded if that saves one bit in so many
 
 
@@ -36,29 +38,34 @@ def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
 
 
 def read_values(
-    reader: BitReader, count: int, kind: np.dtype, floating: bool
+    reader: BitReader, count: int, kind: np.dtype, floating: bool, in_order: bool = False
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """``count`` patterns of type ``kind`` written by ``write_values``, part by part.
 
-    Gives which they are, and the patterns, to be used before the next part is asked for.
+    Gives which they are, and the patterns, to be used before the next part is asked for. Lanes
+    come in turns unless ``in_order``, which takes a byte or two more for each value.
     """
     if not count:
         return
     form = Form.read(reader, 8 * kind.itemsize, floating)
     if reader.read(1):
         reader.begin("codebook")
-        codebook = form.undo(_read_codebook(reader, form), kind)
-        code = read_table(reader, count)
-        if code.symbols[-1] >= len(codebook):
-            raise HuffmanError("a code word for a value beyond the codebook")
+        codebook = form.undo(_read_codebook(reader, form, count), kind)
+        beyond = "a code word for a value beyond the codebook"
+        code = read_table(reader, count, len(codebook) - 1, beyond)
         reader.begin("values")
-        if reader.codes is None:
+        in_order &= lane_size(count) > 0
+        if reader.codes is None and not in_order:
             yield from code.read_parts(reader, count, codebook[code.symbols])
-        else:
-            names = narrow(code.symbols, len(codebook))
-            for part, numbers in code.read_parts(reader, count, names):
-                reader.note(code, numbers)
-                yield part, codebook.take(numbers)
+            return
+        names = narrow(code.symbols, len(codebook))
+        pieces = code.read_parts(reader, count, names)
+        if in_order:
+            numbers = code.read(reader, count, names)
+            pieces = ((part, numbers[part]) for part in parts(count))
+        for part, found in pieces:
+            reader.note(code, found)
+            yield part, codebook.take(found)
     else:
         reader.begin("values")
         for part, values in _read_planes(reader, count, form.width, kind):
@@ -171,16 +178,22 @@ def _fits_half(values: np.ndarray) -> bool:
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """The distinct values, and which of them each one is; None if they are too many to share."""
+    """The distinct values, in the order in which they come, and which of them each one is; None if
+    they are too many to share."""
     distinct = np.empty(min(MAX_CODEBOOK, values.size // 2 + 1), np.uint64)
-    bits, found = len(distinct).bit_length() + 1, 0
-    slots, numbers = np.zeros(1 << bits, np.int32), np.empty(values.size, np.uint16)
-    for part in parts(values.size):
-        known = distinct, found, slots, 64 - bits
-        found = codec.kernels.number(values[part].astype(np.uint64), *known, numbers[part])
-        if found < 0:
-            return distinct, None
-    return distinct[:found].astype(values.dtype), narrow(numbers, found)
+    bits, numbers = len(distinct).bit_length() + 1, np.empty(values.size, np.uint16)
+    for multiplier in MULTIPLIERS:
+        found, slots = 0, np.zeros(1 << bits, np.int32)
+        for part in parts(values.size):
+            known = distinct, found, slots, 64 - bits, np.uint64(multiplier)
+            found = codec.kernels.number(values[part].astype(np.uint64), *known, numbers[part])
+            if found < 0:
+                break
+        if found >= 0:
+            return distinct[:found].astype(values.dtype), narrow(numbers, found)
+        if found == -1:
+            break
+    return distinct, None
 
 
 def _shared(form: Form, distinct: np.ndarray, numbers: np.ndarray) -> BitWriter:
@@ -198,9 +211,9 @@ def _shared(form: Form, distinct: np.ndarray, numbers: np.ndarray) -> BitWriter:
     return writer
 
 
-def _read_codebook(reader: BitReader, form: Form) -> np.ndarray:
+def _read_codebook(reader: BitReader, form: Form, count: int) -> np.ndarray:
     size = reader.read_number() + 1
-    if size > MAX_CODEBOOK or size > 1 << form.width:
+    if size > min(count, MAX_CODEBOOK, 1 << form.width):
         raise HuffmanError("a codebook of too many values")
     return form.unordered(read_set(reader, size, (1 << form.width) - 1))
 
@@ -245,9 +258,8 @@ def _read_planes(
     for low in range(0, width, 8):
         bits = min(8, width - low)
         if reader.read(1):
-            code, octets = read_table(reader, count), np.empty(count + PAD, np.uint8)
-            if code.symbols[-1] >> bits:
-                raise HuffmanError("a byte beyond its width")
+            code = read_table(reader, count, (1 << bits) - 1, "a byte beyond its width")
+            octets = np.empty(count + PAD, np.uint8)
             for part, read in code.read_parts(reader, count, code.symbols.astype(np.uint8)):
                 octets[part] = read
             planes.append((octets, 0, 8))

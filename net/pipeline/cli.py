@@ -4,19 +4,17 @@ Imports nothing heavy: `--help` must answer at once, so torch is imported after 
 """
 
 import os
-import signal
 import sys
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from ..errors import UserError
-from . import presets
+from . import presets, process, terminal
 from .fields import Parser, built, declared, given
 from .options import (
     CommonOptions,
@@ -43,15 +41,24 @@ def run(
 ) -> int:
     """Parse `argv`, call `body(args)`, and turn what goes wrong into one line and an exit code.
 
-    Returns 0, 2 for bad usage, 130 for Ctrl-C or a kill, and 1 for anything else that a user can
-    cause.
+    Returns 0, 2 for bad usage, 130 for Ctrl-C, and 1 for anything else that a user can cause, as
+    results that could not be printed are. (In a process of its own net.pipeline.process ends a
+    script that is interrupted or killed.)
     """
+    with terminal.outputs() as output:
+        code = attempt(parser, body, argv)
+        if output.failure and not code:
+            return fail(f"cannot print the results: stdout: {output.failure}")
+        return code
+
+
+def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[str] | None) -> int:
+    """The same, printing to sys.stdout and sys.stderr as they are."""
     try:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # --help and bad usage
         return int(stop.code or 0)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up too
+    process.limit_threads()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # set by torchrun
     try:
         if several:
@@ -61,17 +68,13 @@ def run(
 
             distributed.start(device(args) if "device" in args else torch.device("cpu"))
         body(args)
-        sys.stdout.flush()
         if several:
             distributed.leave()
     except UserError as error:
         return fail(str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted; finished files are whole", file=sys.stderr)
+        print(f"\n{process.INTERRUPTED}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `script | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         return fail(f"{error.strerror or error}: {error.filename or 'input or output'}")
     except MemoryError:
@@ -86,13 +89,13 @@ def run(
 
 
 def fail(message: str) -> int:
-    stream = sys.stderr
+    stream: TextIO | terminal.Output = sys.stderr
     if os.environ.get("RANK", "0") != "0":
         # Another process of torchrun, silenced by training.distributed.  The first has likely
         # failed in the same way, and then this one is ended before it repeats the line.
         time.sleep(2)
-        stream = sys.__stderr__
-    print("error: " + " ".join(message.split()), file=stream)
+        stream = terminal.Output(sys.__stderr__)
+    stream.write("error: " + " ".join(message.split()) + "\n")
     return 1
 
 

@@ -22,13 +22,15 @@ from .. import checkpoint, encoding
 from ..bare import SharedState
 from ..checkpoint import Checkpoint
 from ..clustering import Clustering
+from ..codec.manifest import MANIFEST
 from ..errors import UserError
+from ..files import one_line
 from ..parameters import compressible, resolve
 from ..plan import Treatment, plan
 from ..prune import Pruner, prunable, shrink
 from ..report.tables import plan_text, sharing_notes
 from ..sharing import WeightSharing
-from ..state_dicts import from_json, to_json
+from ..state_dicts import from_json, plain, to_json
 from ..training import architectures, restore, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
@@ -324,16 +326,23 @@ def encode(source: Checkpoint, directory: str | Path) -> encoding.Encoded:
 def open_encoded(directory: str | Path) -> Checkpoint:
     """The same as `decode`, but each tensor is decoded when it is asked for."""
     folder = encoding.open(directory)
-    return _decoded(folder, folder.meta)
+    return _decoded(directory, folder, folder.meta)
 
 
 def decode(directory: str | Path) -> Checkpoint:
     """The model in the folder `directory`, bit for bit."""
-    return _decoded(*encoding.load(directory))
+    return _decoded(directory, *encoding.load(directory))
 
 
-def _decoded(state: Mapping[str, torch.Tensor], meta: dict) -> Checkpoint:
-    extra = from_json(meta.get("extra", {}))
+def _decoded(directory: str | Path, state: Mapping[str, torch.Tensor], meta: dict) -> Checkpoint:
+    """As what the meta data says, which may be anybody's."""
+    with one_line(Path(directory) / MANIFEST, encoding.EncodingError, encoding.AGAIN):
+        for key in ("arch", "dataset"):
+            if not isinstance(meta.get(key), str | None):
+                raise ValueError(f"{key!r} is no name")
+        extra = plain(from_json(meta.get("extra", {})))
+        if not isinstance(extra, dict):
+            raise ValueError("'extra' has no names")
     return Checkpoint(state, meta.get("arch"), "decoded", meta.get("dataset"), extra=extra)
 
 

@@ -10,10 +10,10 @@ import torch
 from .. import checkpoint, encoding
 from ..checkpoint import STAGE_FILES, Checkpoint
 from ..choose import divergence
-from ..codec.tensors import identity
 from ..encoding import TensorInfo
 from ..errors import UserError
 from ..parameters import bias_of, shortest_name
+from ..tensors import identity
 from ..training import restore, weights
 from ..training.loop import error_percent, outputs
 from ..training.splits import Dataset

@@ -3,7 +3,19 @@
 import math
 from typing import TYPE_CHECKING
 
-from .plots import BLUE, GREEN, GREY, LAYER_COLOURS, ORANGE, PURPLE, RED, SKY, bare, new_figure
+from .plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    LAYER_COLOURS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    bare,
+    drawable,
+    new_figure,
+)
 from .tables import shortened
 
 if TYPE_CHECKING:
@@ -24,6 +36,7 @@ MAX_BARS = 12  # of layers; the others are summed
 
 def comparison_page(figures: dict) -> "Figure":
     """What compression did to a model, from the dict that `comparison.compare` returns."""
+    figures = drawable(figures)
     shown = largest(figures["distributions"], MAX_PANELS)
     columns = 3 if len(shown) != 4 else 2
     rows = max(1, math.ceil(len(shown) / columns))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..files import atomic_write
 from . import paper
-from .tables import percent_of, ratio, shortened, table
+from .tables import percent_of, ratio, shortened, shown, table
 
 
 def comparison_text(figures: dict) -> str:
@@ -22,7 +22,7 @@ def comparison_text(figures: dict) -> str:
     if figures["decoded_equals_weight_shared"] is not None:
         equal = "equals" if figures["decoded_equals_weight_shared"] else "DIFFERS FROM"
         parts += ["", f"the decoded model {equal} the weight-shared one, bit for bit"]
-    parts += [f"missing: {line}" for line in figures["missing"]]
+    parts += [f"missing: {shown(line)}" for line in figures["missing"]]
     return "\n".join(parts)
 
 
@@ -43,7 +43,7 @@ def latency_text(figures: dict) -> str:
         parts.append(table([f"batch {batch['batch_size']}", *head], rows, [total]))
         parts.append(f"largest difference of an output: {batch['largest_difference']:.1e}")
     if figures["dense_layers"]:
-        parts.append(f"always dense, no sparse form: {', '.join(figures['dense_layers'])}")
+        parts.append(f"always dense, no sparse form: {shown(', '.join(figures['dense_layers']))}")
     return "\n".join(parts)
 
 
@@ -58,8 +58,8 @@ def gain_of(dense: dict, other: dict) -> str:
 def headline(figures: dict) -> str:
     """The result in a line: what it was compressed to, and at which error."""
     parameters = figures["stages"][0]["parameters"]
-    text = figures["arch"] or "model"
-    text += f" on {figures['dataset']}: " if figures["dataset"] else ": "
+    text = shown(figures["arch"] or "model")
+    text += f" on {shown(figures['dataset'])}: " if figures["dataset"] else ": "
     if figures["encoded_bytes"] is None:
         return text + f"{parameters:,} parameters"
     text += f"{figures['original_bytes']:,} -> {figures['encoded_bytes']:,} bytes, "
@@ -173,4 +173,4 @@ def write_csv(path: str | Path, figures: dict) -> None:
         writer.writeheader()
         writer.writerows(rows)
         with atomic_write(path.with_name(f"{path.stem}-{kind}{path.suffix}")) as file:
-            file.write(text.getvalue().encode())
+            file.write(text.getvalue().encode(errors="backslashreplace"))

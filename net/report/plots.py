@@ -7,11 +7,12 @@ made without pyplot: no display is needed and no state is shared.
 import importlib.util
 import io
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import atomic_write
 from .tables import shortened
 
@@ -51,13 +52,26 @@ def new_figure(height: float) -> "Figure":
     return Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
 
 
+def drawable(figures: Any) -> Any:
+    """`figures` with all names in it as matplotlib can draw them, which takes $ for mathematics."""
+    if isinstance(figures, str):
+        return printable(figures).replace("$", r"\$")
+    if isinstance(figures, dict):
+        return {drawable(key): drawable(value) for key, value in figures.items()}
+    if isinstance(figures, list):
+        return [drawable(value) for value in figures]
+    return figures
+
+
 def save(figure: "Figure", path: str | Path) -> None:
     """Write the page in the format that the name ends in; without a date, so that same figures
     give the same bytes."""
     kind = str(path).rsplit(".", 1)[-1].lower()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     image = io.BytesIO()
-    figure.savefig(image, format=kind, metadata=dates.get(kind))
+    with warnings.catch_warnings():  # of characters that the font does not have: shown as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(image, format=kind, metadata=dates.get(kind))
     if kind == "png":
         image = with_palette(image)
     with atomic_write(path) as file:
@@ -75,7 +89,8 @@ def with_palette(image: io.BytesIO) -> io.BytesIO:
 
 def note_missing(path: str | Path) -> None:
     """Say that a plot which nobody asked for is left out."""
-    print(f"note: {path} is not drawn: matplotlib is not installed", file=sys.stderr)
+    text = f"note: {path} is not drawn: matplotlib is not installed"
+    print(printable(text), file=sys.stderr)
 
 
 def bare(axes: "Axes") -> None:
@@ -88,6 +103,7 @@ def bare(axes: "Axes") -> None:
 def scan_page(figures: dict) -> "Figure":
     """Held-out error and loss against density, a line per layer (Han et al. 2015, figure 6)."""
     figure = new_figure(4.2)
+    figures = drawable(figures)
     name = f"{figures['arch']} on {figures['dataset']}"
     figure.suptitle(f"{name}: each layer pruned alone, not retrained", fontweight="bold")
     layers, chosen = figures["layers"], figures["chosen"]

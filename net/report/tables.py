@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from ..clustering import COUNTED, Clustering
 from ..codec.tensors import DTYPES, write_tensor
 from ..encoding import Encoded, TensorInfo
+from ..errors import printable
 from ..files import atomic_write
 from ..plan import QUANTIZED, Treatment
 from ..shards import info_of
@@ -31,16 +34,17 @@ def table(
 
     `groups` are (title, first column, last column): a line above the head.
     """
+    head = [shown(title) for title in head]
     body, last = ([[cell(value) for value in row] for row in part] for part in (rows, total))
-    widths = [max(map(len, column)) for column in zip(head, *body, *last, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(head, *body, *last, strict=True)]
     for title, first, end in groups:  # a title that is wider than its columns widens the last
         width = sum(widths[first : end + 1]) + 2 * (end - first)
         widths[end] += max(0, len(title) - width)
 
     def line(row: list[str]) -> str:
-        first, *others = zip(row, widths, strict=True)
-        cells = [first[0].ljust(first[1])] + [text.rjust(width) for text, width in others]
-        return "  ".join(cells).rstrip()
+        blanks = [" " * (width - width_of(text)) for text, width in zip(row, widths, strict=True)]
+        others = [blank + text for text, blank in zip(row[1:], blanks[1:], strict=True)]
+        return "  ".join([row[0] + blanks[0], *others]).rstrip()
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     lines = [line(head), rule, *map(line, body)]
@@ -67,7 +71,20 @@ def cell(value: object) -> str:
         return f"{value:.2f}"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value)
+    return shown(value)
+
+
+def shown(name: object) -> str:
+    """A name as it will stand on the terminal: of a known width, and on one line."""
+    return printable(str(name), getattr(sys.stdout, "encoding", None))
+
+
+def width_of(text: str) -> int:
+    """The columns that `text` takes: two for each character of East Asian scripts."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 def percent(part: float, whole: float) -> str:
@@ -203,10 +220,10 @@ def encoding_text(encoded: Encoded) -> str:
     lines = [encoding_table(tensors, size)]
     for tensor in tensors:
         for name in tensor.tied:
-            lines.append(f"note: {name} is tied to {tensor.name}, and stored with it")
+            lines.append(f"note: {shown(name)} is tied to {shown(tensor.name)}, and stored with it")
     whole = [t for t in tensors if is_whole(t) and t.encoded_bytes > NOTED * size]
     if whole:
-        names = ", ".join(tensor.name for tensor in whole)
+        names = ", ".join(shown(tensor.name) for tensor in whole)
         share = percent(sum(tensor.encoded_bytes for tensor in whole), size)
         lines.append(f"note: stored as they are, neither pruned nor shared: {names} ({share})")
     return "\n".join(lines)
@@ -232,6 +249,7 @@ def write_json(path: str | Path, figures: dict) -> None:
 
 def shortened(name: str, width: int = NAME_WIDTH) -> str:
     """A long name by its ends, which tell layers apart: "layer4.1.do..conv"."""
+    name = printable(name)
     return name if len(name) <= width else f"{name[: width - 6]}..{name[-4:]}"
 
 
@@ -247,8 +265,10 @@ def scan_text(figures: dict) -> str:
         points = [layer["points"][i] for layer in layers]
         rows.append([f"{100 * density:.1f}", *(point["error_percent"] for point in points)])
     parts = [
-        f"{figures['arch']} on {figures['dataset']}: held-out error in percent with one layer "
-        "pruned, not retrained",
+        shown(
+            f"{figures['arch']} on {figures['dataset']}: held-out error in percent with one layer "
+            "pruned, not retrained"
+        ),
         f"(no layer pruned: {figures['error_percent']:.2f})",
         "",
     ]
@@ -258,5 +278,5 @@ def scan_text(figures: dict) -> str:
         body = [[row[0], *row[1 + start : 7 + start]] for row in rows]
         parts += [table(["density %", *names], body), ""]
     parts.append(f"for a density of {100 * figures['target']:g} % in total, least loss added up:")
-    parts.append(f"--density '{figures['density_option']}'")
+    parts.append(f"--density '{shown(figures['density_option'])}'")
     return "\n".join(parts)

@@ -32,7 +32,8 @@ BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "vgg-16": CifarVGG16,
 }
 
-OPTION = r"(?:num_classes|in_channels)=\d+|weights=[A-Z][A-Z0-9_]*"
+LONGEST = 300  # characters: a name may come from a file that anyone has written
+OPTION = r"(?:num_classes|in_channels)=[0-9]{1,9}|weights=[A-Z][A-Z0-9_]*"
 DESCRIPTION = re.compile(rf"([^()]+)(?:\(((?:{OPTION})(?:, *(?:{OPTION}))*)\))?")
 OPTIONS = ("num_classes", "in_channels", "weights")  # `weights` only torchvision's
 
@@ -94,10 +95,10 @@ def describe(
 
 def parse(arch: str) -> tuple[str, dict[str, Any]]:
     """("resnet18", {"num_classes": 10}) for "resnet18(num_classes=10)"."""
-    match = DESCRIPTION.fullmatch(arch)
+    match = DESCRIPTION.fullmatch(arch) if len(arch) <= LONGEST else None
     if match is None:
         raise UserError(
-            f"{arch!r} is not the name of an architecture; write it as in "
+            f"{arch[:LONGEST]!r} is not the name of an architecture; write it as in "
             "'resnet18(num_classes=10)'"
         )
     name, options = match.groups()

@@ -25,9 +25,13 @@ def reachable(urls: Sequence[str], seconds: float = 6.0) -> bool:
             pass
 
     threads = [threading.Thread(target=probe, args=(url,), daemon=True) for url in urls]
-    for thread in threads:
-        thread.start()
-    while any(t.is_alive() for t in threads) and seconds > 0 and not answered.wait(0.1):
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:  # no thread to be had: the time of a name look-up is then the system's
+        for url in urls:
+            probe(url)
+    while any(thread.is_alive() for thread in threads) and seconds > 0 and not answered.wait(0.1):
         seconds -= 0.1
     return answered.is_set()
 

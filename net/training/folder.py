@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from . import splits
 from .inputs import Input, normaliser
 from .splits import Dataset, with_held_out
@@ -74,7 +74,7 @@ def load(
     def read(files: Files, order: torch.Tensor) -> FirstPass:
         found = first_pass(files, order, device, keep, "photographs", skip_broken)
         for i in found.skipped:
-            print(f"NOTE: skipped {files.paths[i]}, which is broken", file=sys.stderr)
+            print(f"NOTE: skipped {printable(files.paths[i])}, which is broken", file=sys.stderr)
         return found
 
     trained, tested = read(train_files, train), read(test_files, test)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, printable
 
 
 class Log:
@@ -31,7 +31,9 @@ class Log:
         if path is not None:
             try:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                self.file = open(path, "a" if append else "w", buffering=1)  # noqa: SIM115
+                self.file = open(  # noqa: SIM115
+                    path, "a" if append else "w", buffering=1, encoding="utf-8"
+                )
             except OSError as error:
                 raise UserError(f"cannot write the log {path}: {error.strerror}") from None
 
@@ -62,12 +64,14 @@ class Log:
 
     def result(self, text: str, **event: Any) -> None:
         """A line of a stage's own: `text` to the terminal and a text log, `event` to a JSON log."""
+        text = printable(text)
         if not self.silent:
             print(text, flush=True)
         self.write(text, **event)
 
     def note(self, text: str) -> None:
         """What a user should know and did not ask for; on stderr."""
+        text = printable(text)
         if not self.silent:
             print(f"NOTE: {text}", file=sys.stderr, flush=True)
         self.write(f"NOTE: {text}", event="note", note=text)

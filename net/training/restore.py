@@ -1,11 +1,14 @@
 """From checkpoints to modules, and which of a checkpoint's parameters are compressed."""
 
+import math
+
 import torch
 from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..errors import UserError
 from ..parameters import compressible
+from ..shards import info_of
 from . import architectures
 
 
@@ -14,6 +17,8 @@ def restored(source: Checkpoint, device: torch.device | str = "cpu") -> nn.Modul
     fit its architecture."""
     if source.arch is None:
         raise UserError("a bare state dict cannot be run: name its architecture by --arch")
+    if ":" not in source.arch:  # code of the user's own may take what it likes
+        _check_size(source)
     model = architectures.build(source.arch)
     try:
         model.load_state_dict(source.state_dict)
@@ -23,6 +28,19 @@ def restored(source: Checkpoint, device: torch.device | str = "cpu") -> nn.Modul
             f"the model does not fit the architecture {source.arch}: {reason}"
         ) from None
     return placed(model, device)
+
+
+def _check_size(source: Checkpoint) -> None:
+    """Refuse an architecture far larger than its state dict before memory is taken for it: the
+    file that names it may ask for a thousand million classes."""
+    state, skeleton = source.state_dict, architectures.skeleton(source.arch or "")
+    wanted = sum(parameter.numel() for parameter in skeleton.parameters())
+    given = sum(math.prod(info_of(state, name).shape) for name in state)
+    if wanted > 2 * given + 1_000_000:
+        raise UserError(
+            f"the model does not fit the architecture {source.arch}: it has {given} values, not "
+            f"{wanted}"
+        )
 
 
 def placed(model: nn.Module, device: torch.device | str) -> nn.Module:

@@ -8,9 +8,25 @@ import torch
 
 from .. import checkpoint
 from ..errors import UserError
+from ..files import one_line
 from . import distributed
 
 PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
+
+
+START_AGAIN = "leave out --resume to start again"
+
+
+def _is_record(record: dict) -> bool:
+    """Whether a file holds what `PhaseProgress.save` has written, parts of the run aside."""
+    kinds = {"options": dict, "parts": dict, "found": dict, "rng": torch.Tensor, "cuda_rng": list}
+    return (
+        all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+        and all(type(number) in (int, float) for number in record["found"].values())
+        and record.get("phase") in PHASES
+        and type(record.get("epoch")) is int
+        and record["epoch"] >= 0
+    )
 
 
 class Stateful(Protocol):
@@ -35,13 +51,14 @@ class RunProgress:
         self.found: dict[str, Any] = {}
         if resume and path.exists():
             record = checkpoint.load_dict(path)
+            if not _is_record(record):
+                raise UserError(f"{path} is no progress of a run; {START_AGAIN}")
             if record.get("options") != options:
                 raise UserError(
-                    f"{path} is of a run with other options; give the same ones, or leave out "
-                    "--resume to start again"
+                    f"{path} is of a run with other options; give the same ones, or {START_AGAIN}"
                 )
             self.record = record
-            self.found = record.get("found", {})
+            self.found = record["found"]
 
     def passed(self, phase: str) -> bool:
         """Whether the interrupted run was in a later phase than this."""
@@ -81,11 +98,12 @@ class PhaseProgress:
             return epochs
         if record is None or record["phase"] != self.phase:
             return 0
-        for name, part in self.parts.items():
-            part.load_state_dict(record["parts"][name])
-        torch.set_rng_state(record["rng"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(record["cuda_rng"])
+        with one_line(self.run.path, UserError, START_AGAIN, RuntimeError):
+            for name, part in self.parts.items():
+                part.load_state_dict(record["parts"][name])
+            torch.set_rng_state(record["rng"])
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(record["cuda_rng"])
         return record["epoch"]
 
     def save(self, epoch: int) -> None:

@@ -53,18 +53,20 @@ def test_gaps_of_the_example() -> None:
     begins, rows, order = matrix_kernels.transpose(starts, columns, np.array([1, 1, 0, 1]))
     assert (begins.tolist(), rows.tolist()) == ([0, 1, 2, 2, 3], [1, 0, 0])
     assert order.tolist() == [2, 0, 1]
-    out = np.zeros(3, np.int64)
-    assert matrix_kernels.places(gaps, np.array([0, 2]), np.arange(4), 4, 1, out)
+    out, last = np.zeros(3, np.int64), np.array([0, -1])
+    lines = np.array([0, 2], np.int32), np.arange(4, dtype=np.int32)
+    assert matrix_kernels.places(gaps[:2], last, *lines, 4, 1, out)
+    assert matrix_kernels.places(gaps[2:], last, *lines, 4, 1, out[2:])
     assert out.tolist() == [1, 3, 8]
-    assert not matrix_kernels.places(np.array([8]), np.array([0, 2]), np.arange(4), 4, 1, out)
+    assert not matrix_kernels.places(np.array([8]), np.array([0, -1]), *lines, 4, 1, out)
 
 
 def test_numbers_of_the_example() -> None:
     from net.codec import kernels
 
     values, distinct = np.array([7, 7, 5, 7], np.uint64), np.zeros(2, np.uint64)
-    numbers = np.zeros(4, np.uint16)
-    assert kernels.number(values, distinct, 0, np.zeros(4, np.int32), 62, numbers) == 2
+    numbers, one = np.zeros(4, np.uint16), np.uint64(1)
+    assert kernels.number(values, distinct, 0, np.zeros(4, np.int32), 62, one, numbers) == 2
     assert (numbers.tolist(), distinct.tolist()) == ([0, 0, 1, 0], [7, 5])
     more = np.array([7, 9], np.uint64)
-    assert kernels.number(more, distinct, 2, np.zeros(4, np.int32), 62, numbers) == -1
+    assert kernels.number(more, distinct, 2, np.zeros(4, np.int32), 62, one, numbers) == -1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from net.codec import kernels
 from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError
 from net.codec.codes import Code
-from net.codec.integers import read_integers, write_integers
+from net.codec.integers import Integers, write_integers
 from net.codec.sets import read_set, write_set
 from net.codec.tables import read_table, write_small_table, write_table
 from net.codec.values import read_values, write_values
@@ -79,11 +79,22 @@ def test_nothing_is_skipped_beyond_the_end() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 63).flatmap(lambda b: st.integers(0, 2**b - 1)), max_size=80))
-def test_integers(values: list[int]) -> None:
+@given(
+    st.lists(st.integers(0, 63).flatmap(lambda b: st.integers(0, 2**b - 1)), min_size=1),
+    st.integers(1, 100),
+)
+def test_integers(values: list[int], step: int) -> None:
     writer = BitWriter()
     write_integers(writer, np.array(values, np.int64))
-    assert read_integers(BitReader(writer.finish()), len(values)).tolist() == values
+    writer.write(5, 3)
+    reader, found = BitReader(writer.finish()), []
+    integers = Integers(reader, len(values))
+    while integers.left:
+        part = np.empty(min(step, integers.left), np.int64)
+        integers.take(part)
+        found += part.tolist()
+    assert found == values
+    assert reader.read(3) == 5
 
 
 def test_integers_bit_by_bit() -> None:
@@ -104,7 +115,7 @@ def test_integers_bit_by_bit() -> None:
 )
 def test_malformed_integers(parts: tuple, message: str) -> None:
     with pytest.raises(HuffmanError, match=message):
-        read_integers(BitReader(bits(*parts).finish()), 3)
+        Integers(BitReader(bits(*parts).finish()), 3)
 
 
 # --- sets ---------------------------------------------------------------------------------------

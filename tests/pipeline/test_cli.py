@@ -7,7 +7,7 @@ import torch
 
 import deep_compressing
 from net.errors import UserError
-from net.pipeline import cli, presets
+from net.pipeline import cli, presets, process
 from net.pipeline.fields import Parser
 from net.pipeline.options import DATASETS
 from net.training import datasets
@@ -55,7 +55,7 @@ def test_bad_usage_is_one_line_and_2(capsys):
         (UserError("a is wrong;\n do b"), 1, "error: a is wrong; do b\n"),
         (PermissionError(13, "Permission denied", "x.txt"), 1, "error: Permission denied: x.txt\n"),
         (MemoryError(), 1, "error: out of memory; try a smaller --batch-size or model\n"),
-        (KeyboardInterrupt(), 130, "\ninterrupted; finished files are whole\n"),
+        (KeyboardInterrupt(), 130, f"\n{process.INTERRUPTED}\n"),
     ],
 )
 def test_failures_are_one_line(failure, code, message, capsys):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from net.checkpoint import Checkpoint
 from net.errors import UserError
 from net.training.architectures import (
     build,
@@ -15,6 +16,7 @@ from net.training.architectures import (
     weights_of,
 )
 from net.training.inputs import Input
+from net.training.restore import restored
 
 
 @pytest.mark.parametrize(("arch", "parameters"), [("lenet-300-100", 266_610), ("lenet-5", 431_080)])
@@ -266,3 +268,32 @@ def test_a_skeleton_takes_no_memory_and_no_random_numbers():
 
 
 # Layers
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x" * 10_000_000, "(" * 10_000_000, "lenet-5(num_classes=" + "9" * 5000 + ")", "a=" * 400],
+)
+def test_a_name_out_of_any_file_is_short(text):
+    with pytest.raises(UserError, match="is not the name of an architecture") as error:
+        build(text)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "()", "lenet-5()", "lenet-5(num_classes=-1)", "lenet-5(num_classes=1e9)", "\ud800:x",
+     ":", "a:", ":b", "..:x", ".a:b", "a\0:b", "os:system", "lenet-5(weights=X)", "../x", "a.b.c"],
+)  # fmt: skip
+def test_a_name_that_means_nothing_is_one_line(text):
+    with pytest.raises(UserError) as error:
+        build(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arch", ["lenet-5", "resnet18"])
+def test_no_memory_is_taken_for_classes_that_the_file_does_not_have(arch):
+    """300 GB of them."""
+    claimed = Checkpoint({"a": torch.ones(3)}, f"{arch}(num_classes=150000000)")
+    with pytest.raises(UserError, match="it has 3 values, not"):
+        restored(claimed)

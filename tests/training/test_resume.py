@@ -80,3 +80,56 @@ def test_finish_removes_the_file(tmp_path, blobs):
     progress.finish()
     progress.finish()
     assert not (tmp_path / "p").exists()
+
+
+def spoiled(record, change):
+    record = dict(record)
+    change(record)
+    return record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.pop("phase"),
+        lambda r: r.update(phase="dance"),
+        lambda r: r.update(phase=["prune"]),
+        lambda r: r.update(epoch=-1),
+        lambda r: r.update(epoch="2"),
+        lambda r: r.update(epoch=True),
+        lambda r: r.update(found=[1]),
+        lambda r: r.update(found={"density": "all"}),
+        lambda r: r.update(options=None),
+        lambda r: r.update(parts=[]),
+        lambda r: r.update(rng=3),
+        lambda r: r.update(cuda_rng=None),
+    ],
+)
+def test_a_file_of_another_kind_is_one_line(tmp_path, blobs, change):
+    path = tmp_path / "p"
+    train(blobs, RunProgress(path, {"seed": 3}, False))
+    checkpoint.save_dict(path, spoiled(checkpoint.load_dict(path), change))
+    with pytest.raises(UserError, match=r"p is no progress of a run; leave out --resume"):
+        RunProgress(path, {"seed": 3}, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["parts"].pop("pruner"),
+        lambda r: r["parts"].update(model={"1.weight": torch.zeros(2)}),
+        lambda r: r["parts"].update(optimizer={"state": 3}),
+        lambda r: r["parts"].update(optimizer=None),
+        lambda r: r["parts"].update(pruner={"step": "one"}),
+        lambda r: r.update(rng=torch.zeros(3)),
+        lambda r: r.update(rng=torch.zeros(3, dtype=torch.uint8)),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_line(tmp_path, blobs, change):
+    path = tmp_path / "p"
+    with pytest.raises(Killed):
+        train(blobs, RunProgress(path, {"seed": 3}, False), last=2)
+    checkpoint.save_dict(path, spoiled(checkpoint.load_dict(path), change))
+    with pytest.raises(UserError, match=r"p: .*; leave out --resume") as error:
+        train(blobs, RunProgress(path, {"seed": 3}, True))
+    assert "\n" not in str(error.value)

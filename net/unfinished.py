@@ -1,0 +1,24 @@
+"""Files of this process that nothing names yet: removed if it ends before they are finished."""
+
+import os
+
+_paths: set[str] = set()
+
+
+def add(path: str | os.PathLike) -> None:
+    """Called before the file is made."""
+    _paths.add(os.fspath(path))
+
+
+def discard(path: str | os.PathLike) -> None:
+    """Called before the file gets its name, or is named by another: from then on it stays."""
+    _paths.discard(os.fspath(path))
+
+
+def remove() -> None:
+    """Called by what ends the process without unwinding it, as a handler of signals does."""
+    while _paths:
+        try:  # noqa: SIM105 (a script that has just begun has not loaded contextlib)
+            os.unlink(_paths.pop())
+        except OSError:
+            pass
