@@ -7,14 +7,16 @@
  "metrics": {name: number}}
 """
 
+import os
 import pickle
-import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard, cast
 
 import torch
 
@@ -24,6 +26,8 @@ from .errors import UserError
 from .files import atomic_write
 
 FORMAT = "deep-compression 1"
+# Bytes. A smaller file is read as a whole, and may change while its tensors are in use.
+MAPPED_FROM = 1 << 28
 # Keys of the model in files that hold more than one state dict, as others publish them.
 NESTED = ("state_dict", "model_state_dict", "model")
 
@@ -76,10 +80,17 @@ def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint, or a bare state dict that somebody else saved: a .pt or .safetensors file,
     or a folder of Hugging Face's shards.
 
-    Tensors are read when they are asked for (safetensors), or memory-mapped where the file allows
-    it, so that a large model is read tensor by tensor.  Raises CheckpointError; never runs code
-    from the file.
+    Tensors are read when they are asked for (safetensors), or memory-mapped where the file is large
+    and allows it, so that a large model is read tensor by tensor.  Raises CheckpointError; never
+    runs code from the file.
     """
+    found = _load(path)
+    if is_mapped(Path(path)):
+        found.state_dict = MappedState(Path(path), found.state_dict)
+    return found
+
+
+def _load(path: str | Path) -> Checkpoint:
     if shards.is_shards(path):
         try:
             return Checkpoint(shards.Shards(path))
@@ -111,6 +122,30 @@ def load(path: str | Path) -> Checkpoint:
     raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
 
 
+class MappedState(Mapping[str, torch.Tensor]):
+    """A state dict in a memory-mapped file.
+
+    Touching memory whose part of the file is gone ends the process (SIGBUS). So the size of the
+    file is looked at before a tensor is given: CheckpointError where it has been cut off.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.path, self.tensors, self.status = path.absolute(), tensors, path.stat()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with suppress(OSError):  # what is removed or replaced by a rename stays mapped
+            now = self.path.stat()
+            if os.path.samestat(now, self.status) and now.st_size < self.status.st_size:
+                raise CheckpointError(f"{self.path} was cut off while it was in use; make it again")
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
 def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A copy of a state dict on the CPU, contiguous; names of one tensor (tied weights) stay so.
 
@@ -129,20 +164,52 @@ def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def save_dict(path: str | Path, content: dict) -> None:
     """`torch.save` to `path`, atomically; CheckpointError where that cannot be written."""
-    outer = sys.exc_info()[1]
     # Given a file object, torch.save names the archive "archive" whatever the path, so that equal
     # content gives equal bytes.
     try:
         with atomic_write(path) as file:
-            try:
-                torch.save(content, file)
-            except RuntimeError as error:
-                # Over a full disk or a signal, torch says that its archive has no proper end.
-                if error.__context__ in (None, outer):
-                    raise
-                raise error.__context__ from None
+            _torch_save(content, _Sink(file))
     except UserError as error:
         raise CheckpointError(str(error)) from None
+
+
+class _Sink:
+    """A file that torch.save can write to without ever seeing an error, which is kept instead.
+
+    torch makes another error of one, or, in the destructor of its archive, ends the process.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except BaseException as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def _torch_save(content: dict, sink: _Sink) -> None:
+    target = cast(BinaryIO, sink)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            # Signals come to the main thread, which can wait for torch and then say what came.
+            saving = pool.submit(torch.save, content, target)
+        except RuntimeError:  # no thread to be had
+            torch.save(content, target)
+        else:
+            try:
+                saving.result()
+            except BaseException as error:
+                sink.error = sink.error or error  # and the rest is not written
+    if sink.error is not None:
+        raise sink.error
 
 
 def load_dict(path: str | Path) -> dict:
@@ -153,10 +220,7 @@ def load_dict(path: str | Path) -> dict:
     try:
         with warnings.catch_warnings():  # of pickle protocols, which say nothing to a user
             warnings.simplefilter("ignore")
-            # Only the zip layout (PyTorch 1.6 and later) can be mapped.
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped(path))
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is refused: it is not a file of plain tensors, and reading more than that "
@@ -176,6 +240,11 @@ def load_dict(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
     return content
+
+
+def is_mapped(path: Path) -> bool:
+    """Whether the file is large enough, and of the layout (PyTorch 1.6 and later), to be mapped."""
+    return path.is_file() and path.stat().st_size >= MAPPED_FROM and zipfile.is_zipfile(path)
 
 
 def is_state_dict(content: object) -> TypeGuard[Mapping[str, torch.Tensor]]:

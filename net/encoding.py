@@ -316,7 +316,7 @@ def _packed(entries: list[Entry], meta: dict | None) -> bytes:
         found, found_meta = manifest.unpack(packed)
     except (ValueError, RecursionError) as error:
         raise EncodingError(f"cannot store the names and meta data: {error}") from None
-    if [(e.line(), e.file_name) for e in found] != [(e.line(), e.file_name) for e in entries]:
+    if [_stated(entry) for entry in found] != [_stated(entry) for entry in entries]:
         raise EncodingError("cannot store the names: they come back from JSON as others")
     given = meta or {}
     if found_meta != given or json.dumps(found_meta) != json.dumps(given):
@@ -326,6 +326,10 @@ def _packed(entries: list[Entry], meta: dict | None) -> bytes:
             "make keys strings, and tuples lists"
         )
     return packed
+
+
+def _stated(entry: Entry) -> tuple[list, int | None]:
+    return entry.line(), None if entry.same else entry.checksum
 
 
 def _stored_manifest(directory: Path) -> bytes | None:
