@@ -11,16 +11,17 @@
 import argparse
 import io
 import json
+import os
 import pickle
 import re
-import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -51,6 +52,9 @@ PLAIN_CLASSES: list = [
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     (np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
 ]
+
+# Bytes. A smaller file is read as a whole, and may change while its tensors are in use.
+MAPPED_FROM = 1 << 28
 
 # What the stages call their files.
 INITIAL = "initial_model.ptmodel"
@@ -142,12 +146,16 @@ def load(path: str | Path, key: str | None = None) -> Checkpoint:
     if content.get("format") == FORMAT:
         if key is not None:
             raise CheckpointError(f"{file} holds one model; leave --key out")
-        return _own(file, content)
-    try:
-        state, extra, notes = state_dicts.find(content, key)
-    except ValueError as error:
-        raise CheckpointError(f"{file} {error}") from None
-    return Checkpoint(state, extra=extra, notes=[f"{file}: {note}" for note in notes])
+        model = _own(file, content)
+    else:
+        try:
+            state, extra, notes = state_dicts.find(content, key)
+        except ValueError as error:
+            raise CheckpointError(f"{file} {error}") from None
+        model = Checkpoint(state, extra=extra, notes=[f"{file}: {note}" for note in notes])
+    if is_mapped(file):
+        model.state_dict = MappedState(file, model.state_dict)
+    return model
 
 
 def _own(path: Path, content: dict) -> Checkpoint:
@@ -186,6 +194,30 @@ def _of_shards(index: Path) -> dict[str, torch.Tensor]:
     return {name: parts[file][name] for name, file in files.items()}
 
 
+class MappedState(Mapping[str, torch.Tensor]):
+    """A state dict in a memory-mapped file.
+
+    Touching memory whose part of the file is gone ends the process (SIGBUS). So the size of the
+    file is looked at before a tensor is given: CheckpointError where it has been cut off.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.path, self.tensors, self.status = path.absolute(), tensors, path.stat()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with suppress(OSError):  # what is removed or replaced by a rename stays mapped
+            now = self.path.stat()
+            if os.path.samestat(now, self.status) and now.st_size < self.status.st_size:
+                raise CheckpointError(f"{self.path} was cut off while it was in use; make it again")
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
 def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A copy of a state dict on the CPU, contiguous; names of one tensor (tied weights) stay so.
 
@@ -203,20 +235,52 @@ def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def save_dict(path: str | Path, content: dict) -> None:
     """`torch.save` to `path`, atomically; CheckpointError where that cannot be written."""
-    outer = sys.exc_info()[1]
     # Given a file object, torch.save names the archive "archive" whatever the path, so that equal
     # content gives equal bytes.
     try:
         with atomic_write(path) as file:
-            try:
-                torch.save(content, file)
-            except RuntimeError as error:
-                # Over a full disk or a signal, torch says that its archive has no proper end.
-                if error.__context__ in (None, outer):
-                    raise
-                raise error.__context__ from None
+            _torch_save(content, _Sink(file))
     except UserError as error:
         raise CheckpointError(str(error)) from None
+
+
+class _Sink:
+    """A file that torch.save can write to without ever seeing an error, which is kept instead.
+
+    torch makes another error of one, or, in the destructor of its archive, ends the process.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except BaseException as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def _torch_save(content: dict, sink: _Sink) -> None:
+    target = cast(BinaryIO, sink)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            # Signals come to the main thread, which can wait for torch and then say what came.
+            saving = pool.submit(torch.save, content, target)
+        except RuntimeError:  # no thread to be had
+            torch.save(content, target)
+        else:
+            try:
+                saving.result()
+            except BaseException as error:
+                sink.error = sink.error or error  # and the rest is not written
+    if sink.error is not None:
+        raise sink.error
 
 
 def load_dict(path: str | Path) -> dict:
@@ -232,9 +296,7 @@ def load_dict(path: str | Path) -> dict:
             warnings.catch_warnings(),  # of pickle protocols, which say nothing to a user
         ):
             warnings.simplefilter("ignore")
-            # Only the zip layout (PyTorch 1.6 and later) can be mapped, by its name, and torch.load
-            # goes by that of a safetensors file.
-            mapped = zipfile.is_zipfile(path) and path.suffix != shards.SUFFIX
+            mapped = is_mapped(path)
             source = name if mapped else file
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -262,6 +324,13 @@ def _plain_classes() -> AbstractContextManager:
     if torch.__version__ < "2.6":  # where a class has no other name than its own
         return nullcontext()
     return torch.serialization.safe_globals(PLAIN_CLASSES)
+
+
+def is_mapped(path: Path) -> bool:
+    """Whether the file is large enough to be mapped, and of a layout that can be (PyTorch 1.6 and
+    later); by its name, for which torch.load would take a safetensors file."""
+    large = path.suffix != shards.SUFFIX and path.is_file() and path.stat().st_size >= MAPPED_FROM
+    return large and zipfile.is_zipfile(path)
 
 
 def is_state_dict(content: object) -> TypeGuard[Mapping[str, torch.Tensor]]:

@@ -1,6 +1,7 @@
 import os
 import pickle
 import resource
+import threading
 
 import pytest
 import torch
@@ -162,16 +163,19 @@ def test_what_stops_torch_while_it_writes_stays_what_it_is(tmp_path, monkeypatch
     assert os.listdir(tmp_path) == []
 
 
-def test_an_error_of_torch_itself_is_not_taken_for_one_of_the_disk(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("torch's own")
+def test_an_error_of_torch_itself(tmp_path):
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        checkpoint.save_dict(tmp_path / "m.ptmodel", {"a": lambda: None})
+    assert os.listdir(tmp_path) == []
 
-    monkeypatch.setattr(torch, "save", refuse)
-    try:
-        raise OSError("handled while the model is saved")
-    except OSError:
-        with pytest.raises(RuntimeError, match="torch's own"):
-            checkpoint.save_dict(tmp_path / "m.ptmodel", {})
+
+def test_where_no_thread_is_to_be_had(tmp_path, monkeypatch, model):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    checkpoint.save(tmp_path / "m.ptmodel", model)
+    assert list(checkpoint.load(tmp_path / "m.ptmodel").state_dict) == list(model.state_dict)
 
 
 def test_a_tensor_whose_memory_was_freed(tmp_path):
@@ -238,3 +242,19 @@ def test_a_pipe_is_refused_at_once(tmp_path):
         checkpoint.load(tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match=r"no model at .*m\.safetensors"):
         checkpoint.load(tmp_path / "m.safetensors")
+
+
+def test_a_file_that_is_cut_off_while_its_tensors_are_in_use(tmp_path, monkeypatch):
+    path = tmp_path / "m.ptmodel"
+    checkpoint.save(path, Checkpoint({"w": torch.ones(100_000)}))
+    read = checkpoint.load(path).state_dict
+    monkeypatch.setattr(checkpoint, "MAPPED_FROM", 0)
+    mapped = checkpoint.load(path).state_dict
+    assert torch.equal(mapped["w"], read["w"])
+    checkpoint.save(path, Checkpoint({"w": torch.zeros(9)}))  # another file of the same name
+    assert torch.equal(mapped["w"], read["w"])
+    mapped = checkpoint.load(path).state_dict
+    os.truncate(path, 100)
+    with pytest.raises(CheckpointError, match=r"m\.ptmodel was cut off while it was in use"):
+        mapped["w"]
+    assert torch.equal(read["w"], torch.ones(100_000))
