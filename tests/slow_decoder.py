@@ -216,7 +216,7 @@ def stream(data: bytes) -> list[int]:
 def folder(directory: Path) -> tuple[dict[str, tuple[str, list[int], list[int]]], dict]:
     """{name: (type, shape, patterns)} and the meta data."""
     data = (directory / "manifest.huff").read_bytes()
-    assert data[:4] == b"DCE\x02"
+    assert data[:4] == b"DCE\x03"
     assert zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "big")
     inflate = zlib.decompressobj(-15, zdict=DICTIONARY.read_bytes())
     text = json.loads(inflate.decompress(data[8:]))

@@ -13,7 +13,7 @@ import torch
 from .tensors import DTYPES
 
 MANIFEST = "manifest.huff"
-MAGIC = b"DCE\x02"  # Deep Compression encoding, version 2
+MAGIC = b"DCE\x03"  # Deep Compression encoding, version 3
 MAX_TENSOR_BYTES = 1 << 34
 MAX_MANIFEST_BYTES = 1 << 26  # of the file
 # A text that is far larger than its file, and a tree that is far larger than its text, are left
@@ -21,23 +21,17 @@ MAX_MANIFEST_BYTES = 1 << 26  # of the file
 SPARE_TEXT, MAX_EXPANSION = 1 << 20, 32
 SPARE_ITEMS, ITEMS_IN_A_BYTE = 1 << 14, 2
 
-# Likely text of a manifest for DEFLATE to refer to; the best matches come last.
+# Likely text of a manifest for DEFLATE to refer to, the likeliest last: the syntax, the types, and
+# words of layers in general. No names or shapes of particular networks.
 DICTIONARY = (
-    b'"int64",[]]],["bfloat16","float16","float64","uint8","bool",'
-    b'"epochs":"lr":"stage":"initial","retrained","bits":"seed":42,'
-    b'"cifar10""alexnet""vgg16""lenet-5","digits""metrics":{"error_percent":'
-    b'.num_batches_tracked","int64",[]],["layer1.0.bn1.running_mean","float32",[64]],'
-    b'["layer1.0.bn1.running_var","float32",[64]],["layer1.0.downsample.0.weight","float32",['
-    b'["features.0.weight","float32",[64,3,11,11]],["features.0.bias","float32",[64]],'
-    b'["classifier.1.weight","float32",[4096,9216]],["classifier.1.bias","float32",[4096]],'
-    b'["conv1.weight","float32",[20,1,5,5]],["conv1.bias","float32",[20]],'
-    b'["conv2.weight","float32",[50,20,5,5]],["conv2.bias","float32",[50]],'
-    b'["fc1.weight","float32",[500,800]],["fc1.bias","float32",[500]],'
-    b'["fc2.weight","float32",[10,500]],["fc2.bias","float32",[10]]]'
-    b'{"tensors":[["fc1.weight","float32",[300,784]],["fc1.bias","float32",[300]],'
-    b'["fc2.weight","float32",[100,300]],["fc2.bias","float32",[100]],'
-    b'["fc3.weight","float32",[10,100]],["fc3.bias","float32",[10]]],'
-    b'"meta":{"arch":"lenet-300-100","dataset":"mnist"}}'
+    b'"float8_e4m3fn","complex64","bool","uint8","int32","int64",[]],'
+    b'"encoder.decoder.layers.blocks.features.classifier.head.embeddings.attention.query.key.value.'
+    b'self.output.dense.mlp.proj.linear.conv.norm.gamma","beta",["weight_ih_l0","weight_hh_l0",'
+    b'"bias_ih_l0","bias_hh_l0","in_proj_weight","in_proj_bias","out_proj."float64","float16",'
+    b'"bfloat16",["0.1.2.3.4.5.6.7.8.9.10.11.12.'
+    b'.num_batches_tracked","int64",[]],[".running_mean","float32",[".running_var","float32",['
+    b'{"tensors":[[".weight","float32",[,]],[".bias","float32",[]],["'
+    b']]],"meta":{"arch":"","dataset":""}}'
 )
 
 
@@ -123,7 +117,7 @@ def unpack(data: bytes) -> tuple[list[Entry], dict]:
     if data[:3] != MAGIC[:3]:
         raise ManifestError("not a manifest of this program")
     if data[3:4] != MAGIC[3:]:
-        raise ManifestError(f"format version {data[3:4].hex()}; this program reads version 02")
+        raise ManifestError(f"format version {data[3:4].hex()}; this program reads version 03")
     if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "big"):
         raise ManifestError("the checksum does not match: the file is damaged")
     unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
