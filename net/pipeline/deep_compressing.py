@@ -13,7 +13,7 @@ a picture into saves/comparison.png unless --plot names another file.
 from argparse import Namespace
 from collections.abc import Sequence
 
-from . import cli
+from . import cli, process
 from .fields import Parser, built, declared
 from .options import ModelOptions, PruningOptions, ReportOptions, SharingOptions
 from .presets import defaults
@@ -103,3 +103,9 @@ def run_all(args: Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), body, argv)
+
+
+def command() -> int:
+    """`deep-compression` of an installed copy, a process of its own as the script is."""
+    process.start()
+    return main()
