@@ -1,5 +1,7 @@
 import csv
+import io
 import json
+import sys
 
 import pytest
 
@@ -125,3 +127,14 @@ def test_latency_table():
         line.split() for line in text.splitlines()
     ]
     assert "always dense, no sparse form: conv1" in text
+
+
+def test_names_that_a_terminal_would_obey_keep_their_columns(monkeypatch):
+    names = ["a\x1b[2J\n", "日本", "ä×"]
+    shown = tables.table(["name", "n"], [[name, i] for i, name in enumerate(names)])
+    assert shown.splitlines()[2:] == [r"a\x1b[2J\n  0", "日本        1", "ä×          2"]
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    shown = tables.table(["name", "n"], [[name, i] for i, name in enumerate(names)])
+    assert shown.isascii()
+    assert len(set(map(len, shown.splitlines()))) == 1
+    assert tables.shortened("x\n" * 9, 12) == r"x\nx\n..\nx\n"
