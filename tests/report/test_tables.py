@@ -137,4 +137,3 @@ def test_names_that_a_terminal_would_obey_keep_their_columns(monkeypatch):
     shown = tables.table(["name", "n"], [[name, i] for i, name in enumerate(names)])
     assert shown.isascii()
     assert len(set(map(len, shown.splitlines()))) == 1
-    assert tables.shortened("x\n" * 9, 12) == r"x\nx\n..\nx\n"
