@@ -13,7 +13,7 @@ a picture into saves/comparison.png unless --plot names another file.
 from argparse import Namespace
 from collections.abc import Sequence
 
-from . import arguments, cli, sharing_arguments
+from . import arguments, cli, process, sharing_arguments
 
 
 def parser() -> arguments.Parser:
@@ -72,3 +72,9 @@ def body(args: Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), body, argv)
+
+
+def command() -> int:
+    """The installed command: `main` in a process of its own."""
+    process.start()
+    return main()
