@@ -24,13 +24,12 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> "Any":
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    if name in _CLASSES:
-        return getattr(importlib.import_module(f".{_CLASSES[name]}", __name__), name)
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_CLASSES.get(name, name)}", __name__)
+    return getattr(module, name) if name in _CLASSES else module
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,6 @@
 """Compiled code is cached where that can be, and works where it cannot."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -44,3 +45,36 @@ def test_coding_without_a_writable_cache(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[1, 0, 2]"
     assert not list(tmp_path.rglob("*.nbi"))
+
+
+CODE = (
+    "import numpy as np, numba.core.caching as c\n"
+    "from net.codec import compiled, kernels\n"
+    "print(kernels.count(np.array([0, 2, 2], np.uint8), 3).tolist())\n"
+)
+
+
+def counted(cache: Path, code: str = CODE) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert (result.stdout, result.stderr) == ("[1, 0, 2]\n", "")
+
+
+def test_a_cache_on_a_full_disk(tmp_path: Path) -> None:
+    counted(tmp_path, f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))\n{CODE}")
+    assert not list(tmp_path.rglob("*.nb?"))
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    counted(tmp_path)
+    whole = {path: path.stat().st_size for path in tmp_path.rglob("*.nb?")}
+    assert whole
+    for path in whole:
+        path.write_bytes(b"damaged")
+    counted(tmp_path)
+    assert {path: path.stat().st_size for path in tmp_path.rglob("*.nb?")} == whole
+
+
+def test_a_cache_that_is_no_folder() -> None:
+    counted(Path("/dev/full/cache"))

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -280,3 +281,12 @@ def test_the_curve_shows_every_point_and_those_of_others(tmp_path):
     plots.save(page, tmp_path / "curve.svg")
     text = (tmp_path / "curve.svg").read_text()
     assert all(name in text for name in ("1000x", "250x", "somebody else", "dense model"))
+
+
+def test_names_that_matplotlib_cannot_draw(figures, tmp_path):
+    figures["dataset"] = figures["layers"][0]["name"] = "a\x1b\n\udce9 $x$ $ 日本"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.save(comparison_page.comparison_page(figures), tmp_path / "a.png")
+    assert figures["dataset"].startswith("a\x1b")  # as it was
+    assert plots.drawable({"a$": ["$b\n", 1]}) == {r"a\$": [r"\$b\n", 1]}

@@ -1,5 +1,7 @@
 import csv
+import io
 import json
+import sys
 
 import pytest
 import torch
@@ -174,3 +176,13 @@ def test_what_is_stored_whole_is_named_whatever_its_type(shared, tmp_path):
     note = tables.encoding_text(encoded).splitlines()[-1]
     assert note.startswith("note: stored as they are, neither pruned nor shared: ")
     assert {"table", "ids"} <= set(note.partition("shared: ")[2].partition(" (")[0].split(", "))
+
+
+def test_names_that_a_terminal_would_obey_keep_their_columns(monkeypatch):
+    names = ["a\x1b[2J\n", "日本", "ä×"]
+    shown = tables.table(["name", "n"], [[name, i] for i, name in enumerate(names)])
+    assert shown.splitlines()[2:] == [r"a\x1b[2J\n  0", "日本        1", "ä×          2"]
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    shown = tables.table(["name", "n"], [[name, i] for i, name in enumerate(names)])
+    assert shown.isascii()
+    assert len(set(map(len, shown.splitlines()))) == 1

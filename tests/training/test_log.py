@@ -69,3 +69,14 @@ def test_append(tmp_path):
 def test_unwritable(tmp_path):
     with pytest.raises(UserError, match=r"cannot write the log .*Is a directory"):
         Log(tmp_path)
+
+
+def test_names_in_lines(tmp_path, capsys):
+    for name in ("log.txt", "log.jsonl"):
+        log = Log(tmp_path / name)
+        log.result("a\x1b[2J\n日\udce9", event="e", name="a\x1b[2J\n日\udce9")
+        log.close()
+        assert capsys.readouterr().out == "a\\x1b[2J\\n日\\udce9\n"
+    assert (tmp_path / "log.txt").read_text("utf-8") == "a\\x1b[2J\\n日\\udce9\n"
+    found = json.loads((tmp_path / "log.jsonl").read_text("utf-8"))
+    assert found["name"] == "a\x1b[2J\n日\udce9"  # exact
