@@ -109,6 +109,8 @@ def load(path: str | Path) -> Checkpoint:
 def _stored(path: str | Path, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict out of the file `path`, whose tensors are about as large as the file says."""
     for name, tensor in state.items():
+        if tensor.is_meta:
+            raise CheckpointError(f"{path}: {name} has no values (device meta); save it with them")
         if is_expanded(tensor):
             raise CheckpointError(
                 f"{path}: {name} is an expanded tensor of {tensor.nbytes} bytes; save what it is "

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import UserError
-from .files import atomic_write, one_line, read_file
+from .files import atomic_write, one_line, read_file, reason
 
 SUFFIX = ".safetensors"
 AGAIN = "fetch it again"
@@ -176,9 +176,9 @@ def _indexed(index: Path) -> dict[str, Path]:
 
 
 def _opened(file: Path) -> Any:
-    if not file.is_file():
-        raise ShardsError(f"{file} is missing; fetch it again")
     try:
+        if not file.is_file():
+            raise ShardsError(f"{file} is missing; {AGAIN}")
         return safe_open(str(file), framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        raise ShardsError(f"{file} is damaged or cut off ({error}); fetch it again") from None
+        raise ShardsError(f"{file} is damaged or cut off ({reason(error)}); {AGAIN}") from None
