@@ -38,7 +38,7 @@ from tests import slow_decoder
 
 MAX_SECONDS = 2.0
 MAX_TIMES = 4  # the bytes of the largest tensor and the files
-SPARE = 1 << 25  # bytes: of the objects of a manifest, and of matrices of up to 2**20 rows
+SPARE = 1 << 24  # bytes: of the objects of a manifest, and of matrices of up to 2**20 rows
 WARM_UP = 100
 RUN_BYTES = 1 << 10  # of a code of one symbol, which are 2**23 symbols
 
@@ -266,9 +266,9 @@ class Example:
                 files[entry.file_name] = data
         state, size = self._loaded(files)
         if state is not None:
-            claimed = {line[0]: line for line in document["tensors"]}
-            assert list(state) == list(claimed), "other names"
-            for line in lines:
+            claims = json.loads(text)["tensors"]
+            assert list(state) == [name for name, *_ in claims], "other names"
+            for line in filter(is_tensor, claims):
                 tensor = state[line[0]]
                 assert [str(tensor.dtype)[6:], list(tensor.shape)] == line[1:], "another tensor"
             if sum(tensor.numel() for tensor in state.values()) < 1000:
@@ -418,7 +418,7 @@ def forge_text(rng: random.Random, document: dict) -> bytes:
     text = json.dumps(document, separators=(",", ":"))
     if rng.random() < 0.9:
         return text.encode()
-    size = rng.choice([10, 1000, 100_000, 400_000])
+    size = rng.choice([10, 1000, 100_000])
     more = rng.choice(
         ["[", "{", "[],", "{},", '{"":', "9", " ", "\\", '"', "NaN,", "0,", "\U0001f600"]
     )

@@ -204,6 +204,12 @@ def test_a_small_file_of_an_enormous_tensor_is_refused(tmp_path, tensor, nest):
         checkpoint.load(tmp_path / "m.pt")
 
 
+def test_a_tensor_without_values_is_refused(tmp_path):
+    torch.save({"a": torch.empty(3, device="meta")}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"m\.pt: a has no values"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
 def test_an_expanded_tensor_in_a_ptmodel_is_refused(tmp_path):
     expanded = {"a": torch.ones(1).expand(2**32)}
     with pytest.raises(CheckpointError, match=r"cannot write .*: 'a': an expanded tensor"):

@@ -432,7 +432,8 @@ def test_fixed_index_bits_count_padding_zeros() -> None:
 GOLDEN = {
     "00-fc1.weight-a82ab78a.huff": "5706a219b706e134060050",
     "01-fc1.bias-e58d6863.huff": "000006680000033001800198003fc03d00",
-    "manifest.huff": "44434503583ab29a43b5222dd9109b2d263a66600341d218569960b32627352fb544d7d8c040d7d0c000680d00a82ab78ae58d6863",
+    "manifest.huff": "44434503583ab29a43b5222dd9109b2d263a66600341d218569960b32627"
+    "352fb544d7d8c040d7d0c000680d00a82ab78ae58d6863",
 }
 
 
@@ -860,6 +861,10 @@ RAW = "00 0 0" + "0" * 24  # three bytes as they are, one at least
 MALFORMED_TENSORS = {
     "half of integers": ((4,), torch.int32, ("0 1",), "half precision for a type that has none"),
     "half of half": ((4,), torch.float16, ("0 1",), "half precision for a type that has none"),
+    "NaN": ((1,), torch.float32, ("0 1 0 0", "00000000 0 01111110"), "a NaN in half precision"),
+    "NaN in a codebook": (
+        (2,), torch.float32, ("0 1 1", 0, "1111111000000000"), "a NaN in half precision"
+    ),
     "too wide": ((4,), torch.int32, ("0 01 000001 011111",), "values as wide as their type"),
     "codebook": ((4,), torch.int8, ("0 00 1", 256), "a codebook of too many values"),
     "codebook of 2**60": ((4,), torch.int64, ("0 00 1", 1 << 60), "a codebook of too many values"),

@@ -127,7 +127,26 @@ def test_a_failed_writing_leaves_the_old_file(state, tmp_path):
                 ),
                 "the file of 'a' in its weight_map is missing",
             )
-            for file in (3, None, [], {}, "", ".", "..", "/", "a/b", "../a", "/a", "a\0", "\ud800")
+            for file in (
+                3,
+                None,
+                [],
+                {},
+                "",
+                ".",
+                "..",
+                "/",
+                "a/b",
+                "../a",
+                "/a",
+                "a\n",
+                "a\0",
+                "\ud800",
+            )
+        ),
+        (
+            lambda f: (f / INDEX).write_text(json.dumps({"weight_map": {"a": "a" * 300}})),
+            "File name too long",
         ),
         (lambda f: os.truncate(f / INDEX, 2 << 30), "larger than the"),
         (lambda f: (f / "model-00001-of-00002.safetensors").unlink(), "is missing; fetch it"),

@@ -133,8 +133,10 @@ class Form:
 
     def undo(self, values: np.ndarray, kind: np.dtype) -> np.ndarray:
         if self.half:
-            wide = values.astype(np.uint16).view(np.float16).astype(f"f{kind.itemsize}")
-            return wide.view(kind)
+            halves = values.astype(np.uint16).view(np.float16)
+            if np.isnan(halves).any():  # processors differ in what they make of its payload
+                raise HuffmanError("a NaN in half precision")
+            return halves.astype(f"f{kind.itemsize}").view(kind)
         values = values.astype(kind, copy=False)
         return values << kind.type(self.shift) if self.shift else values
 
@@ -166,7 +168,6 @@ def _as_half(values: np.ndarray) -> np.ndarray:
 def _fits_half(values: np.ndarray) -> bool:
     for each in parts(values.size):  # most tensors do not: stop at the first part
         part = values[each]
-        # processors differ in what they make of a NaN's payload
         if np.isnan(part.view(f"f{part.itemsize}")).any() or not np.array_equal(
             _as_half(part).astype(f"f{part.itemsize}").view(part.dtype), part
         ):
