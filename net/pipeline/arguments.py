@@ -83,6 +83,15 @@ def add_common(parser: Parser) -> None:
         "the first of them ends the run",
     )
     group.add_argument(
+        "--normalise",
+        choices=("auto", "none", "unit", "data"),
+        default="auto",
+        help="none: inputs as they are; unit: bytes to [0, 1]; data: by the training inputs' own "
+        "mean and deviation. auto (default): by the model's figures where it has any, else data "
+        "for named data sets and folders, none for a function of your own. Later stages do the "
+        "same",
+    )
+    group.add_argument(
         "--test-batch-size", type=integer(1), default=1000, metavar="N", help="default: 1000"
     )
 

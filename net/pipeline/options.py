@@ -22,6 +22,7 @@ class DataOptions:
     data_dir: str = "data"
     val_fraction: float = 0.2
     skip_broken: bool = False
+    normalise: Literal["auto", "none", "unit", "data"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def load_data(arch: str, options: DataOptions, setting: Setting) -> Dataset:
     with distributed.writer_first():
         return datasets.load(
             *(options.dataset, options.data_dir, setting.device, architectures.input_of(arch)),
-            *(options.val_fraction, options.skip_broken),
+            *(options.val_fraction, options.skip_broken, options.normalise, setting.log),
         )
 
 
