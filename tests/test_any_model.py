@@ -1,6 +1,7 @@
 """Models and data that the suite has not been written for, through the scripts by options alone."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -191,6 +192,69 @@ def test_published_weights_of_no_torchvision_model(tmp_path, capsys):
         "error: --weights DEFAULT is for torchvision's architectures, and lenet-5"
     )
     assert err.count("\n") == 1
+
+
+UNIT_IMAGES = """
+import torch
+from torch.utils.data import TensorDataset
+
+def part(n):
+    return TensorDataset(torch.rand(n, 3, 8, 8), torch.arange(n) % 2)
+
+def data():
+    torch.manual_seed(0)
+    return part(40), part(10)
+
+class Net(torch.nn.Module):
+    def __init__(self, num_classes=2):
+        super().__init__()
+        self.fc = torch.nn.Linear(192, num_classes)
+
+    def forward(self, x):
+        Net.seen.append((float(x.min()), float(x.max())))
+        return self.fc(x.flatten(1))
+
+Net.seen = []
+"""
+
+
+@pytest.mark.parametrize("how", ["auto", "data"])
+def test_every_stage_sees_a_factorys_inputs_alike_and_says_how(tmp_path, monkeypatch, capsys, how):
+    monkeypatch.chdir(tmp_path)
+    name = f"unit_images_{how}"
+    (tmp_path / f"{name}.py").write_text(UNIT_IMAGES)
+    common = ["--device", "cpu", "--dataset", f"{name}:data"]
+    option = ["--normalise", how] if how != "auto" else []
+    quick = ["--epochs", "1", "--retrain-epochs", "1", "--density", "0.5", "--prune-epochs", "1"]
+    quick += ["--distortion", "0"]
+    share = ["saves/model_after_retraining.ptmodel", "--bits", "auto", "--epochs", "1"]
+    share += ["--distortion", "0"]
+    recorded = f"{name}:data" + ("(normalise=data)" if option else "")
+    for script, arguments in [
+        (pruning, [*common, *option, "--arch", f"{name}:Net", *quick]),
+        (weight_share, [*common, *share]),  # learns from the checkpoint what was done
+        (huffman_encode, ["saves/model_after_weight_sharing.ptmodel"]),
+        (compare_stages, common),
+        (compare_stages, ["--device", "cpu"]),
+    ]:
+        assert script.main(arguments) == 0
+        said = [x for x in capsys.readouterr().out.splitlines() if x.startswith("inputs of")]
+        if script is huffman_encode:
+            assert said == []
+        elif option:
+            assert [x.partition(" mean ")[0] for x in said] == [
+                f"inputs of {recorded}: normalised by the training inputs' own"
+            ]
+        else:
+            assert said == [f"inputs of {recorded}: as they are"]
+    low, high = (torch.tensor(each) for each in zip(*sys.modules[name].Net.seen, strict=True))
+    assert len(low) > 20
+    if option:
+        assert low.max() < -1
+        assert high.min() > 1
+    else:
+        assert low.min() >= 0
+        assert high.max() <= 1
 
 
 # State dicts that somebody else has saved

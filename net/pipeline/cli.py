@@ -200,7 +200,8 @@ def runtime(args: Namespace) -> Iterator["Runtime"]:
 def data_options(args: Namespace, trained_on: str | None = None) -> DataOptions:
     """`trained_on` is what --dataset auto stands for, where it is known."""
     found = built(args, DataOptions)
-    if found.dataset == "auto" and trained_on:
+    # With how its inputs were normalised, if by an option (net.training.datasets.NORMALISED).
+    if trained_on and found.dataset in ("auto", trained_on.partition("(normalise=")[0]):
         return replace(found, dataset=trained_on)
     return found
 

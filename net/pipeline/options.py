@@ -63,6 +63,13 @@ class DataOptions:
         "ends the run",
         expert=True,
     )
+    normalise: Literal["auto", "none", "unit", "data"] = option(
+        "auto",
+        "of inputs: none (as they are), unit (bytes to [0, 1]), data (by the training set's mean "
+        "and deviation); auto: by the model's own figures, else images by the training set's, and "
+        "what a function of your own returns as it is",
+        expert=True,
+    )
 
 
 @dataclass(frozen=True)

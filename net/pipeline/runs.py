@@ -236,7 +236,7 @@ def load_data(arch: str, options: DataOptions, runtime: Runtime) -> Dataset:
     with distributed.writer_first():
         return datasets.load(
             *(options.dataset, options.data_dir, runtime.device, architectures.input_of(arch)),
-            *(options.val_fraction, options.skip_broken),
+            *(options.val_fraction, options.skip_broken, options.normalise, runtime.log),
         )
 
 

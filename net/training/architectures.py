@@ -275,6 +275,8 @@ def check_fits(model: nn.Module, arch: str, data: Dataset) -> None:
             logits = model(inputs)
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
             shape = "x".join(map(str, inputs.shape[1:])) or "numbers"
+            if inputs.dtype == torch.uint8:
+                shape += " bytes as they are (normalise by unit or data for floating-point numbers)"
             raise own_code.failed(
                 f"{arch} does not take the inputs of {data.name}, {shape}: it", error
             ) from None

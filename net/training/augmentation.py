@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from .inputs import as_floats
+
 Kind = Literal["strokes", "photographs"] | None
 WHOLE = (0, 1)  # a shard: process 0 of 1
 
@@ -26,7 +28,7 @@ def augment(
     if kind is None or not strength:
         return images
     change = distort if kind == "strokes" else shift_and_mirror
-    return change(images, strength, shard)
+    return as_floats(lambda images: change(images, strength, shard), images)
 
 
 def distort(images: torch.Tensor, strength: float, shard: tuple[int, int] = WHOLE) -> torch.Tensor:

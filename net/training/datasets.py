@@ -1,9 +1,10 @@
 """Data sets by name, read once into tensors on the device where they fit."""
 
-import sys
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,13 +13,17 @@ from torch.nn import functional as F
 from ..errors import UserError
 from . import folder, own_data
 from .download import bounded_waiting, reachable, reason_of
-from .inputs import Input, normaliser
+from .inputs import NORMALISE, Input, Normalise, chosen, normalisation
+from .log import Log
 from .splits import Dataset, Split, adapted, with_held_out
 from .streaming import Sums
 
 # torchvision's classes; these three share the file layout and the shape [N, 28, 28].
 DOWNLOADABLE = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = ("auto", *DOWNLOADABLE, "cifar10", "digits", "folder:PATH", "package.module:factory")
+
+# A data set whose inputs an option has normalised: a later stage must do the same.
+NORMALISED = re.compile(rf"(.*)\(normalise=({'|'.join(NORMALISE)})\)")
 
 # (training images, their labels, test images, their labels): images [N, C, H, W]
 Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -31,85 +36,108 @@ def load(
     wanted: Input | None = None,
     val_fraction: float = 0.2,
     skip_broken: bool = False,
+    normalise: Normalise = "auto",
+    log: Log | None = None,
 ) -> Dataset:
     """The data set `name` on `device`, its images as the model `wanted` them (None: as they are).
 
-    Images are normalised by the figures that the model brings, else by the mean and deviation of
-    the training images. "auto" is MNIST where its files are in `data_dir` or can be downloaded, and
-    scikit-learn's digits otherwise, which a line on stderr says. `val_fraction` and `skip_broken`:
-    see folder.load; package.module:factory: see own_data.load. Raises UserError for an unknown
-    name, a named data set that is neither there nor to be had, and one that cannot be adapted to
-    the model.
+    `normalise` says how (net.training.inputs); other than "auto" it becomes a part of the name of
+    what is returned, and may be one of `name`. The log says what is done. "auto" is MNIST where its
+    files are in `data_dir` or can be downloaded, and scikit-learn's digits otherwise, of which a
+    note tells. `val_fraction` and `skip_broken`: see folder.load; package.module:factory: see
+    own_data.load. Raises UserError for an unknown name, a named data set that is neither there nor
+    to be had, and one that cannot be adapted to the model.
     """
-    wanted = wanted or Input()
+    wanted, log = wanted or Input(), log or Log()
+    if described := NORMALISED.fullmatch(name):
+        name = described[1]
+        normalise = cast(Normalise, described[2]) if normalise == "auto" else normalise
     if name.startswith("folder:"):
-        found = folder.load(name, device, wanted, val_fraction, skip_broken)
+        found = folder.load(name, device, wanted, val_fraction, skip_broken, normalise, log)
     elif ":" in name:
-        found = own_data.load(name, device, wanted)
+        found = own_data.load(name, device, wanted, normalise)
     elif name in NAMES:
-        found = load_named(name, Path(data_dir), device, wanted)
+        how = chosen(normalise, wanted, own=False)
+        found = load_named(name, Path(data_dir), device, wanted, how, log)
     else:
         raise UserError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
-    return adapted(found, wanted)
+    found = adapted(found, wanted)
+    if normalise != "auto":
+        found = replace(found, name=f"{found.name}(normalise={normalise})")
+    text = f"inputs of {found.name}: {found.treatment}"
+    log.result(text, event="inputs", dataset=found.name, treatment=found.treatment)
+    return found
 
 
-def load_named(name: str, data_dir: Path, device: torch.device | str, wanted: Input) -> Dataset:
+def load_named(
+    name: str, data_dir: Path, device: torch.device | str, wanted: Input, how: str, log: Log
+) -> Dataset:
+    """`how` is what inputs.chosen returns."""
     if name == "digits":
-        return digits(device, wanted)
+        return digits(device, wanted, how)
     if name == "cifar10":
-        return photographs("cifar10", read_cifar10(data_dir), device, wanted)
+        return photographs("cifar10", read_cifar10(data_dir), device, wanted, how)
     found = "mnist" if name == "auto" else name
     try:
-        return grey(found, read_torchvision(found, data_dir), device, wanted)
+        return grey(found, read_torchvision(found, data_dir), device, wanted, how)
     except UserError as error:
         if name != "auto":
             raise
-        print(
-            f"NOTE: MNIST is not available ({error}).\n"
-            "NOTE: using scikit-learn's bundled digits instead: 1,797 scans of 8x8, "
-            "scaled to 28x28. The figures below are for digits, NOT for MNIST.",
-            file=sys.stderr,
-            flush=True,
+        log.note(f"MNIST is not available ({error}).")
+        log.note(
+            "using scikit-learn's bundled digits instead: 1,797 scans of 8x8, scaled to 28x28. "
+            "The figures below are for digits, NOT for MNIST."
         )
-        return digits(device, wanted)
+        return digits(device, wanted, how)
 
 
-def digits(device: torch.device | str, wanted: Input) -> Dataset:
-    return grey("digits", read_digits(), device, wanted, white=16)
+def digits(device: torch.device | str, wanted: Input, how: str) -> Dataset:
+    return grey("digits", read_digits(), device, wanted, how, white=16)
 
 
 def grey(
-    name: str, arrays: Arrays, device: torch.device | str, wanted: Input, white: float = 255
+    name: str,
+    arrays: Arrays,
+    device: torch.device | str,
+    wanted: Input,
+    how: str,
+    white: float = 255,
 ) -> Dataset:
-    """From images [N, 1, H, W] in [0, `white`]: stored as normalised float32, unless the model
-    brings figures of its own, which may be of colours."""
+    """From images [N, 1, H, W] in [0, `white`]: stored as normalised float32 where their own
+    figures do that, else as they are; those of the model may be of colours."""
     train_images, train_labels, test_images, test_labels = (t.to(device) for t in arrays)
     train_labels, test_labels = train_labels.long(), test_labels.long()
-    adapt = None
-    if wanted.mean and wanted.std:
-        adapt = normaliser(wanted.mean, wanted.std, device, white)
-    else:
+    mean, std = train_images.float().mean(), train_images.float().std()
+
+    def own() -> tuple[list[float], list[float]]:
+        return [mean.item()], [std.item()]
+
+    adapt, treatment = normalisation(how, wanted, own, train_images.shape[1:], device, white)
+    if how == "data":
+        adapt = None
         train_images, test_images = train_images.float(), test_images.float()
-        mean, std = train_images.mean(), train_images.std()
         train_images.sub_(mean).div_(std)
         test_images.sub_(mean).div_(std)
     train = Split(train_images, train_labels, adapt, "strokes")
-    return with_held_out(name, train, Split(test_images, test_labels, adapt, "strokes"))
+    return with_held_out(name, train, Split(test_images, test_labels, adapt, "strokes"), treatment)
 
 
-def photographs(name: str, arrays: Arrays, device: torch.device | str, wanted: Input) -> Dataset:
+def photographs(
+    name: str, arrays: Arrays, device: torch.device | str, wanted: Input, how: str
+) -> Dataset:
     """From images uint8 [N, 3, H, W], which stay bytes: a quarter of the memory."""
     train_images, train_labels, test_images, test_labels = arrays
-    if wanted.mean and wanted.std:
-        adapt = normaliser(wanted.mean, wanted.std, device, white=255)
-    else:
+
+    def own() -> tuple[list[float], list[float]]:
         sums = Sums()
         for part in train_images.split(1000):
             sums.add(part)
-        adapt = normaliser(*sums.mean_and_std(), device)
+        return sums.mean_and_std()
+
+    adapt, treatment = normalisation(how, wanted, own, train_images.shape[1:], device)
     train = Split(train_images.to(device), train_labels.long().to(device), adapt, "photographs")
     test = Split(test_images.to(device), test_labels.long().to(device), adapt, "photographs")
-    return with_held_out(name, train, test)
+    return with_held_out(name, train, test, treatment)
 
 
 def read_digits() -> Arrays:

@@ -97,17 +97,25 @@ class Distilled:
         extremes = [batch.aminmax() for batch, _ in split.batches(batch_size)]
         low, high = min(e.min for e in extremes), max(e.max for e in extremes)
         self.low, self.scale = low, (high - low) / 255
+        self.bytes = low.dtype == torch.uint8  # which the model takes, and which stay exact
         self.size = len(split)
         images, logits = [], []
         teacher.eval()
         with torch.no_grad():
             for _ in tqdm(range(copies), desc="teacher's view", leave=False, disable=None):
                 for batch, _ in Distorted(split, strength).batches(batch_size):
-                    images.append(((batch - low) / self.scale).round().clamp(0, 255).byte())
+                    images.append(self.stored(batch))
                     logits.append(teacher(self.restored(images[-1])))
         self.images, self.logits = torch.cat(images), torch.cat(logits)
 
+    def stored(self, images: torch.Tensor) -> torch.Tensor:
+        if self.bytes:
+            return images
+        return ((images - self.low) / self.scale).round().clamp(0, 255).byte()
+
     def restored(self, images: torch.Tensor) -> torch.Tensor:
+        if self.bytes:
+            return images
         return images.float().mul_(self.scale).add_(self.low)
 
     def __len__(self) -> int:

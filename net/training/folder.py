@@ -1,14 +1,14 @@
 """Photographs in folders, one per class: of PATH/train and PATH/val, or of PATH alone."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..errors import UserError, printable
+from ..errors import UserError
 from . import splits
-from .inputs import Input, normaliser
+from .inputs import Input, Normalise, chosen, normalisation
+from .log import Log
 from .splits import Dataset, with_held_out
 from .streaming import FirstPass, first_pass
 
@@ -47,7 +47,13 @@ def read_image(path: str, size: tuple[int, int]) -> torch.Tensor:
 
 
 def load(
-    name: str, device: torch.device | str, wanted: Input, val_fraction: float, skip_broken: bool
+    name: str,
+    device: torch.device | str,
+    wanted: Input,
+    val_fraction: float,
+    skip_broken: bool,
+    normalise: Normalise,
+    log: Log,
 ) -> Dataset:
     """The data set "folder:PATH": images of the size that the model takes, on `device`.
 
@@ -72,21 +78,18 @@ def load(
     keep = 3 * size[0] * size[1] * (len(train) + len(test)) <= splits.IN_MEMORY
 
     def read(files: Files, order: torch.Tensor) -> FirstPass:
-        found = first_pass(files, order, device, keep, "photographs", skip_broken)
+        found = first_pass(files, order, device, keep, "photographs", True, skip_broken)
         for i in found.skipped:
-            print(f"NOTE: skipped {printable(files.paths[i])}, which is broken", file=sys.stderr)
+            log.note(f"skipped {files.paths[i]}, which is broken")
         return found
 
     trained, tested = read(train_files, train), read(test_files, test)
     if len(trained.split) < 2 or len(tested.split) < 1:
         raise UserError(f"{path} has too few images: {len(trained.split)} to train on")
-    if wanted.mean and wanted.std:
-        adapt = normaliser(wanted.mean, wanted.std, device, white=255)
-    else:
-        adapt = normaliser(*trained.sums.mean_and_std(), device)
-    return with_held_out(
-        name, trained.split.changed(adapt=adapt), tested.split.changed(adapt=adapt)
-    )
+    how, own = chosen(normalise, wanted, own=False), trained.sums.mean_and_std
+    adapt, treatment = normalisation(how, wanted, own, (3, *size), device)
+    train_split, test_split = (part.split.changed(adapt=adapt) for part in (trained, tested))
+    return with_held_out(name, train_split, test_split, treatment)
 
 
 def listed(

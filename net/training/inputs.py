@@ -1,10 +1,22 @@
 """What a model takes, and how the batches of a data set are made to fit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch.nn import functional as F
+
+from ..errors import UserError
+
+AS_THEY_ARE = "as they are"
+FEW_CHANNELS = 4  # whose figures fit a line
+
+# "none" leaves inputs as they are, "unit" takes bytes to [0, 1], "data" normalises by the training
+# inputs' own mean and deviation. "auto" is the figures of the model where it brings any, else
+# "data" for named data sets and folders, "none" for a user's own factory.
+Normalise = Literal["auto", "none", "unit", "data"]
+NORMALISE: tuple[str, ...] = get_args(Normalise)
 
 
 @dataclass(frozen=True)
@@ -22,10 +34,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Adapt:
-    """From a batch as it is stored, [N, C, H, W], to the float32 batch that the model takes.
+    """From a batch as it is stored, [N, C, ...], to the batch that the model takes: float32, or
+    bytes that nothing normalises.
 
-    `mean` and `std` [1, C or 1, 1, 1] normalise what is stored as it was read; None: it is
-    normalised already. `channels` and `size` (height, width) of None change nothing.
+    `mean` and `std` [1, C or 1, 1, ...] normalise what is stored as it was read; None: it stays.
+    `channels` and `size` (height, width), of images [N, C, H, W], change nothing if they are None.
     """
 
     mean: torch.Tensor | None = None
@@ -36,10 +49,14 @@ class Adapt:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if self.mean is not None and self.std is not None:
             # Grey images that are normalised as colours become colours first.
-            images = images.expand(-1, max(images.shape[1], self.mean.shape[1]), -1, -1)
+            channels = max(images.shape[1], self.mean.shape[1])
+            images = images.expand(-1, channels, *images.shape[2:])
             images = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             images = images.sub_(self.mean).div_(self.std)
-        images = images.float()  # of a user's, perhaps in another type
+        return as_floats(self.fitted, images)
+
+    def fitted(self, images: torch.Tensor) -> torch.Tensor:
+        """Images float32 [N, C, H, W] of the channels and the size."""
         if self.channels == 1:
             images = images.mean(1, keepdim=True)
         if self.size is not None:
@@ -57,12 +74,75 @@ class Adapt:
         return self.channels or stored[0], *(self.size or stored[1:])
 
 
+def as_floats(change: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """`change(images)` in float32; of images in bytes in bytes again."""
+    changed = change(images.float())
+    if images.dtype != torch.uint8:
+        return changed
+    return changed.round().clamp(0, 255).to(torch.uint8)
+
+
 def normaliser(
-    mean: Sequence[float], std: Sequence[float], device: torch.device | str, white: float = 1.0
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    white: float = 1.0,
+    dim: int = 4,
 ) -> Adapt:
-    """For images in [0, `white`], by figures of images in [0, 1]."""
+    """For batches of `dim` dimensions in [0, `white`], by figures of inputs in [0, 1]."""
     mean_of_batch, std_of_batch = (
-        (torch.tensor(figures, dtype=torch.float64) * white).float().view(1, -1, 1, 1).to(device)
+        (torch.tensor(figures, dtype=torch.float64) * white)
+        .float()
+        .view(1, -1, *[1] * (dim - 2))
+        .to(device)
         for figures in (mean, std)
     )
     return Adapt(mean_of_batch, std_of_batch)
+
+
+def chosen(how: Normalise, wanted: Input, own: bool) -> str:
+    """ "model", "data", "unit" or "none": what `how` stands for; `own` for a user's own factory."""
+    if how != "auto":
+        return how
+    if wanted.mean and wanted.std:
+        return "model"
+    return "none" if own else "data"
+
+
+def normalisation(
+    how: str,
+    wanted: Input,
+    own: Callable[[], tuple[list[float], list[float]]],
+    shape: Sequence[int],
+    device: torch.device | str,
+    white: float = 255.0,
+) -> tuple[Adapt | None, str]:
+    """(what normalises inputs of a `shape` with values in [0, `white`], the same in words).
+
+    `how` is what `chosen` returns, `own()` the mean and the deviation of the training inputs as
+    they are stored. Raises UserError for a model's figures of another number of channels.
+    """
+    dim = 1 + len(shape)
+    if how == "none":
+        return None, AS_THEY_ARE
+    if how == "unit":
+        return normaliser([0.0], [white], device, dim=dim), f"values in [0, {white:g}] to [0, 1]"
+    if how == "model" and wanted.mean and wanted.std:
+        if len(wanted.mean) not in (1, shape[0]) and shape[0] != 1:
+            raise UserError(
+                f"the model's input_mean has {len(wanted.mean)} numbers, the inputs have "
+                f"{shape[0]} channels; give one number for each"
+            )
+        text = f"normalised by the model's {in_words(wanted.mean, wanted.std)} of values in [0, 1]"
+        return normaliser(wanted.mean, wanted.std, device, white, dim), text
+    mean, std = own()
+    text = f"normalised by the training inputs' own {in_words(mean, std)}"
+    return normaliser(mean, std, device, dim=dim), text
+
+
+def in_words(mean: Sequence[float], std: Sequence[float]) -> str:
+    """ "mean 0.1307 and deviation 0.3081"; of more than a few channels without the numbers."""
+    if len(mean) > FEW_CHANNELS:
+        return f"means and deviations ({len(mean)})"
+    shown = (" ".join(f"{value:.4g}" for value in part) for part in (mean, std))
+    return "mean {} and deviation {}".format(*shown)

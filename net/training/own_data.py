@@ -13,9 +13,9 @@ import torch
 from ..errors import UserError
 from . import own_code, splits
 from .augmentation import Kind
-from .inputs import Adapt, Input, normaliser
+from .inputs import AS_THEY_ARE, Adapt, Input, Normalise, chosen, normalisation
 from .splits import Dataset, with_held_out
-from .streaming import Sums, first_pass
+from .streaming import first_pass
 
 SMALLEST_IMAGE = 8  # height and width; what is lower is a row of numbers rather than an image
 
@@ -88,13 +88,15 @@ def described(thing: object) -> str:
     )
 
 
-def load(name: str, device: torch.device | str, wanted: Input) -> Dataset:
+def load(
+    name: str, device: torch.device | str, wanted: Input, normalise: Normalise = "auto"
+) -> Dataset:
     """The data set that the factory `name` returns, on `device`.
 
-    Kept in memory where all of it fits, else read in every epoch. What image_kind takes for images
-    is normalised as other images are if its values are bytes or in [0, 1], and changed at random
-    in training; anything else reaches the model as it is. Raises UserError for code that fails, in
-    one line with its place, and for items that are not what they must be.
+    Kept in memory where all of it fits, else read in every epoch. Inputs reach the model as they
+    are unless it brings figures, or `normalise` says otherwise; what image_kind takes for images is
+    changed at random in training. Raises UserError for code that fails, in one line with its place,
+    and for items that are not what they must be.
     """
     parts = called(name)
     names = ("train", "test") if len(parts) == 2 else ("train", "validation", "test")
@@ -116,30 +118,47 @@ def load(name: str, device: torch.device | str, wanted: Input) -> Dataset:
     orders = [torch.arange(len(source)) for source in sources]
     if len(sources) == 2:  # the last are held out: a fixed random order, whatever the seed
         orders[0] = torch.randperm(len(sources[0]), generator=torch.Generator().manual_seed(0))
+    how = how_to_normalise(name, first, wanted, normalise)
     found = [
-        first_pass(source, order, device, keep, kind)
+        first_pass(source, order, device, keep, kind, measure=how != "none")
         for source, order in zip(sources, orders, strict=True)
     ]
-    adapt = normalisation([part.sums for part in found], first, wanted, device) if kind else None
+    sums = [part.sums for part in found]
+    white = 255.0 if first.dtype == torch.uint8 else 1.0
+    low, high = min(part.low for part in sums), max(part.high for part in sums)
+    if how in ("model", "unit") and not (low >= 0 and high <= white):
+        span = f"values from {low:.4g} to {high:.4g}"
+        if how == "unit":
+            raise UserError(
+                f"--dataset {name} has {span}; to [0, 1] only bytes can be brought, so normalise "
+                "by data, or in the function itself"
+            )
+        adapt, treatment = None, f"{AS_THEY_ARE}: {span}, the model's figures are for [0, 1]"
+    else:
+        own = sums[0].mean_and_std
+        adapt, treatment = normalisation(how, wanted, own, first.shape, device, white)
+    if kind and adapt is None:
+        adapt = Adapt()
     read = [part.split.changed(adapt=adapt) for part in found]
     if len(read) == 2:
-        return with_held_out(name, read[0], read[1])
-    return Dataset(name, read[0], read[1], read[2])
+        return with_held_out(name, read[0], read[1], treatment)
+    return Dataset(name, read[0], read[1], read[2], treatment)
 
 
-def normalisation(
-    sums: list[Sums], like: torch.Tensor, wanted: Input, device: torch.device | str
-) -> Adapt:
-    """Of images such as `like`: by the model's figures, else by the training images' own.
-
-    None at all for values outside of [0, 1], or of bytes: the factory has normalised them.
-    """
-    white = 255.0 if like.dtype == torch.uint8 else 1.0
-    if not all(part.low >= 0 and part.high <= white for part in sums):
-        return Adapt()
-    if wanted.mean and wanted.std:
-        return normaliser(wanted.mean, wanted.std, device, white)
-    return normaliser(*sums[0].mean_and_std(), device)
+def how_to_normalise(name: str, like: torch.Tensor, wanted: Input, normalise: Normalise) -> str:
+    """What inputs.chosen says of inputs such as `like`, where it can be done to them."""
+    how = chosen(normalise, wanted, own=True)
+    figures = like.dim() and (like.dtype == torch.uint8 or like.is_floating_point())
+    if how == "none" or (figures and how != "model"):
+        return how
+    if normalise != "auto":
+        raise UserError(
+            f"--dataset {name} has inputs of {looks(like)}, which cannot be normalised; they must "
+            "be floating-point numbers or bytes, of one dimension or more"
+        )
+    # Figures per channel are not for token ids, rows of numbers or sequences.
+    one = len(wanted.mean or ()) == 1
+    return how if figures and (one or like.dim() == 3) else "none"
 
 
 def called(name: str) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import torch
 from ..errors import UserError
 from . import distributed
 from .augmentation import WHOLE, Kind
-from .inputs import Adapt, Input
+from .inputs import AS_THEY_ARE, Adapt, Input
 
 HELD_OUT = 1 / 12  # of the training images: 5,000 of MNIST's 60,000
 IN_MEMORY = 2 << 30  # bytes of inputs that are kept; more are read or made anew in every epoch
@@ -118,12 +118,16 @@ def training_batches(
 
 @dataclass(frozen=True)
 class Dataset:
-    """`validation` is held out of the training set: choices are made on it, never on `test`."""
+    """`validation` is held out of the training set: choices are made on it, never on `test`.
+
+    `treatment` says what becomes of the inputs on their way to the model, in words.
+    """
 
     name: str
     train: AnySplit
     validation: AnySplit
     test: AnySplit
+    treatment: str = AS_THEY_ARE
 
     @property
     def splits(self) -> tuple[AnySplit, AnySplit, AnySplit]:
@@ -145,10 +149,10 @@ class Dataset:
         return self.train.kind
 
 
-def with_held_out(name: str, train: AnySplit, test: AnySplit) -> Dataset:
+def with_held_out(name: str, train: AnySplit, test: AnySplit, treatment: str) -> Dataset:
     """The last of the training inputs are held out; they must be in a random order."""
     n = max(1, round(len(train) * HELD_OUT))
-    return Dataset(name, train=train[:-n], validation=train[-n:], test=test)
+    return Dataset(name, train[:-n], train[-n:], test, treatment)
 
 
 def adapted(dataset: Dataset, wanted: Input) -> Dataset:
@@ -164,11 +168,6 @@ def adapted(dataset: Dataset, wanted: Input) -> Dataset:
         raise UserError(
             f"the model takes images of {wanted.channels} channels, {dataset.name} has {channels}"
         )
-    if wanted.mean and channels != 1 and len(wanted.mean) not in (1, channels):
-        raise UserError(
-            f"the model's input_mean has {len(wanted.mean)} numbers, the images of "
-            f"{dataset.name} have {channels} channels; give one number for each"
-        )
     to_channels = None if wanted.channels in (None, channels) else wanted.channels
     target = wanted.size or (max(size[0], wanted.smallest), max(size[1], wanted.smallest))
     to_size = None if target == size else target
@@ -178,4 +177,9 @@ def adapted(dataset: Dataset, wanted: Input) -> Dataset:
         split.changed(adapt=replace(split.adapt or Adapt(), channels=to_channels, size=to_size))
         for split in dataset.splits
     )
-    return Dataset(dataset.name, train, validation, test)
+    treatment = dataset.treatment
+    if to_size:
+        treatment += f", scaled to {to_size[0]}x{to_size[1]}"
+    if to_channels:
+        treatment += f", {channels} channel{'s' * (channels > 1)} to {to_channels}"
+    return Dataset(dataset.name, train, validation, test, treatment)

@@ -122,7 +122,7 @@ class StreamedSplit:
 
 @dataclass
 class Sums:
-    """Of the values of images, per channel: what their mean and standard deviation come from."""
+    """Of the values of inputs, per channel: what their mean and standard deviation come from."""
 
     total: torch.Tensor | float = 0.0  # float64 [C]
     squares: torch.Tensor | float = 0.0
@@ -130,9 +130,9 @@ class Sums:
     low: float = float("inf")
     high: float = float("-inf")
 
-    def add(self, images: torch.Tensor) -> None:
-        """`images` uint8 or floating [n, C, H, W]."""
-        channels = images.transpose(0, 1).flatten(1)
+    def add(self, inputs: torch.Tensor) -> None:
+        """`inputs` uint8 or floating [n, C, ...]."""
+        channels = inputs.transpose(0, 1).flatten(1)
         exact = channels.int() if channels.dtype == torch.uint8 else channels.double()
         self.total = self.total + exact.sum(1).double()
         self.squares = self.squares + exact.square().sum(1).double()
@@ -151,7 +151,7 @@ class FirstPass(NamedTuple):
 
     split: Split | StreamedSplit
     skipped: list[int]  # indexes of the broken ones
-    sums: Sums  # of images alone
+    sums: Sums  # if they were wanted
 
 
 def first_pass(
@@ -160,12 +160,13 @@ def first_pass(
     device: torch.device | str,
     keep: bool,
     kind: Kind = None,
+    measure: bool = False,
     skip_broken: bool = False,
 ) -> FirstPass:
     """Read the inputs that `order`, int64 indexes of `source`, names.
 
-    With `keep` they stay in memory, as a Split. Raises the source's UserError for the first that
-    cannot be read, unless `skip_broken`.
+    With `keep` they stay in memory, as a Split; with `measure` their values are summed. Raises the
+    source's UserError for the first that cannot be read, unless `skip_broken`.
     """
     kept = torch.empty(0)
     good, labels = torch.empty_like(order), torch.empty_like(order)
@@ -183,7 +184,7 @@ def first_pass(
         if not len(where):
             continue
         shape = tuple(inputs.shape[1:])
-        if kind is not None:
+        if measure:
             sums.add(inputs)
         if keep and not n:
             kept = torch.empty(len(order), *shape, dtype=inputs.dtype)

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import pickle
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from net.errors import UserError
 from net.training import datasets
 from net.training.inputs import Input
+from net.training.log import Log
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,11 @@ def offline(monkeypatch):
     monkeypatch.setattr(datasets, "reachable", lambda urls: False)
 
 
-def test_auto_falls_back_to_digits_and_says_so(offline, tmp_path, capsys):
-    assert datasets.load("auto", tmp_path, "cpu").name == "digits"
+def test_auto_falls_back_to_digits_and_says_so_in_the_log(offline, tmp_path, capsys):
+    log = Log(tmp_path / "log.txt")
+    assert datasets.load("auto", tmp_path, "cpu", log=log).name == "digits"
     assert "NOT for MNIST" in capsys.readouterr().err
+    assert "NOT for MNIST" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist", "cifar10"])
@@ -202,6 +206,36 @@ def test_grey_images_by_figures_of_their_own(digits):
     ours = next(digits.train.batches(2000))[0]
     slope = (images.max() - images.min()) / (ours.max() - ours.min())
     assert torch.allclose(images, (ours - ours.min()) * slope - 2, atol=1e-5)
+
+
+def test_grey_images_by_an_option(digits):
+    """Which goes before the model's figures."""
+    wanted = Input(mean=(0.5,), std=(0.25,))
+    raw = datasets.read_digits()[2]
+    for how, scale in (("none", 1), ("unit", 16)):
+        found = datasets.load("digits", "unused", "cpu", wanted, normalise=how)
+        assert found.name == f"digits(normalise={how})"
+        assert torch.equal(next(found.test.batches(360))[0], raw / scale)
+    found = datasets.load("digits", "unused", "cpu", wanted, normalise="data")
+    assert torch.equal(found.test.inputs, digits.test.inputs)
+
+
+def test_the_log_says_once_what_is_done_to_inputs(cifar_files, offline, tmp_path, capsys):
+    log = Log(tmp_path / "log.jsonl")
+    datasets.load("digits", "unused", "cpu", Input(3, (32, 32)), log=log)
+    wanted = Input(1, mean=(0.5,), std=(0.25,))
+    datasets.load("cifar10", cifar_files, "cpu", wanted, log=log)
+    assert capsys.readouterr().out.splitlines() == [
+        "inputs of digits: normalised by the training inputs' own mean 4.89 and deviation 5.195, "
+        "scaled to 32x32, 1 channel to 3",
+        "inputs of cifar10: normalised by the model's mean 0.5 and deviation 0.25 of values in "
+        "[0, 1], 3 channels to 1",
+    ]
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["dataset"]) for e in events] == [
+        ("inputs", "digits"),
+        ("inputs", "cifar10"),
+    ]
 
 
 def test_grey_images_by_figures_of_colours(mnist_files, offline):

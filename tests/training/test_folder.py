@@ -10,6 +10,7 @@ from PIL import Image
 from net.errors import UserError
 from net.training import datasets, splits, streaming
 from net.training.inputs import Input
+from net.training.log import Log
 
 SMALL = Input(None, (8, 8))
 
@@ -96,6 +97,7 @@ import resource, sys
 import torch
 from net.training import datasets, splits, streaming
 from net.training.inputs import Input
+from net.training.log import Log
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 streaming.FEW = 0  # read by processes, which share memory with this one
@@ -118,14 +120,16 @@ def test_more_images_than_files_may_be_open(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", "cut off"])
-def test_a_broken_file_is_refused_with_its_path_or_skipped(images, content, capsys):
+def test_a_broken_file_is_refused_with_its_path_or_skipped(images, content, capsys, tmp_path):
     path = images / "train" / "dog" / "5.png"
     path.write_bytes(path.read_bytes()[:-200] if content == "cut off" else content)
     with pytest.raises(UserError, match=r"dog/5\.png cannot be read as an image.*--skip-broken"):
         load(images)
-    found = load(images, skip_broken=True)
+    log = Log(tmp_path / "log.txt")
+    found = load(images, skip_broken=True, log=log)
     assert len(found.train) + len(found.validation) == 47
     assert f"NOTE: skipped {path}" in capsys.readouterr().err
+    assert f"NOTE: skipped {path}" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_file_that_breaks_after_the_first_pass_is_named(images, monkeypatch):

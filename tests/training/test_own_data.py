@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from net.errors import UserError
 from net.training import datasets, splits, streaming
+from net.training.distillation import Distorted, distilled
 from net.training.inputs import Input
 from net.training.own_data import image_kind
 
@@ -18,11 +19,12 @@ def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = f"data_{tmp_path.name.replace('-', '_')}"
 
-    def load(*parts, wanted=None):
+    def load(*parts, wanted=None, normalise="auto"):
         (tmp_path / f"{name}.py").write_text("def factory():\n    return parts\n")
         monkeypatch.syspath_prepend(tmp_path)
         importlib.import_module(name).parts = parts if len(parts) != 1 else parts[0]
-        return datasets.load(f"{name}:factory", "unused", torch.device("cpu"), wanted)
+        cpu = torch.device("cpu")
+        return datasets.load(f"{name}:factory", "unused", cpu, wanted, normalise=normalise)
 
     return load
 
@@ -140,7 +142,7 @@ def test_what_is_an_image(shape, dtype, kind):
     ("dtype", "scale"), [(torch.uint8, 255.0), (torch.float32, 1.0), (torch.float64, 1.0)]
 )
 def test_images_are_normalised_by_the_training_images(load, dtype, scale):
-    found = load(images(36, 3, dtype, scale), images(9, 3, dtype, scale))
+    found = load(images(36, 3, dtype, scale), images(9, 3, dtype, scale), normalise="data")
     assert (found.kind, found.shape) == ("photographs", (3, 8, 10))
     values = torch.cat([all_of(split)[0] for split in (found.train, found.validation)])
     assert values.dtype == torch.float32
@@ -158,12 +160,107 @@ def test_images_are_normalised_by_the_models_figures(load, dtype, scale):
     assert torch.allclose(values, (raw - mean) / std, atol=1e-5)
 
 
-def test_images_that_the_factory_has_normalised_stay(load):
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.uint8, 255.0), (torch.float32, 1.0)])
+def test_images_reach_the_model_as_they_are(load, monkeypatch, capsys, in_memory, dtype, scale):
+    """A model that its user has trained on [0, 1], or that itself takes bytes, gets the same."""
+    if not in_memory:
+        monkeypatch.setattr(splits, "IN_MEMORY", 0)
+    train, test = images(36, 3, dtype, scale), images(9, 3, dtype, scale)
+    found = load(train, test)
+    assert found.kind == "photographs"
+    inputs = all_of(found.test)[0]
+    assert inputs.dtype == dtype
+    assert torch.equal(inputs, test.tensors[0])
+    torch.manual_seed(0)
+    changed = next(Distorted(found.train, 1.0).batches(36))[0]
+    assert changed.dtype == dtype
+    assert not torch.equal(changed, next(found.train.batches(36))[0])
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f"inputs of {found.name}: as they are"]
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_a_student_sees_bytes_where_its_teacher_does(load, copies):
+    class Bytes(torch.nn.Module):
+        def forward(self, x):
+            assert x.dtype == torch.uint8
+            return x.float().mean((2, 3))
+
+    found = load(images(36), images(9))
+    for x, logits in distilled(found.train, Bytes(), copies, 1.0).batches(8, shuffle=True):
+        assert torch.equal(Bytes()(x), logits)
+
+
+def test_bytes_are_resized_as_bytes(load):
+    inputs = all_of(load(images(36), images(9), wanted=Input(1, (16, 16))).test)[0]
+    assert (inputs.shape, inputs.dtype) == ((9, 1, 16, 16), torch.uint8)
+    assert inputs.float().mean() == pytest.approx(127, abs=5)
+
+
+def test_images_outside_of_0_to_1_are_not_for_the_models_figures(load):
     train, test = images(36, 1, torch.float32, 4.0), images(9, 1, torch.float32, 4.0)
     wanted = Input(1, None, mean=(0.2,), std=(0.5,))
     found = load(train, test, wanted=wanted)
     assert found.kind == "strokes"
     assert torch.equal(all_of(found.test)[0], test.tensors[0])
+    assert found.treatment.startswith("as they are: values from 0.0")
+    assert found.treatment.endswith("to 3.999, the model's figures are for [0, 1]")
+
+
+def test_an_option_goes_before_the_models_figures(load):
+    wanted = Input(3, None, mean=(0.2, 0.4, 0.6), std=(0.5, 1.0, 2.0))
+    train, test = images(36), images(9)
+    found = load(train, test, wanted=wanted, normalise="none")
+    assert torch.equal(all_of(found.test)[0], test.tensors[0])
+    found = load(train, test, wanted=wanted, normalise="unit")
+    assert torch.equal(all_of(found.test)[0], test.tensors[0] / 255)
+    assert found.treatment == "values in [0, 255] to [0, 1]"
+
+
+def test_how_inputs_are_normalised_is_a_part_of_the_name(load):
+    found = load(images(36), images(9), normalise="data")
+    assert found.name.endswith(":factory(normalise=data)")
+    again = datasets.load(found.name, "unused", "cpu")
+    assert again.name == found.name
+    assert torch.equal(all_of(again.test)[0], all_of(found.test)[0])
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 6), (4, 9, 9)])
+def test_what_is_no_image_is_normalised_by_an_option_alone(load, shape):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(36, *shape, generator=generator)
+    train = TensorDataset(x, torch.arange(36) % 3)
+    assert torch.equal(all_of(load(train, train).test)[0], x)
+    values = all_of(load(train, train, normalise="data").test)[0]
+    over = [0, *range(2, x.dim())]
+    assert values.mean(over).abs().max() < 0.2  # 33 of 36 are trained on
+    assert (values.std(over) - 1).abs().max() < 0.2
+
+
+def test_one_figure_of_the_models_is_for_inputs_of_any_shape(load):
+    train = TensorDataset(torch.rand(36, 4, 6), torch.arange(36) % 3)
+    wanted = Input(mean=(0.2,), std=(0.5,))
+    found = load(train, train, wanted=wanted)
+    assert torch.allclose(all_of(found.test)[0], (train.tensors[0] - 0.2) / 0.5)
+    assert found.treatment == (
+        "normalised by the model's mean 0.2 and deviation 0.5 of values in [0, 1]"
+    )
+    words = load(numbered(12), numbered(4), wanted=wanted)
+    assert (words.treatment, all_of(words.test)[0].dtype) == ("as they are", torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("parts", "how", "wanted", "message"),
+    [
+        (numbered(9), "data", None, "has inputs of 5 int64, which cannot be normalised; they must"),
+        (images(9, 3, torch.float32, 4.0), "unit", None, r"has values from 0.* only bytes can be"),
+        (images(9, 4), "auto", Input(mean=(0.1, 0.2), std=(1, 1)), "2 numbers, the inputs have 4"),
+    ],
+)
+def test_inputs_that_cannot_be_normalised(load, parts, how, wanted, message):
+    with pytest.raises(UserError, match=message):
+        load(parts, parts, wanted=wanted, normalise=how)
 
 
 def test_images_are_adapted_to_the_model(load):

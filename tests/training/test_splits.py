@@ -42,16 +42,9 @@ def test_only_images_are_adapted():
     assert images.shape == (3, 9, 9)  # a new data set
 
 
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        (Input(4), "the model takes images of 4 channels, made has 3"),
-        (Input(None, mean=(0.5, 0.5)), "input_mean has 2 numbers, the images of made have 3 chan"),
-    ],
-)
-def test_images_that_cannot_be_adapted(wanted, message):
-    with pytest.raises(UserError, match=message):
-        adapted(dataset(torch.zeros(6, 3, 9, 9), "photographs"), wanted)
+def test_images_that_cannot_be_adapted():
+    with pytest.raises(UserError, match="the model takes images of 4 channels, made has 3"):
+        adapted(dataset(torch.zeros(6, 3, 9, 9), "photographs"), Input(4))
 
 
 @pytest.mark.parametrize(
