@@ -8,8 +8,7 @@ import zlib
 import numpy as np
 
 from .codec.bits import PAD, BitReader, BitWriter, HuffmanError
-from .codec.codes import Code
-from .codec.tables import read_table, write_table
+from .codec.codes import Code, read_table, write_table
 
 __all__ = ["HuffmanError", "decode", "encode"]
 

@@ -31,8 +31,7 @@ import torch
 from net import encoding, huffman
 from net.codec import manifest
 from net.codec.bits import PAD, BitWriter
-from net.codec.codes import LANES_FROM, Code
-from net.codec.tables import write_small_table, write_table
+from net.codec.codes import LANES_FROM, Code, write_small_table, write_table
 from net.codec.tensors import DTYPES, patterns
 from tests import slow_decoder
 

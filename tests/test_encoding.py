@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from net import encoding
 from net.codec import manifest
-from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError
+from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError, read_set, write_set
 from net.codec.positions import MAX_LINES, Positions, write_positions
-from net.codec.sets import read_set, write_set
 from net.codec.tensors import DTYPES, patterns, read_tensor, reads_as, write_tensor
 from net.encoding import EncodingError, directory_bytes, load, save
 from net.tensors import identity

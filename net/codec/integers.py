@@ -10,8 +10,7 @@ import numpy as np
 
 from .. import codec
 from .bits import BitReader, BitWriter, HuffmanError
-from .codes import Code, histogram, narrow
-from .tables import read_small_table, write_small_table
+from .codes import Code, histogram, narrow, read_small_table, write_small_table
 
 MAX_SPLIT = 10
 

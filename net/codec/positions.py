@@ -16,11 +16,9 @@ from collections import deque
 import numpy as np
 
 from .. import codec
-from .bits import BitReader, BitWriter, HuffmanError
-from .codes import Code, narrow
+from .bits import BitReader, BitWriter, HuffmanError, read_set, write_set
+from .codes import Code, narrow, read_table, write_table
 from .integers import Integers, integer_bits, write_integers
-from .sets import read_set, write_set
-from .tables import read_table, write_table
 
 MAX_LINES = 1 << 20
 FOLD = 1 << 14
@@ -82,7 +80,7 @@ class Positions:
             rows, columns, gaps, last = self._blocks[0]
             part = out[done : done + gaps.left]
             gaps.take(part)
-            if not codec.matrix_kernels.places(part, last, rows, columns, *self._steps, part):
+            if not codec.kernels.places(part, last, rows, columns, *self._steps, part):
                 raise HuffmanError("a non-zero outside the tensor")
             done += len(part)
             if not gaps.left:
@@ -194,7 +192,7 @@ class Matrix:
         self.column_sums = np.bincount(self.columns, minlength=width)
         if view & 1:
             matrix = self.starts, self.columns, self.column_sums
-            self.starts, self.columns, self.order = codec.matrix_kernels.transpose(*matrix)
+            self.starts, self.columns, self.order = codec.kernels.transpose(*matrix)
             self.row_sums, self.column_sums = self.column_sums, self.row_sums
 
 
@@ -204,7 +202,7 @@ class Grid:
     def __init__(self, matrix: Matrix, rows: LineClasses, columns: LineClasses) -> None:
         self.view, self.rows, self.columns = matrix.view, rows, columns
         lines = rows.classes, rows.ranks()[0], columns.classes, *columns.ranks()
-        sizes, gaps, order = codec.matrix_kernels.block_gaps(matrix.starts, matrix.columns, *lines)
+        sizes, gaps, order = codec.kernels.block_gaps(matrix.starts, matrix.columns, *lines)
         self.blocks = np.split(gaps, np.cumsum(sizes)[:-1])
         self.order = order if matrix.order is None else matrix.order[order]
         self.bits = sum(integer_bits(gaps) + 15 for gaps in self.blocks)

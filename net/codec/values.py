@@ -6,10 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from .. import codec
-from .bits import PAD, BitReader, BitWriter, HuffmanError
-from .codes import RUN, Code, lane_size, narrow, parts
-from .sets import read_set, write_set
-from .tables import read_table, write_table
+from .bits import PAD, BitReader, BitWriter, HuffmanError, read_set, write_set
+from .codes import RUN, Code, lane_size, narrow, parts, read_table, write_table
 
 MANY = 1 << 16  # values; of so many, only the forms that are likely the smallest are tried
 MAX_CODEBOOK = 1 << 16

@@ -9,8 +9,7 @@ import torch
 from net import huffman
 from net.codec import kernels
 from net.codec.bits import BitReader, BitWriter, HuffmanError
-from net.codec.codes import Code
-from net.codec.tables import read_table
+from net.codec.codes import Code, read_table
 from net.codec.tensors import read_tensor, write_tensor
 from net.codec.values import MULTIPLIERS, _numbered
 from tests.test_huffman import bits

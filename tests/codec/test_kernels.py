@@ -43,22 +43,22 @@ def test_lengths_of_the_example() -> None:
 
 
 def test_gaps_of_the_example() -> None:
-    from net.codec import matrix_kernels
+    from net.codec import kernels
 
     starts, columns = np.array([0, 2, 3]), np.array([1, 3, 0], np.int32)
     one, line, widths = np.ones(4, np.int64), np.arange(4), np.array([0, 4])
     lines = one[:2], line[:2], one, line, widths
-    sizes, gaps, order = matrix_kernels.block_gaps(starts, columns, *lines)
+    sizes, gaps, order = kernels.block_gaps(starts, columns, *lines)
     assert (gaps.tolist(), order.tolist(), sizes.tolist()) == ([1, 1, 0], [0, 1, 2], [3])
-    begins, rows, order = matrix_kernels.transpose(starts, columns, np.array([1, 1, 0, 1]))
+    begins, rows, order = kernels.transpose(starts, columns, np.array([1, 1, 0, 1]))
     assert (begins.tolist(), rows.tolist()) == ([0, 1, 2, 2, 3], [1, 0, 0])
     assert order.tolist() == [2, 0, 1]
     out, last = np.zeros(3, np.int64), np.array([0, -1])
     lines = np.array([0, 2], np.int32), np.arange(4, dtype=np.int32)
-    assert matrix_kernels.places(gaps[:2], last, *lines, 4, 1, out)
-    assert matrix_kernels.places(gaps[2:], last, *lines, 4, 1, out[2:])
+    assert kernels.places(gaps[:2], last, *lines, 4, 1, out)
+    assert kernels.places(gaps[2:], last, *lines, 4, 1, out[2:])
     assert out.tolist() == [1, 3, 8]
-    assert not matrix_kernels.places(np.array([8]), np.array([0, -1]), *lines, 4, 1, out)
+    assert not kernels.places(np.array([8]), np.array([0, -1]), *lines, 4, 1, out)
 
 
 def test_numbers_of_the_example() -> None:

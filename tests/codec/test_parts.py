@@ -6,11 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from net.codec import kernels
-from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError
-from net.codec.codes import Code
+from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError, read_set, write_set
+from net.codec.codes import Code, read_table, write_small_table, write_table
 from net.codec.integers import Integers, write_integers
-from net.codec.sets import read_set, write_set
-from net.codec.tables import read_table, write_small_table, write_table
 from net.codec.values import read_values, write_values
 from tests.test_huffman import bits
 
