@@ -31,6 +31,7 @@ from .files import (
     one_line,
     open_regular,
     read_file,
+    sync_files,
     sync_folder,
     unwritable,
 )
@@ -192,7 +193,8 @@ class _Writing:
             _packed([], meta)
             results = list(in_order(self.encode, self.distinct(state), _tensor_bytes))
             self.packed = _packed(self.entries, meta)
-            sync_folder(self.directory)  # the names of the files, before what names them
+            sync_files(self.written)  # and their names, before what names them
+            sync_folder(self.directory)
             self.release()
             _write_file(self.directory / MANIFEST, self.packed)
         except BaseException as error:
@@ -285,7 +287,7 @@ class _Writing:
             self.written.append(path)
             if entry.file_name not in self.old:
                 unfinished.add(path)
-            _write_file(path, data)
+            _write_file(path, data, sync=False)
         return len(data), info
 
     def _decoded(self, entry: Entry, tensor: torch.Tensor, padded: np.ndarray) -> TensorInfo | None:
@@ -319,8 +321,8 @@ def _tensor_bytes(job: tuple) -> int:
     return job[0].bytes
 
 
-def _write_file(path: Path, data: bytes | memoryview) -> None:
-    with atomic_write(path) as file:
+def _write_file(path: Path, data: bytes | memoryview, sync: bool = True) -> None:
+    with atomic_write(path, sync) as file:
         file.write(data)
 
 

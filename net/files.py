@@ -6,11 +6,12 @@ import io
 import os
 import secrets
 import stat
+import sys
 import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -24,16 +25,18 @@ try:
 except ImportError:  # Windows has no flock
     fcntl = None  # type: ignore[assignment]
 
+MANY = 100  # files: waiting for the disk after each takes longer than once for everything
 WAIT = 1.0  # seconds for which a folder that somebody else is writing in is waited for
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file that replaces `path` when the block ends without an exception.
 
     The bytes go to a hidden sibling (same file system, so that the rename is atomic), are synced,
     read back and compared before the rename; the sibling is removed when anything fails.  Links
     are followed.  A file that is replaced keeps its permissions, a new one has those of the umask.
+    Without `sync` the caller sees to that, by `sync_files`, before anything depends on the file.
     Raises UserError where `path` cannot be written, or is a folder, a pipe or a device.
     """
     path = Path(path)
@@ -48,7 +51,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             written = _Written(file)
             yield cast(BinaryIO, written)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         if checksum(temporary) != (written.size, written.crc):
             raise OSError(errno.EIO, "what is read back is not what was written")
         if mode is not None:
@@ -111,6 +115,17 @@ def checksum(path: Path) -> tuple[int, int]:
         while part := file.read(1 << 20):
             size, crc = size + len(part), zlib.crc32(part, crc)
     return size, crc
+
+
+def sync_files(paths: Sequence[Path]) -> None:
+    """Have these files on the disk before what follows: one after the other, or, where they are
+    many and the system waits for it (Linux does), all that it holds at once."""
+    if len(paths) > MANY and sys.platform == "linux":
+        os.sync()
+        return
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def sync_folder(folder: str | Path) -> None:

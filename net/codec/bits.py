@@ -163,9 +163,9 @@ class BitReader:
 # --- sets ----------------------------------------------------------------------------------------
 
 # In binary interpolative code (Moffat and Stuiver 2000): the middle member is coded among the
-# values that it can have, then the members below it, then those above it: runs cost next to nothing, and
-# no table is needed. One of c values takes b = ceil(log2(c)) bits, the first 2**b - c of them one
-# less.
+# values that it can have, then the members below it, then those above it. Runs cost next to
+# nothing, and no table is needed. One of c values takes b = ceil(log2(c)) bits, the first
+# 2**b - c of them one less.
 
 
 def write_set(writer: BitWriter, members: np.ndarray, largest: int) -> None:
