@@ -97,7 +97,7 @@ class Folder(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory).resolve()  # stays what it is after a change of directory
+        self.directory = Path(directory).absolute()  # stays what it is after a change of directory
         entries, self.meta = _read_manifest(self.directory)
         self._entries = {entry.name: entry for entry in entries}
         self._given: set[str] = set()
@@ -378,7 +378,7 @@ def read(
     directory: str | Path, describe: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict, list[TensorInfo]]:
     """As ``load``, and what every tensor costs; the folder is read once."""
-    directory = Path(directory).resolve()
+    directory = Path(directory)
     for _ in range(ATTEMPTS):
         entries, meta = _read_manifest(directory)
         try:
