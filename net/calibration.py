@@ -33,7 +33,7 @@ PER_INPUT = 4
 MAX_INPUTS = 8192  # of one output; H of more takes too much memory and time
 STAGES = 8  # runs of the inputs through the network, each for a share of its layers, which
 # then do not see each other's errors: time for a ResNet-20 grows from 9 s with 5 to 23 s with 20
-CATCH_UP = 0.5  # the part of earlier layers' errors that a layer makes up for
+RECOVERED = 0.5  # the part of earlier layers' errors that a layer makes up for
 DAMPING = 0.01  # of the mean of H's diagonal
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
 ROWS = 64  # a thread's share
@@ -52,13 +52,15 @@ EXPECTED = (
 class Moments(NamedTuple):
     """Of the inputs x of a product, means over x, float32 [groups, inputs, inputs]."""
 
-    h: torch.Tensor  # x x^T
-    lag: torch.Tensor  # (x0 - x) x^T, where x0 was x before anything was shared
+    hessian: torch.Tensor  # x x^T: half of the Hessian of the squared error of an output
+    drift: torch.Tensor  # (x0 - x) x^T, where x0 was x before anything was shared
 
     def usable(self) -> bool:
         """Whether all is finite and anything is not zero."""
-        power = self.h.diagonal(dim1=1, dim2=2).sum(1)
-        return bool(self.h.isfinite().all() and self.lag.isfinite().all() and (power > 0).any())
+        power = self.hessian.diagonal(dim1=1, dim2=2).sum(1)
+        return bool(
+            self.hessian.isfinite().all() and self.drift.isfinite().all() and (power > 0).any()
+        )
 
 
 class Call(NamedTuple):
@@ -313,10 +315,10 @@ def _moments(
         if [x.shape for x in before] != [x.shape for x in after]:  # data decides what is run
             before = after
         for use, x0, x in zip(wanted, before, after, strict=False):
-            h, lag = x.mT @ x, (x0 - x).mT @ x
+            hessian, drift = x.mT @ x, (x0 - x).mT @ x
             if use in sums:
-                h, lag = sums[use][0].add_(h), sums[use][1].add_(lag)
-            sums[use] = h, lag
+                hessian, drift = sums[use][0].add_(hessian), sums[use][1].add_(drift)
+            sums[use] = hessian, drift
             drawn[use] += x.shape[1]
     return {use: Moments(*(each / max(drawn[use], 1) for each in sums[use])) for use in sums}
 
@@ -384,35 +386,36 @@ def _merged(parameter: torch.Tensor, moments: Mapping[Use, Moments]) -> dict[Use
     return {Use(next(iter(moments)).name, kind, 0, rows, groups): merged}
 
 
-def damped(h: torch.Tensor) -> torch.Tensor:
+def damped(hessian: torch.Tensor) -> torch.Tensor:
     """H float64 [g, n, n] with a constant added to its diagonal."""
-    h = h.double()
-    power = h.diagonal(dim1=1, dim2=2).mean(1)
+    hessian = hessian.double()
+    power = hessian.diagonal(dim1=1, dim2=2).mean(1)
     power = torch.where(power > 0, power, power.max())
-    return h + (DAMPING * power)[:, None, None] * torch.eye(h.shape[1]).to(h)
+    return hessian + (DAMPING * power)[:, None, None] * torch.eye(hessian.shape[1]).to(hessian)
 
 
-def factors(h: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(order int64 [g, n], upper Cholesky factors of the inverses of H in it, float64 [g, n, n]).
+def factors(hessian: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(act order int64 [g, n], upper Cholesky factors of H's inverses in it, float64 [g, n, n]).
 
-    Inputs of the most power come first: what is rounded last has the least left to make up for
-    its errors.
+    Inputs of the most power come first (the act order of GPTQ): what is rounded last has the least
+    left to make up for its errors.
     """
-    order = h.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None, :].expand_as(h))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    hessian = hessian.gather(1, order[:, :, None].expand_as(hessian))
+    hessian = hessian.gather(2, order[:, None, :].expand_as(hessian))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     upper = torch.linalg.cholesky(inverse, upper=True).contiguous()
     return order.cpu().numpy(), upper.cpu().numpy()
 
 
 def _rounded(weights: np.ndarray, found: Moments, step: float, levels: np.ndarray) -> np.ndarray:
     """Labels int64 [groups, rows, columns] of `weights`, the places of their values in `levels`."""
-    h = damped(found.h)
-    lag = torch.from_numpy(weights).to(h.device) @ found.lag.double()
-    target = weights + CATCH_UP * torch.linalg.solve(h, lag, left=False).cpu().numpy()
+    hessian = damped(found.hessian)
+    drift = torch.from_numpy(weights).to(hessian.device) @ found.drift.double()
+    target = weights + RECOVERED * torch.linalg.solve(hessian, drift, left=False).cpu().numpy()
     target[weights == 0] = 0  # pruned
-    order, upper = factors(h)
-    weights = np.take_along_axis(target, order[:, None, :], axis=2)
+    act_order, upper = factors(hessian)
+    weights = np.take_along_axis(target, act_order[:, None, :], axis=2)
     rows = weights.shape[1]
     sensitivity = np.diagonal(upper, axis1=1, axis2=2) ** -2.0
     bit = BIT * step**2 * float(sensitivity.mean())
@@ -424,7 +427,7 @@ def _rounded(weights: np.ndarray, found: Moments, step: float, levels: np.ndarra
         price = prices(np.bincount(labels.ravel(), minlength=levels.size), bit)
         labels = _compensated(weights if last == PASSES - 1 else sample, upper, step, levels, price)
     result = np.empty_like(labels)
-    np.put_along_axis(result, np.broadcast_to(order[:, None, :], labels.shape), labels, axis=2)
+    np.put_along_axis(result, np.broadcast_to(act_order[:, None, :], labels.shape), labels, 2)
     return result
 
 

@@ -40,10 +40,10 @@ def _choose(w: float, weight: float, step: float, levels: np.ndarray, price: np.
 
 
 @kernel
-def diffuse(
+def feed_errors(
     weights: np.ndarray,
     factors: np.ndarray,
-    pulls: np.ndarray,
+    feedback: np.ndarray,
     step: float,
     levels: np.ndarray,
     price: np.ndarray,
@@ -60,7 +60,7 @@ def diffuse(
         total = 0.0  # errors of this row so far
         for b in range(blocks):
             for i in range(k):
-                w[i] = weights[r, b, i] + pulls[b, i] * total
+                w[i] = weights[r, b, i] + feedback[b, i] * total
             for i in range(k):
                 d = factors[b, i, i]
                 q = levels.size // 2
@@ -108,7 +108,7 @@ def compensate(
 
 @functools.lru_cache(maxsize=8)
 def prior(blocks: int, kernel: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(factors [blocks, k, k], pulls [blocks, k]) of H = I ⊗ S + COMMON 1 1^T for `diffuse`.
+    """(factors [blocks, k, k], feedback [blocks, k]) of H = I ⊗ S + COMMON 1 1^T for `feed_errors`.
 
     A block is the k = prod(kernel) weights of one input channel; S is the correlation
     NEIGHBOURS**distance. With n blocks to come, the sum t of the errors so far and in this block

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .compensation import diffuse, prices, prior
+from .compensation import feed_errors, prices, prior
 from .errors import naming
 from .threads import in_order
 
@@ -147,7 +147,7 @@ def _shared(source: torch.Tensor, step: float) -> torch.Tensor:
     largest = float(source.abs().max())
     step = max(step, largest / MAX_LEVEL)
     levels = grid(step, largest, source.dtype)
-    factors, pulls = prior(blocks, kernel)
+    factors, feedback = prior(blocks, kernel)
     bit = BIT * step**2 * float(np.mean(np.diagonal(factors, axis1=1, axis2=2) ** -2.0))
     result = torch.empty_like(source)
     values = torch.from_numpy(levels).to(source.dtype)
@@ -155,7 +155,7 @@ def _shared(source: torch.Tensor, step: float) -> torch.Tensor:
     def rounded(part: torch.Tensor, price: np.ndarray) -> np.ndarray:
         weights = part.double().numpy()
         labels = np.empty(weights.shape, np.int16)
-        diffuse(weights, factors, pulls, step, levels, price, labels)
+        feed_errors(weights, factors, feedback, step, levels, price, labels)
         return labels
 
     sample = source[:: max(1, source.numel() // SAMPLE)]

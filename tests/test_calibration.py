@@ -216,7 +216,7 @@ def test_a_weight_that_its_layer_uses_transposed():
 
 
 def test_later_layers_see_the_inputs_that_earlier_shared_ones_give(monkeypatch):
-    monkeypatch.setattr(calibration, "CATCH_UP", 0.0)
+    monkeypatch.setattr(calibration, "RECOVERED", 0.0)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
     kinds = compressible(model)
@@ -239,7 +239,7 @@ def test_later_layers_make_up_for_errors_of_earlier_ones(monkeypatch):
     batch, held_out = alike(2, 2000, 16)
     errors = []
     for part in (0.0, 1.0):
-        monkeypatch.setattr(calibration, "CATCH_UP", part)
+        monkeypatch.setattr(calibration, "RECOVERED", part)
         found = copy.deepcopy(model)
         found.load_state_dict(calibrate(model, [batch], kinds, sizes)[0], strict=False)
         errors.append((output(found, held_out) - output(model, held_out)).norm())

@@ -130,7 +130,7 @@ def test_blocks_round_as_the_whole_prior_would(blocks, kernel):
     levels = np.arange(-20, 21) * 0.3
     price = prices(np.ones(41), 0.001)
     labels = np.empty(weights.shape, np.int16)
-    compensation.diffuse(weights, *prior(blocks, kernel), 0.3, levels, price, labels)
+    compensation.feed_errors(weights, *prior(blocks, kernel), 0.3, levels, price, labels)
     upper = np.linalg.cholesky(np.linalg.inv(dense_prior(blocks, kernel))).T
     expected = np.zeros((6, blocks * k), np.int16)
     changed = weights.reshape(6, -1).copy()
@@ -159,7 +159,7 @@ def test_a_dear_value_is_not_taken():
     for dear, expected in ((0.0, 2), (10.0, 1)):
         labels = np.empty((1, 1, 1), np.int16)
         price = np.array([dear, 0.0, dear])
-        compensation.diffuse(weights, *prior(1, ()), 1.0, levels, price, labels)
+        compensation.feed_errors(weights, *prior(1, ()), 1.0, levels, price, labels)
         assert labels.item() == expected
 
 
