@@ -25,8 +25,11 @@ def parser() -> Parser:
     parser = Parser(__doc__)
     cli.add_folders(parser, output=False)
     cli.add_path(
-        *(parser, "--output", "saves/model_after_decoding.ptmodel"),
-        *("a .ptmodel or a .safetensors file", "FILE"),
+        parser,
+        "--output",
+        "saves/model_after_decoding.ptmodel",
+        "a .ptmodel or a .safetensors file",
+        "FILE",
     )
     cli.add_without_effect(parser)
     return parser

@@ -225,7 +225,8 @@ def new_run(
     model = built(args, ModelOptions)
     described = arch or architectures.describe(
         model.arch or preset(args).arch or DEFAULT_ARCH,
-        *(model.num_classes, model.in_channels),
+        model.num_classes,
+        model.in_channels,
         weights=published,
     )
     dataset = load_data(described, data_options(args, trained_on), runtime)

@@ -34,7 +34,8 @@ def parser() -> Parser:
 
 def add_pruning(parser: Parser) -> None:
     parser.add_fields(
-        *("model", ModelOptions),
+        "model",
+        ModelOptions,
         defaults=lambda name: cli.DEFAULT_ARCH if name == "arch" else "none",
     )
     parser.add_fields(

@@ -72,10 +72,15 @@ class Run:
             chosen = replace(chosen, density=progress.once("density", search))
         found = recorded(
             stages.prune(
-                *(initial, self.dataset, chosen, self.runtime),
-                *(self.targets(chosen, teacher), progress),
+                initial,
+                self.dataset,
+                chosen,
+                self.runtime,
+                self.targets(chosen, teacher),
+                progress,
             ),
-            *(options, chosen),
+            options,
+            chosen,
         )
         write(retrained, found)
         progress.finish()
@@ -93,7 +98,7 @@ class Run:
         check_writable(self.folder)
         chosen = self._numbers(options)
         made = stages.train(
-            *(arch or self.arch, self.dataset, chosen, self.runtime), phase=phase, progress=progress
+            arch or self.arch, self.dataset, chosen, self.runtime, phase=phase, progress=progress
         )
         found = recorded(made, options, chosen)
         write(self.folder / file, found)
@@ -140,7 +145,10 @@ class Run:
             noise = choosing.noise(model, self.dataset, chosen, self.runtime.log)
             chosen = replace(chosen, noise=noise)
         shared, clusterings = stages.share(
-            *(source, self.dataset, chosen, self.runtime),
+            source,
+            self.dataset,
+            chosen,
+            self.runtime,
             lambda: self.targets(chosen, self.teacher(chosen, source)),
         )
         shared = recorded(shared, options, chosen)
@@ -235,8 +243,14 @@ def load_data(arch: str, options: DataOptions, runtime: Runtime) -> Dataset:
     """The data set that the user names, its inputs as the model takes them."""
     with distributed.writer_first():
         return datasets.load(
-            *(options.dataset, options.data_dir, runtime.device, architectures.input_of(arch)),
-            *(options.val_fraction, options.skip_broken, options.normalise, runtime.log),
+            options.dataset,
+            options.data_dir,
+            runtime.device,
+            architectures.input_of(arch),
+            options.val_fraction,
+            options.skip_broken,
+            options.normalise,
+            runtime.log,
         )
 
 

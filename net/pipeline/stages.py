@@ -135,7 +135,10 @@ def targets(
     model = restore.restored(teacher, runtime.device)
     torch.manual_seed(options.seed + 3)
     split = distilled(
-        *(dataset.train, model, options.teacher_copies, options.distortion),
+        dataset.train,
+        model,
+        options.teacher_copies,
+        options.distortion,
         runtime.test_batch_size,
         options.amp,
     )
@@ -194,7 +197,12 @@ def prune(
     train_with(pruner, "retrain", options.retrain_epochs)
     metrics = {"test_error_percent": runtime.test_error(model, "retrained", dataset)}
     return Checkpoint(
-        *(state_of(model), initial.arch, "retrained", dataset.name, options.recorded(), metrics)
+        state_of(model),
+        initial.arch,
+        "retrained",
+        dataset.name,
+        options.recorded(),
+        metrics,
     )
 
 
@@ -224,7 +232,9 @@ def share(
     text = plan_text(decided, model.state_dict())
     runtime.log.result(text, event="plan", plan=texts_of(decided))
     sharing = choosing.shared(
-        *(model, options, choosing.calibration_inputs(dataset, options)),
+        model,
+        options,
+        choosing.calibration_inputs(dataset, options),
         reassign=int(options.reassign * epochs * steps_per_epoch),
     )
 
@@ -267,8 +277,12 @@ def share(
     for note in sharing_notes(sharing.plan, sharing.clusterings, sharing.rounded, state):
         runtime.log.note(note)
     shared = Checkpoint(
-        *(state_of(model), source.arch, "weight_shared", dataset.name),
-        *(options.recorded() | {"plan": texts_of(decided)}, metrics),
+        state_of(model),
+        source.arch,
+        "weight_shared",
+        dataset.name,
+        options.recorded() | {"plan": texts_of(decided)},
+        metrics,
         extra=source.extra,
     )
     return shared, sharing.clusterings
@@ -307,7 +321,7 @@ def share_bare(source: Checkpoint, options: SharingOptions) -> tuple[Checkpoint,
     recorded = {name: getattr(options, name) for name in RECORDED_OF_BARE}
     recorded["plan"] = texts_of(state.plan)
     found = Checkpoint(
-        *(state, source.arch, "weight_shared", source.dataset, recorded), extra=source.extra
+        state, source.arch, "weight_shared", source.dataset, recorded, extra=source.extra
     )
     return found, state
 
