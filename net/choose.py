@@ -14,8 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .prune import Pruner
-
 # Divergence in nats that a model bears for each point of error that it may lose in the end, before
 # any training makes up for it. TODO origin
 PER_POINT = 0.075
@@ -86,8 +84,3 @@ def moved_by(
         return divergence(outputs(changed, batches), reference)
 
     return cost
-
-
-def pruned(model: nn.Module, density: float) -> None:
-    """Prune `model` at once to `density` of all its weights together."""
-    Pruner(model, density=density)

@@ -15,10 +15,11 @@ from ..choose import Choice
 from ..errors import UserError
 from ..plan import SharingConfig
 from ..post_training import NOISE
+from ..prune import Pruner
 from ..sharing import WeightSharing
 from ..training.distillation import Distorted
 from ..training.log import Log
-from ..training.loop import batch_size_for
+from ..training.loop import batch_size_for, measure_statistics
 from ..training.precision import in_bfloat16
 from ..training.splits import Dataset
 from .options import Options, PruningOptions, SharingOptions
@@ -38,8 +39,17 @@ def schedules(options: Options, dataset: Dataset, device: torch.device | str) ->
 
 
 def density(model: nn.Module, dataset: Dataset, options: PruningOptions, log: Log) -> float:
-    """The least density at which `model`, pruned at once, keeps within the error budget."""
-    return search(model, dataset, options, log, "density", choose.pruned, DENSITIES)
+    """The least density at which `model`, pruned at once, keeps within the error budget.
+
+    With the statistics that BatchNorm would have of the pruned model, as retraining ends with.
+    """
+    known = Distorted(dataset.train[:HELD_OUT], options.distortion)
+
+    def prune(changed: nn.Module, value: float) -> None:
+        Pruner(changed, density=value, include=options.include, exclude=options.exclude)
+        measure_statistics(changed, known, BATCH)
+
+    return search(model, dataset, options, log, "density", prune, DENSITIES)
 
 
 def noise(model: nn.Module, dataset: Dataset, options: SharingOptions, log: Log) -> float:

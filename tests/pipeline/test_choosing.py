@@ -12,6 +12,7 @@ from net import choose
 from net.errors import UserError
 from net.pipeline import choosing
 from net.pipeline.options import PruningOptions, SharingOptions
+from net.prune import Pruner
 from net.training.log import Log
 from net.training.splits import Dataset, Split
 
@@ -48,8 +49,8 @@ def test_the_density_is_the_least_within_the_limit(trained, budget):
     options = PruningOptions(density="auto", error_budget=budget, distortion=0.0)
     density = choosing.density(model, data, options, SILENT)
     limit = choose.PER_POINT * budget
-    assert moved(model, data, lambda m: choose.pruned(m, density)) <= 1.1 * limit
-    assert moved(model, data, lambda m: choose.pruned(m, 0.85 * density)) > limit
+    assert moved(model, data, lambda m: Pruner(m, density=density)) <= 1.1 * limit
+    assert moved(model, data, lambda m: Pruner(m, density=0.85 * density)) > limit
     assert 0.1 < density < 0.95
 
 
