@@ -129,7 +129,11 @@ def _check_bits(name: str, bits: Any, least: int) -> None:
 def _check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
-        span = f"at least {least}" if most is None else f"a whole number from {least} to {most}"
+        span = (
+            f"a whole number of at least {least}"
+            if most is None
+            else f"a whole number from {least} to {most}"
+        )
         raise ValueError(f"{name} must be {span}, not {value!r}")
 
 

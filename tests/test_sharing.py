@@ -546,7 +546,7 @@ def test_what_waits_is_trained_between_but_for_its_zeros():
 
 @pytest.mark.parametrize("parts", [0, -1])
 def test_a_number_of_parts_that_makes_no_sense(parts):
-    with pytest.raises(ValueError, match="parts must be at least 1"):
+    with pytest.raises(ValueError, match="parts must be a whole number of at least 1"):
         WeightSharing(net_of_three(), parts=parts)
 
 
@@ -732,7 +732,7 @@ def test_an_optimizer_that_takes_no_dense_gradients_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 99}, "from 0 to 16, .*, not 99"),
+        ({"bits": 99}, "from 1 to 16, not 99"),
         ({"bits": -1}, "not -1"),
         ({"bits": 2.5}, "not 2.5"),
         ({"bits": {"*": "4"}}, "not '4'"),
