@@ -136,7 +136,7 @@ def load(path: str | Path, key: str | None = None) -> Checkpoint:
         file = shards.weights_file(path)
         if shards.is_shards(file):
             if key is not None and file.is_file():
-                raise CheckpointError(f"{file} holds one model; leave --key out")
+                raise CheckpointError(f"{file} holds one model, which needs no key")
             found = shards.Shards(file)
             extra = {METADATA: found.metadata} if found.metadata else {}
             return Checkpoint(found, extra=extra)
@@ -145,7 +145,7 @@ def load(path: str | Path, key: str | None = None) -> Checkpoint:
         raise CheckpointError(str(error)) from None
     if content.get("format") == FORMAT:
         if key is not None:
-            raise CheckpointError(f"{file} holds one model; leave --key out")
+            raise CheckpointError(f"{file} holds one model, which needs no key")
         model = _own(file, content)
     else:
         try:

@@ -174,8 +174,7 @@ def resolve(values: Value | Mapping[str, Value], kinds: Mapping[str, str]) -> di
                 found[name] = value
         if name not in found:
             raise UserError(
-                f"no pattern covers {shortest_name(name)!r}, which is {kind}; "
-                "add one, such as '*=VALUE'"
+                f"no pattern covers {shortest_name(name)!r}, which is {kind}; add one, such as '*'"
             )
     return found
 

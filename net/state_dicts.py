@@ -53,7 +53,7 @@ def find(content: object, key: str | None = None) -> Found:
     notes = []
     if others:
         notes.append(
-            f"the state dict {_dotted(path)} is taken; there are others, which --key would name: "
+            f"the state dict {_dotted(path)} is taken; there are others, which a key would name: "
             + _listed(map(_dotted, others))
         )
     if kept := [str(name) for name in own if name not in state and name in _at(extra, path)]:
@@ -102,8 +102,8 @@ def _chosen(everything: Mapping[Path, dict], key: str | None) -> tuple[Path, lis
     if len(main) == 1:
         return main[0], [path for path in models if path != main[0]]
     raise ValueError(
-        f"holds several models: {_listed(map(_dotted, models))}; choose one, as by "
-        f"--key {_dotted(models[0])}"
+        f"holds several models: {_listed(map(_dotted, models))}; choose one by its "
+        f"key, such as {_dotted(models[0])}"
     )
 
 

@@ -189,7 +189,7 @@ def test_published_weights_of_no_torchvision_model(tmp_path, capsys):
     assert start("DEFAULT", tmp_path / "s", "--arch", "lenet-5") == 1
     err = capsys.readouterr().err
     assert err.startswith(
-        "error: --weights DEFAULT is for torchvision's architectures, and lenet-5"
+        "error: the weights DEFAULT are for torchvision's architectures, and lenet-5"
     )
     assert err.count("\n") == 1
 
@@ -322,7 +322,7 @@ def test_weights_of_another_architecture(tmp_path, capsys):
     torch.save(architectures.build("lenet-5").state_dict(), tmp_path / "m.pt")
     assert start(tmp_path / "m.pt", tmp_path / "s") == 1
     err = capsys.readouterr().err
-    assert "does not fit --arch lenet-300-100: " in err
+    assert "does not fit the architecture lenet-300-100: " in err
     assert err.count("\n") == 1
 
 

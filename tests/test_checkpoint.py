@@ -111,7 +111,7 @@ def test_one_of_several_models_is_taken_by_its_name_only(tmp_path):
     torch.save({"ema": one, "model": other}, tmp_path / "m.pt")
     assert checkpoint.load(tmp_path / "m.pt").state_dict["w"].tolist() == [1, 1]
     torch.save({"generator": one, "critic": other, "step": 3}, tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match=r"several models: generator, critic; .*--key"):
+    with pytest.raises(CheckpointError, match=r"several models: generator, critic; .*key"):
         checkpoint.load(tmp_path / "m.pt")
 
 
@@ -206,7 +206,9 @@ def test_a_small_file_of_an_enormous_tensor_is_refused(tmp_path, tensor, nest):
 
 def test_a_tensor_without_values_is_refused(tmp_path):
     torch.save({"a": torch.empty(3, device="meta")}, tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match=r"m\.pt: a has no values"):
+    with pytest.raises(
+        CheckpointError, match=r"m\.pt holds what cannot be read, 'a': on the meta device"
+    ):
         checkpoint.load(tmp_path / "m.pt")
 
 

@@ -119,7 +119,7 @@ def test_several_state_dicts_and_no_key_is_one_line(tmp_path, capsys):
     torch.save({"params": one, "params_ema": one}, tmp_path / "m.pth")
     assert huffman_encode.main([str(tmp_path / "m.pth"), "--directory", str(tmp_path / "e")]) == 1
     err = capsys.readouterr().err
-    assert "holds several models: params, params_ema; choose one, as by --key params" in err
+    assert "holds several models: params, params_ema; choose one by its key, such as params" in err
     assert err.count("\n") == 1
 
 

@@ -47,9 +47,9 @@ def test_the_state_dict_that_is_meant(content, key):
 @pytest.mark.parametrize(
     ("content", "key", "message"),
     [
-        ({"params": ONE, "params_ema": ONE}, None, "several models: params, params_ema; .*--key"),
-        ({"params": ONE, "params_ema": OTHER}, None, "several models: params, params_ema; .*--key"),
-        ({"model": {"g": ONE, "d": OTHER}}, None, r"several models: model\.g, model\.d; .*--key"),
+        ({"params": ONE, "params_ema": ONE}, None, "several models: params, params_ema; .*key"),
+        ({"params": ONE, "params_ema": OTHER}, None, "several models: params, params_ema; .*key"),
+        ({"model": {"g": ONE, "d": OTHER}}, None, r"several models: model\.g, model\.d; .*key"),
         ({"model": ONE, "state_dict": OTHER}, None, "several models: model, state_dict"),
         ({"params": ONE}, "ema", "no state dict 'ema'; there are: params"),
         ({"optimizer": {"x": torch.ones(3)}}, None, "holds no model"),
@@ -65,7 +65,7 @@ def test_none_or_several(content, key, message):
 def test_others_that_could_be_meant_are_named():
     found = find({"ema": OTHER, "model": ONE, "optimizer": {"x": torch.ones(1)}})
     assert found.notes == [
-        "the state dict model is taken; there are others, which --key would name: ema",
+        "the state dict model is taken; there are others, which a key would name: ema",
         "beside the tensors and not kept: optimizer",
     ]
 
@@ -168,7 +168,7 @@ def test_a_tensor_without_plain_values_is_named(tmp_path, tensor, what):
 
 def test_key_of_a_file_that_holds_one_model(tmp_path):
     checkpoint.save(tmp_path / "m.ptmodel", Checkpoint(ONE))
-    with pytest.raises(CheckpointError, match="holds one model; leave --key out"):
+    with pytest.raises(CheckpointError, match="holds one model, which needs no key"):
         checkpoint.load(tmp_path / "m.ptmodel", key="ema")
 
 

@@ -147,7 +147,7 @@ def latency(stages: Stages, dataset: Dataset | None) -> dict:
     from .. import sparse  # takes SciPy along
 
     if dataset is None or not stages.last.arch:
-        raise UserError("--latency needs the architecture: a bare state dict cannot be run")
+        raise UserError("latency needs the architecture: a bare state dict cannot be run")
     inputs, _ = next(iter(dataset.test.batches(64)))  # as many as the greatest batch that is timed
     return sparse.latency(restore.restored(stages.last), inputs)
 

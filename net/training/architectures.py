@@ -51,9 +51,13 @@ def build(arch: str, num_classes: int | None = None, in_channels: int | None = N
         raise own_code.failed(f"building {arch}", error) from None
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
-        raise UserError(f"--arch {arch} returns a {kind}; it must return a torch.nn.Module")
+        raise UserError(
+            f"the architecture {arch} returns a {kind}; it must return a torch.nn.Module"
+        )
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
-        raise UserError(f"--arch {arch} has lazy layers; give them their sizes, or run it once")
+        raise UserError(
+            f"the architecture {arch} has lazy layers; give them their sizes, or run it once"
+        )
     return model
 
 
@@ -110,7 +114,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     """What builds the architecture `name`: a callable, not called yet."""
     if name in BUILT_IN:
         return BUILT_IN[name]
-    return own_code.find(name, "--arch") if ":" in name else torchvision_factory(name)
+    return own_code.find(name, "the architecture") if ":" in name else torchvision_factory(name)
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -171,8 +175,8 @@ def published_weights(name: str, weights: str) -> "WeightsEnum":
 
     if not is_torchvisions(name):
         raise UserError(
-            f"--weights {weights} is for torchvision's architectures, and {name} is none of them; "
-            "give the name of a file"
+            f"the weights {weights} are for torchvision's architectures, and {name} is none of "
+            "them; give the name of a file"
         )
     torchvision_factory(name)
     known = get_model_weights(name).__members__
@@ -285,5 +289,5 @@ def check_fits(model: nn.Module, arch: str, data: Dataset) -> None:
     if logits.shape[1] < data.classes:
         raise UserError(
             f"{arch} has {logits.shape[1]} outputs, {data.name} has {data.classes} classes; "
-            f"give --num-classes {data.classes}"
+            f"build it with num_classes={data.classes}"
         )

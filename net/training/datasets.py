@@ -229,7 +229,7 @@ def read_torchvision(name: str, data_dir: Path) -> Arrays:
 def download(kind: Any, hosts: Sequence[str], data_dir: Path, problem: str) -> None:
     """Let torchvision's class `kind` download, after a probe that bounds what a silent host can
     cost to 6 s."""
-    hint = "put its files there, give another --data-dir, or use --dataset digits"
+    hint = "put its files there, give another folder, or take the data set digits"
     if not reachable(hosts):
         raise UserError(f"{problem} and no host that has it answers; {hint}")
     try:

@@ -31,7 +31,7 @@ class Files:
         path = self.paths[i]
         return UserError(
             f"{path} cannot be read as an image ({reason.removesuffix(repr(path)).strip()}); "
-            "repair or remove it, or pass over such files with --skip-broken"
+            "repair or remove it, or have broken files passed over"
         )
 
 

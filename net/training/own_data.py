@@ -101,7 +101,7 @@ def load(
     parts = called(name)
     names = ("train", "test") if len(parts) == 2 else ("train", "validation", "test")
     sources = [
-        Items(part, f"--dataset {name}: the {which} data set")
+        Items(part, f"the data set {name}: the {which} data set")
         for part, which in zip(parts, names, strict=True)
     ]
     first = sources[0].like
@@ -130,8 +130,8 @@ def load(
         span = f"values from {low:.4g} to {high:.4g}"
         if how == "unit":
             raise UserError(
-                f"--dataset {name} has {span}; to [0, 1] only bytes can be brought, so normalise "
-                "by data, or in the function itself"
+                f"the data set {name} has {span}; to [0, 1] only bytes can be brought, so "
+                "normalise by data, or in the function itself"
             )
         adapt, treatment = None, f"{AS_THEY_ARE}: {span}, the model's figures are for [0, 1]"
     else:
@@ -153,8 +153,8 @@ def how_to_normalise(name: str, like: torch.Tensor, wanted: Input, normalise: No
         return how
     if normalise != "auto":
         raise UserError(
-            f"--dataset {name} has inputs of {looks(like)}, which cannot be normalised; they must "
-            "be floating-point numbers or bytes, of one dimension or more"
+            f"the data set {name} has inputs of {looks(like)}, which cannot be normalised; they "
+            "must be floating-point numbers or bytes, of one dimension or more"
         )
     # Figures per channel are not for token ids, rows of numbers or sequences.
     one = len(wanted.mean or ()) == 1
@@ -163,14 +163,14 @@ def how_to_normalise(name: str, like: torch.Tensor, wanted: Input, normalise: No
 
 def called(name: str) -> tuple[Any, ...]:
     """What the factory returns, two or three data sets."""
-    factory = own_code.find(name, "--dataset")
+    factory = own_code.find(name, "the data set")
     try:
         parts = factory()
     except (Exception, SystemExit) as error:
-        raise own_code.failed(f"--dataset {name}", error) from None
+        raise own_code.failed(f"the data set {name}", error) from None
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
         raise UserError(
-            f"--dataset {name} returns {described(parts)}; it must return "
+            f"the data set {name} returns {described(parts)}; it must return "
             "(train, test) or (train, validation, test)"
         )
     return tuple(parts)

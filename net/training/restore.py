@@ -16,7 +16,7 @@ def restored(source: Checkpoint, device: torch.device | str = "cpu") -> nn.Modul
     """The module that `source` is the state dict of, on `device`. Raises UserError if it does not
     fit its architecture."""
     if source.arch is None:
-        raise UserError("a bare state dict cannot be run: name its architecture by --arch")
+        raise UserError("a bare state dict cannot be run: name its architecture")
     if ":" not in source.arch:  # code of the user's own may take what it likes
         _check_size(source)
     model = architectures.build(source.arch)

@@ -14,7 +14,7 @@ from . import distributed
 PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
 
 
-START_AGAIN = "leave out --resume to start again"
+START_AGAIN = "start again without resuming"
 
 
 def _is_record(record: dict) -> bool:

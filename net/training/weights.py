@@ -99,7 +99,7 @@ def load_into(
             missing, unknown = model.load_state_dict(kept, strict=False)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{source} does not fit --arch {arch}: {reason}") from None
+            raise UserError(f"{source} does not fit the architecture {arch}: {reason}") from None
         # A file that stores tied weights once has one of their names.
         held = {own[name].data_ptr() for name in own.keys() - set(missing)}
         wrong = unknown + [
@@ -111,8 +111,9 @@ def load_into(
         ]
     if wrong:
         raise UserError(
-            f"{source} does not fit --arch {arch}: {len(wrong)} tensors are missing, unknown or "
-            f"of another shape, {wrong[0]} the first; give the architecture that it was saved from"
+            f"{source} does not fit the architecture {arch}: {len(wrong)} tensors are missing, "
+            f"unknown or of another shape, {wrong[0]} the first; give the architecture that it was "
+            "saved from"
         )
     if not fresh:
         return []

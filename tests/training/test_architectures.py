@@ -173,7 +173,9 @@ def test_what_a_users_model_wants(own):
 def test_a_model_that_does_not_fit_the_data(blobs):
     check_fits(build("lenet-5(num_classes=3)"), "lenet-5", blobs)
     check_fits(build("lenet-5"), "lenet-5", blobs)
-    with pytest.raises(UserError, match="has 2 outputs, blobs has 3 classes; give --num-classes 3"):
+    with pytest.raises(
+        UserError, match="has 2 outputs, blobs has 3 classes; build it with num_classes=3"
+    ):
         check_fits(build("lenet-5(num_classes=2)"), "lenet-5", blobs)
     with pytest.raises(UserError, match="resnet18 does not take the inputs of blobs, 1x28x28"):
         check_fits(build("resnet18"), "resnet18", blobs)
@@ -204,7 +206,7 @@ def test_models_that_change_their_inputs_do_so_with_published_weights_alone():
     ("arch", "weights", "message"),
     [
         ("resnet18", "IMAGENET1K_V7", "resnet18 has no weights 'IMAGENET1K_V7'; there are IMAGE"),
-        ("lenet-5", "DEFAULT", "--weights DEFAULT is for torchvision's .* lenet-5 is none"),
+        ("lenet-5", "DEFAULT", "the weights DEFAULT are for torchvision's .* lenet-5 is none"),
         ("resnet18(weights=default)", None, "is not the name of an architecture"),
     ],
 )
@@ -215,7 +217,7 @@ def test_weights_that_there_are_not(arch, weights, message):
 
 def test_a_users_factory_is_not_given_the_names_of_torchvisions_weights(own):
     name = own("def net(weights=None): return nn.Linear(1, 1)")
-    with pytest.raises(UserError, match="is for torchvision's architectures"):
+    with pytest.raises(UserError, match="are for torchvision's architectures"):
         describe(f"{name}:net", weights="DEFAULT")
 
 

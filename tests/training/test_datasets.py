@@ -59,7 +59,9 @@ def test_auto_falls_back_to_digits_and_says_so_in_the_log(offline, tmp_path, cap
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist", "cifar10"])
 def test_a_named_data_set_never_falls_back(offline, tmp_path, name):
-    with pytest.raises(UserError, match=f"the data set '{name}' is not in .*--dataset digits"):
+    with pytest.raises(
+        UserError, match=f"the data set '{name}' is not in .*take the data set digits"
+    ):
         datasets.load(name, tmp_path, "cpu")
 
 

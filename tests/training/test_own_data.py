@@ -339,7 +339,7 @@ def test_a_factory_that_fails_is_named_with_its_line(tmp_path, monkeypatch):
     (tmp_path / "failing_data.py").write_text(code)
     with pytest.raises(UserError, match=r"failing_data:factory failed in .*line 2: ZeroDivision"):
         datasets.load("failing_data:factory", "", "cpu")
-    with pytest.raises(UserError, match=r"--dataset failing_data:other: .* has no function"):
+    with pytest.raises(UserError, match=r"the data set failing_data:other: .* has no function"):
         datasets.load("failing_data:other", "", "cpu")
 
 

@@ -109,7 +109,7 @@ def test_a_file_of_another_kind_is_one_line(tmp_path, blobs, change):
     path = tmp_path / "p"
     train(blobs, RunProgress(path, {"seed": 3}, False))
     checkpoint.save_dict(path, spoiled(checkpoint.load_dict(path), change))
-    with pytest.raises(UserError, match=r"p is no progress of a run; leave out --resume"):
+    with pytest.raises(UserError, match=r"p is no progress of a run; start again without resuming"):
         RunProgress(path, {"seed": 3}, True)
 
 
@@ -130,6 +130,6 @@ def test_parts_that_do_not_fit_are_one_line(tmp_path, blobs, change):
     with pytest.raises(Killed):
         train(blobs, RunProgress(path, {"seed": 3}, False), last=2)
     checkpoint.save_dict(path, spoiled(checkpoint.load_dict(path), change))
-    with pytest.raises(UserError, match=r"p: .*; leave out --resume") as error:
+    with pytest.raises(UserError, match=r"p: .*; start again without resuming") as error:
         train(blobs, RunProgress(path, {"seed": 3}, True))
     assert "\n" not in str(error.value)

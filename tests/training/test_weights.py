@@ -118,7 +118,7 @@ def test_tied_weights_may_be_stored_once():
 )
 def test_what_does_not_fit_is_named(old, change, first):
     given = {name: t for name, t in {**old, **change}.items() if t is not None}
-    with pytest.raises(UserError, match=f"m.th does not fit --arch normed: {first}"):
+    with pytest.raises(UserError, match=f"m.th does not fit the architecture normed: {first}"):
         load_into(normed(), given, "m.th", "normed")
 
 
