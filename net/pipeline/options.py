@@ -202,7 +202,8 @@ class ChoiceOptions:
     )
     error_budget: float = option(
         0.5,
-        "about how many points of error the choices of auto may cost; higher: fewer bytes",
+        "about how many points of error the choices of auto may cost, before training takes some "
+        "back; higher: fewer bytes",
         high=100,
         metavar="R",
     )
