@@ -17,7 +17,8 @@ from torch.nn import functional as F
 # Nats of divergence per point of error, before any training takes some back. A ResNet-20 of the
 # suite, trained on four of CIFAR-10's training batches and shared without training so that held-out
 # images moved by .008, .031, .100 and .200 nats, lost .18, .54, 2.67 and 5.48 points on the fifth
-# (10,000 images, standard error about .3): .036 to .058 nats a point (docs/results.md).
+# (10,000 images, standard error about .3): .036 to .058 nats a point; pruned instead, .030 to .037
+# (docs/results.md).
 PER_POINT = 0.04
 HALVINGS = 7  # of the range, in the logarithm: to within 4 % of a value
 
