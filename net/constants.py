@@ -10,7 +10,7 @@ import torch
 
 LEAST = 8  # columns: rows of fewer may follow a law by chance
 ROWS = 8  # and up to twice as many, that are looked at before all are
-NEGLIGIBLE = 1e-5
+NEGLIGIBLE = 1e-3
 SAMPLE = 1 << 12  # values that are looked at before all are
 MOST = 256  # values that may be called few
 
@@ -19,13 +19,15 @@ def is_table(tensor: torch.Tensor) -> bool:
     """Whether `tensor` [rows, ...], flattened to [rows, columns], is a table of constants.
 
     Its rows are then all one of these: mirrored, up to their sign (filters of a Fourier or cosine
-    transform under a periodic window, blurs); pairs of a sine and a cosine (positions); rising and
-    then falling, none negative (mel filters, windows).
+    transform under a periodic window, blurs); pairs of a sine and a cosine (positions, along one
+    axis or more); rising and then falling (mel filters, windows) or the other way (distances), if
+    all have one sign or hardly a zero.
     """
     rows = tensor.detach().flatten(1)
     if rows.shape[1] < LEAST or not len(rows):
         return False
-    tolerance = 1e-4 if rows.dtype.itemsize > 2 else 1e-2
+    # Angles of thousands are exact to some thousandths in float32.
+    tolerance = 2e-3 if rows.dtype.itemsize > 2 else 1e-2
     few = _exact(rows[:: max(1, len(rows) // ROWS)])
     laws = [law for law in (_mirrored, _sinusoidal, _single_peaked) if law(few, tolerance)]
     return bool(laws) and any(law(_exact(rows), tolerance) for law in laws)
@@ -55,30 +57,36 @@ def _sinusoidal(rows: np.ndarray, tolerance: float) -> bool:
     sizes = np.abs(rows)
     if not len(rows) or rows.shape[1] % 2 or sizes.min() > sizes.max() / 2:  # binary weights
         return False
-    squares, middle = rows**2, rows.shape[1] // 2
-    for power in (squares[:, :middle] + squares[:, middle:], squares[:, ::2] + squares[:, 1::2]):
+    for apart in range(1, rows.shape[1] // 2 + 1):  # each sine from its cosine
+        if rows.shape[1] % (2 * apart):
+            continue
+        power = (rows**2).reshape(len(rows), -1, 2, apart).sum(axis=2)
         if power.max() - power.min() <= tolerance * power.max():
             return True
     return False
 
 
 def _single_peaked(rows: np.ndarray, _: float) -> bool:
-    if not len(rows) or rows.min() < 0:
+    one_sign = len(rows) and (rows.min() >= 0 or rows.max() <= 0)
+    if not one_sign and 4 * np.count_nonzero(rows) < 3 * rows.size:  # a pruned weight
         return False
     change = np.diff(rows, axis=1)
-    fallen = np.logical_or.accumulate(change < 0, axis=1)
-    return not bool((fallen & (change > 0)).any())
+    found = np.zeros(len(rows), bool)
+    for steps in (change, -change):
+        fallen = np.logical_or.accumulate(steps < 0, axis=1)
+        found |= ~(fallen & (steps > 0)).any(axis=1)
+    return bool(len(rows)) and bool(found.all())
 
 
 def few_values(tensor: torch.Tensor, most: int) -> int:
     """How many values but 0 `tensor` has, if these are at most `most` (and MOST) and each occurs
-    four times or more on average; otherwise 0, as of a tensor that is not finite."""
+    four times or more on average, or it is one; otherwise 0, as of a tensor that is not finite."""
     most = min(most, MOST)
     flat = tensor.detach().flatten()
     if _distinct(flat[:SAMPLE]) > most:
         return 0
     count, distinct = int(flat.count_nonzero()), _distinct(flat)
-    few = distinct <= most and 4 * distinct <= count
+    few = distinct <= most and (distinct == 1 or 4 * distinct <= count)
     return distinct if few and bool(flat.isfinite().all()) else 0
 
 

@@ -33,6 +33,8 @@ class StepHooks:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"give a module, not {type(model).__name__}")
         self.steps_done = 0
         self._model = unwrapped(model)
         self._parameters: dict[str, nn.Parameter] = {}
@@ -95,8 +97,11 @@ class StepHooks:
     def gather(self, optimizer: torch.optim.Optimizer) -> None:
         """Put gradients where an optimizer looks for them."""
 
-    def after_step(self, counted: bool) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer, counted: bool) -> None:
         """Called after every step; `counted` says whether it is one of `steps_done`."""
+
+    def step_is_over(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called after the step of what is around an optimizer, which a scaler may leave out."""
 
     def settle(self) -> None:
         """Write what the weights are to be, as after a step."""
@@ -164,7 +169,7 @@ class StepHooks:
         counted = id(optimizer) in self._moving and optimizer is self._counting()
         self._moving.discard(id(optimizer))
         self.steps_done += counted
-        self.after_step(counted)
+        self.after_step(optimizer, counted)
 
     def _counting(self) -> Any:
         """The first optimizer that has any of `trained`."""
@@ -361,6 +366,8 @@ class _Hook:
             self.owner._after(optimizer)
         elif self.owner is not None:
             self.owner.settle()
+            if self.method == "step" and not _is_accumulating(optimizer):
+                self.owner.step_is_over(optimizer)
 
     def __reduce__(self) -> tuple:
         return _Hook, (None, self.method, self.inner)

@@ -21,14 +21,16 @@ KINDS = ("linear", "conv", "attention", "rnn", "embedding")
 Patterns = str | Sequence[str]
 Value = TypeVar("Value")
 
-# What is kept beside a weight, under a name that contains the word: masks of pruning, scales and
-# zero points of quantization, noise of a layer that draws some.
+# What is kept beside a weight, under a name that contains the word: masks and scores of pruning,
+# scales and zero points of quantization, noise of a layer that draws some.
 BESIDE = re.compile(
-    r"(?:.*_)?(?:masks?|scales?(?:_inv|_\d+)?|zeros?|zero_?points?|packed|shape|format|absmax|"
+    r"(?:.*_)?(?:masks?|scores?|thresholds?|importance|scales?(?:_inv|_\d+)?|zeros?|zero_?points?|packed|shape|format|absmax|"
     r"quant\w*|qdata|eps|epsilon|idx|indices|ids|counts?)"
 )
 # The matrices of all experts in one tensor, [experts, rows, columns].
 EXPERTS = re.compile(r"(?:.*\.)?experts\.(?:gate_up|gate|up|down)_proj")
+# What an optimizer keeps of each parameter, where a checkpoint has it under such a name.
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 PARAMETRIZED = re.compile(r"(.*?)parametrizations\.(\w+)\.original(\d*)")
 SHOWN = 30  # names in an error
 
@@ -109,6 +111,8 @@ def is_weight(name: str, shape: Sequence[int] = ()) -> bool:
     if parametrized and parametrized[3] == "0" and is_vector(shape):
         return False
     last = _plain(name).rpartition(".")[2]
+    if not MOMENTS.isdisjoint(name.split(".")):
+        return False
     return "weight" in last and last != "weight_g" and not BESIDE.fullmatch(last)
 
 

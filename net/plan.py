@@ -34,7 +34,7 @@ from .parameters import (
 )
 from .post_training import NOISE
 from .quantization import INITS
-from .tensors import identity, is_computed
+from .tensors import check_dense, identity, is_computed
 
 MOST_BITS = 16
 FEW = 16  # values that sharing by rate would not make fewer
@@ -48,7 +48,9 @@ STATISTICS = ("running_mean", "running_var")
 AFFINE = {"weight": "bias", "bias": "weight", "gamma": "beta", "beta": "gamma"}
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 NORM_CLASS = re.compile(r"Norm(?!al)|LN$|BN$")
-NORM_NAME = re.compile(r"norm(?!al)|(?:^|_)(?:ln|bn|rms)(?:_|\d|$)", re.IGNORECASE)
+NORM_NAME = re.compile(
+    r"(?<!de)norm(?!al(?!i[sz]ation))|(?:^|_)(?:ln|bn|gn|rms)(?:_|\d|$)", re.IGNORECASE
+)
 # A factor and a summand that bring outputs back to their units.
 NO_NORM = re.compile(r"scale|shift|affine|mean|std|energ|loss|criterion", re.IGNORECASE)
 
@@ -183,8 +185,8 @@ def plan(
 ) -> dict[str, Treatment]:
     """{name: what becomes of it}, one for every tensor in the state dict of `source`, in its order.
 
-    Raises UserError for a pattern that matches nothing, and for a weight for which a {pattern:
-    number} has none.
+    Raises UserError for a pattern that matches nothing, for a weight for which a {pattern: number}
+    has none, and for one without values.
     """
     return _Planner(source, config).plan()
 
@@ -337,12 +339,13 @@ class _Planner:
             return False
         if owner is not None:
             return isinstance(owner, NORMS) or bool(NORM_CLASS.search(type(owner).__name__))
-        part = _last_word(layer)
-        if last in ("weight", "bias") and self._beside(name, AFFINE[last]):
-            return not NO_NORM.search(part)
-        return bool(NORM_NAME.search(part)) and (
-            last == "weight" or self._beside(name, AFFINE[last])
-        )
+        beside = self._beside(name, AFFINE[last])
+        if last in ("weight", "bias") and beside:
+            if all(self._beside(name, each) for each in STATISTICS):
+                return True
+            if layer.rpartition(".")[2].isdigit():  # of a Sequential
+                return not NO_NORM.search(_last_word(layer))
+        return bool(NORM_NAME.search(_last_word(layer))) and (last == "weight" or beside)
 
     def _beside(self, name: str, last: str) -> bool:
         """Whether the layer of the vector `name` has another, of the same length, called `last`."""
@@ -363,13 +366,18 @@ def _of_module(model: nn.Module) -> dict[str, _Tensor]:
         if isinstance(tensor, torch.Tensor):  # no extra state
             found[name] = _Tensor(
                 tensor,
-                tensor.detach,
+                partial(_values, name, tensor),
                 first.setdefault(id(tensor), name),
                 owners.get(name.rpartition(".")[0], model),
                 buffer=not isinstance(tensor, nn.Parameter),
                 trained=tensor.requires_grad,
             )
     return found
+
+
+def _values(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    check_dense(name, tensor)
+    return tensor.detach()
 
 
 def _of_state(state: Mapping[str, torch.Tensor]) -> dict[str, _Tensor]:

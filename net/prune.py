@@ -240,7 +240,7 @@ class Pruner(StepHooks):
             # The square of a large gradient may be infinite, and must not count for ever.
             mean.copy_(torch.where(square.isfinite(), mean.lerp(square, 1 - MEMORY), mean))
 
-    def after_step(self, counted: bool) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer, counted: bool) -> None:
         if counted and self.density is not None and self._is_due(self.steps_done):
             self.apply()  # what the step has revived must not look salient
             self._check_training()

@@ -108,21 +108,25 @@ class SharedTensor:
     @torch.no_grad()
     def settle(self, tensor: torch.Tensor) -> None:
         """Write what the centroids are; or, where `tensor` is not what was written last, take it
-        for their values. Another tensor of as few values and with the same zeros, as of an earlier
-        epoch with other assignments, stays as it is."""
+        for their values. Of another tensor of as few values and with the same zeros, as of an
+        earlier epoch, the assignments are taken as well."""
         last = torch.zeros_like(tensor)
         self._put(last, self.written)
         if not torch.equal(tensor, last):
-            means = self.means(tensor)
-            self._put(last, means)
-            pruned = torch.ones_like(tensor, dtype=torch.bool)
-            pruned.view(-1)[self.positions.to(tensor.device)] = False
-            few = len(tensor[~pruned].unique()) <= len(self.centroids)
-            if few and not tensor[pruned].any() and not torch.equal(tensor, last):
-                return
-            tensor.masked_fill_(pruned, 0.0)
             self.follow(tensor)
-            self.centroids.copy_(means)
+            each = tensor.take(self.positions)
+            values, labels = each.to(self.centroids.dtype).unique(return_inverse=True)
+            means = self.means(tensor)
+            same = torch.equal(means.to(tensor.dtype)[self.labels], each)
+            if not same and len(values) <= len(self.centroids):
+                self.labels, count = labels, len(values)
+                self.centroids.fill_(values[-1])[:count] = values
+            else:  # what has not moved keeps the digits that are not stored
+                still = self._stored(means) == self.written.to(means.device)
+                self.centroids.copy_(torch.where(still, self.centroids, means))
+            if self.latent is not None:
+                self.latent.copy_(each)
+            tensor.zero_()
         self.write(tensor)
 
     @torch.no_grad()

@@ -99,6 +99,9 @@ class WeightSharing(StepHooks):
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         # {name: what was gathered since the last step, where a scaler may have to see it}
         self._gathered: dict[str, torch.Tensor | None] = {}
+        self._waiting: set[str] = set()  # gathered when another optimizer has stepped
+        # {name: (parameter, its version) as it was written}
+        self._versions: dict[str, tuple[int, int]] = {}
         self._reached: set[str] = set()  # by a gradient since `attach`
         self._trained: set[str] = set()  # and in an optimizer
         self._scaler: weakref.ref | None = None
@@ -200,6 +203,7 @@ class WeightSharing(StepHooks):
         parameter.zero_()
         shared.write(parameter)
         self.tensors[name] = shared
+        self._versions[name] = _version(parameter)
         self.clusterings[name] = Clustering.of(before, parameter)
 
     @torch.no_grad()
@@ -224,6 +228,15 @@ class WeightSharing(StepHooks):
     def put_right(self) -> None:
         for name, shared in self.tensors.items():
             shared.settle(self._parameters[name])
+            self._versions[name] = _version(self._parameters[name])
+
+    def _take_over(self) -> None:
+        """The values of weights that something else has written since: load_state_dict."""
+        for name, shared in self.tensors.items():
+            parameter = self._parameters[name]
+            if self._versions[name] != _version(parameter):
+                shared.settle(parameter)
+                self._versions[name] = _version(parameter)
 
     @property
     def unfinished(self) -> str:
@@ -322,6 +335,7 @@ class WeightSharing(StepHooks):
         scaler = self._scaler() if self._scaler is not None else None
         if scaler is not None and self._is_unscaled(scaler):
             raise UserError(SCALED)
+        self._follow()
         for name in self._take():
             gradient = self.tensors[name].centroids.grad
             if scaler is None and gradient is not None:
@@ -329,6 +343,7 @@ class WeightSharing(StepHooks):
 
     def _take(self) -> list[str]:
         """The names of the tensors whose gradients were taken."""
+        self._take_over()
         found = []
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
@@ -365,12 +380,14 @@ class WeightSharing(StepHooks):
         self.gather(optimizer)
         held = self._attached_as(optimizer).parameter_ids()
         for name, shared in self.tensors.items():
+            if id(shared.centroids) not in held:
+                continue
             # Of an earlier step, where this one did not reach the tensor.
-            if name not in self._gathered:
+            if name not in self._gathered and name not in self._waiting:
                 shared.centroids.grad = None
                 if shared.latent is not None:
                     shared.latent.grad = None
-            elif name not in self._trained and id(shared.centroids) in held:
+            else:
                 self._trained.add(name)
 
     def _check_unscaled(self, scaler: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -387,13 +404,20 @@ class WeightSharing(StepHooks):
             if torch.equal(before, after.grad) and bool(before.any()):
                 raise UserError(SCALED)
 
-    def after_step(self, counted: bool) -> None:
-        self._gathered.clear()
+    def after_step(self, optimizer: torch.optim.Optimizer, counted: bool) -> None:
+        self.step_is_over(optimizer)
         if counted and self.steps_done <= self.reassign_steps:
             for shared in self.tensors.values():
                 if shared.latent is not None:
                     shared.reassign()
         self.write()
+
+    def step_is_over(self, optimizer: torch.optim.Optimizer) -> None:
+        # What is left is for another optimizer that steps next, unless a new gradient comes first.
+        held = self._attached_as(optimizer).parameter_ids()
+        self._waiting.update(self._gathered)
+        self._waiting -= {n for n, each in self.tensors.items() if id(each.centroids) in held}
+        self._gathered.clear()
 
     def write(self) -> None:
         """Put the shared values into the model's parameters, in place, as after every step.
@@ -402,6 +426,7 @@ class WeightSharing(StepHooks):
         """
         for name, shared in self.tensors.items():
             shared.write(self._parameters[name])
+            self._versions[name] = _version(self._parameters[name])
         with torch.no_grad():
             for name, mask in self._masks.items():
                 parameter = self._parameters[name]
@@ -443,3 +468,8 @@ SCALED = (
     "the gradients of the weights were left out when the scaler unscaled: call "
     "sharing.gather_gradients() after backward, before the scaler's unscale_ or step"
 )
+
+
+def _version(parameter: nn.Parameter) -> tuple[int, int]:
+    """Another one after every change of a parameter that autograd knows of."""
+    return id(parameter), 0 if parameter.is_inference() else parameter._version

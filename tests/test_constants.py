@@ -27,6 +27,19 @@ TABLES = {
     "positions and padding": torch.cat(
         [torch.zeros(1, 32), torch.cat([ANGLES.sin(), ANGLES.cos()], 1)]
     ),
+    "positions along two axes": torch.cat(
+        [
+            f(ANGLES[rows, :8])
+            for rows in (torch.arange(50) // 10, torch.arange(50) % 10)
+            for f in (torch.sin, torch.cos)
+        ],
+        1,
+    ),
+    "slopes of distances": -(torch.arange(8.0)[:, None] + 1) * torch.arange(32),
+    "distances": (torch.arange(32) - torch.arange(32.0)[:, None]).abs(),
+    "inexact angles": torch.cos(
+        2 * math.pi / 400 * torch.arange(400) * torch.arange(201.0)[:, None]
+    ),
     "mel filters": (1 - (K - torch.linspace(0, 33, 90)).abs()).clamp(min=0) * (K + 3),
 }
 
@@ -51,6 +64,9 @@ def test_tables_are_known_by_their_values(name):
         torch.nn.functional.normalize(torch.randn(64, 32)),
         torch.randn(64, 32) * (torch.rand(64, 32) < 0.05),
         torch.randn(64, 32).fill_diagonal_(float("inf")),
+        torch.zeros(64, 1, 9).scatter(
+            2, torch.arange(64)[:, None, None] % 8, torch.randn(64, 1, 1)
+        ),
     ],
     ids=lambda each: "x".join(map(str, each.shape)),
 )
@@ -65,6 +81,7 @@ def test_few_values():
     assert few_values(torch.randint(1, 18, (400,)).float(), 16) == 0
     assert few_values(torch.randn(4, 4), 16) == 0  # few of them, and none twice
     assert few_values(torch.zeros(9), 16) == 0
+    assert few_values(3 * torch.eye(3), 16) == 1
     late = torch.ones(1 << 15)
     late[-900:] = torch.randn(900)
     assert few_values(late, 16) == 0

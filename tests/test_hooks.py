@@ -461,3 +461,97 @@ def test_hooks_that_an_optimizer_takes_along_do_nothing_in_its_copy():
     other, its_own, its_optimizer = copy.deepcopy((model, pruner, optimizer))
     plainly(other, its_optimizer)
     assert (pruner.steps_done, its_own.steps_done) == (0, STEPS)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_gradients_are_kept_for_the_optimizer_that_steps_later(first):
+    """One of the biases and one of the centroids, in any order, after the same backward."""
+    moved = []
+    for order in ([first, 1 - first], [1]):
+        model = network()
+        sharing = WeightSharing(model, bits=3)
+        centroids = list(sharing.trained())
+        others = [p for p in sharing.parameters() if not any(p is each for each in centroids)]
+        optimizers = [torch.optim.SGD(others, 0.0), torch.optim.SGD(centroids, 0.1)]
+        for optimizer in optimizers:
+            sharing.attach(optimizer)
+        for _ in range(3):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss_of(model).backward()
+            for i in order:
+                optimizers[i].step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sharing.detach()
+        moved.append(model[0].weight)
+    assert torch.equal(*moved)
+    assert not torch.equal(moved[0], WeightSharing(network(), bits=3)._parameters["0.weight"])
+
+
+def test_a_step_that_a_wrapper_leaves_out_leaves_no_gradient_behind():
+    """As accelerate's with a scaler, in a loop that calls model.zero_grad()."""
+
+    class Skipping:
+        def __init__(self, optimizer):
+            self.optimizer, self.calls = optimizer, 0
+
+        @property
+        def param_groups(self):
+            return self.optimizer.param_groups
+
+        def step(self, closure=None):
+            self.calls += 1
+            if self.calls > 1:
+                self.optimizer.step(closure)
+
+    models = []
+    for steps in (2, 1):
+        model = network()
+        sharing = WeightSharing(model, bits=3)
+        optimizer = Skipping(torch.optim.SGD(list(sharing.parameters()), 0.1))
+        optimizer.calls = 2 - steps
+        sharing.attach(optimizer)
+        for i in range(2 - steps, 2):
+            for parameter in model.parameters():
+                parameter.grad = None
+            for parameter in sharing.parameters():
+                if any(parameter is each for each in model.parameters()):
+                    parameter.grad = None
+            (loss_of(model) * (1 if i else float("inf"))).backward()
+            optimizer.step()
+        models.append(model)
+    assert torch.equal(models[0][0].weight, models[1][0].weight)
+    assert bool(models[0][0].weight.isfinite().all())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_weights_that_are_loaded_between_steps_are_trained_on(assign, shared):
+    model, other = network(), network()
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(-1.5)
+    if shared:
+        WeightSharing(other, bits=3)
+    sharing = WeightSharing(model, bits=3)
+    optimizer = torch.optim.SGD(list(sharing.parameters()), 1e-6)
+    sharing.attach(optimizer)
+    loss_of(model).backward()
+    optimizer.step()
+    weights = {name: w.clone() for name, w in other.state_dict().items() if "weight" in name}
+    model.load_state_dict(copy.deepcopy(weights), strict=False, assign=assign)
+    model.requires_grad_()
+    loss_of(model).backward()
+    optimizer.step()
+    sharing.detach()
+    for name, weight in weights.items():
+        now = model.get_parameter(name)
+        assert len(now.unique()) <= 8
+        assert float((now - weight).detach().norm() / weight.norm()) < (0.01 if shared else 0.2)
+
+
+def test_what_is_no_module_and_no_optimizer():
+    for make in (Pruner, WeightSharing):
+        with pytest.raises(ValueError, match="give a module, not OrderedDict"):
+            make(network().state_dict(), **({"density": 0.1} if make is Pruner else {}))

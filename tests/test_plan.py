@@ -101,6 +101,10 @@ def test_a_state_dict_is_treated_as_its_module():
         ("layer.gamma", torch.rand(64)),
         ("relative_position_bias_table", torch.randn(49, 4)),
         ("norm.bias", torch.randn(64)),
+        ("normalizer.weight", torch.rand(9)),
+        ("denorm.weight", torch.rand(9)),
+        ("x.weight_scores", torch.randn(64, 32)),
+        ("optimizer.exp_avg_sq.w.weight", torch.rand(64, 32)),
     ],
 )
 def test_what_nothing_beside_it_explains_is_exact(name, tensor):
@@ -108,8 +112,8 @@ def test_what_nothing_beside_it_explains_is_exact(name, tensor):
     state = {"w.weight": W, name: tensor}
     if layer == "obs":
         state |= {"obs.running_var": torch.rand(9), "obs.count": torch.tensor(9)}
-    if layer == "scale_shift":
-        state["scale_shift.bias"] = torch.rand(9)
+    if layer in ("scale_shift", "normalizer", "denorm"):
+        state[f"{layer}.bias"] = torch.rand(9)
     for bits in (4, "auto"):
         assert torch.equal(SharedState(state, bits)[name], tensor)
 
@@ -121,6 +125,22 @@ def test_a_lone_weight_of_a_normalisation_is_known_by_its_name(layer):
     assert how({"w.weight": W, f"{layer}.weight": torch.rand(9)})[f"{layer}.weight"] == "round"
     older = {"w.weight": W, f"{layer}.gamma": torch.rand(9), f"{layer}.beta": torch.rand(9)}
     assert set(list(how(older).values())[1:]) == {"round"}
+
+
+def test_running_statistics_tell_more_than_a_name():
+    layer = nn.BatchNorm1d(9).state_dict()
+    state = {"w.weight": W, **{f"scale_shift.{name}": each for name, each in layer.items()}}
+    assert list(how(state).values()) == ["rate", *["round"] * 4, "exact"]
+
+
+def test_the_filters_of_a_colour_shift_stay_with_their_bias():
+    state = {"w.weight": W, "x.weight": torch.eye(3).view(3, 3, 1, 1), "x.bias": torch.randn(3)}
+    assert list(how(state).values()) == ["rate", "exact", "exact"]
+
+
+def test_a_module_without_values():
+    with pytest.raises(UserError, match="'weight': on the meta device, without values"):
+        plan(nn.Linear(32, 64, device="meta"), AUTO)
 
 
 def test_a_bias_has_the_length_of_its_weight_and_follows_it():
