@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import deep_compressing
+from net.training import datasets
 from net.training.splits import Dataset, Split
 
 torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring
@@ -33,6 +34,14 @@ def pipeline(tmp_path_factory):
     )
     assert code == 0
     return run
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """A part of the digits, for what does not depend on how much is learnt."""
+    images, labels, test_images, test_labels = datasets.read_digits()
+    few = images[:240], labels[:240], test_images[:120], test_labels[:120]
+    monkeypatch.setattr(datasets, "read_digits", lambda: few)
 
 
 @pytest.fixture

@@ -34,13 +34,6 @@ def no_picture(monkeypatch):
     monkeypatch.setattr(plots, "available", lambda: False)
 
 
-@pytest.fixture
-def few_digits(monkeypatch):
-    """A part of the digits: networks of some size must not take minutes."""
-    images, labels, *test = datasets.read_digits()
-    monkeypatch.setattr(datasets, "read_digits", lambda: (images[:480], labels[:480], *test))
-
-
 def run(folder, *options):
     """The figures and the checkpoints {stage: Checkpoint} of a whole pipeline."""
     arguments = ["--output", str(folder), "--directory", str(folder / "encodings")]
@@ -107,6 +100,7 @@ def test_recurrent_and_attention_weights(few_digits, tmp_path, capsys, arch, sta
     assert errors["decoded"] <= errors["initial"] + 5
 
 
+@pytest.mark.exhaustive
 def test_a_model_of_torchvision_stage_by_stage(few_digits, tmp_path):
     stage = {name: str(tmp_path / file) for name, file in FILES.items()}
     encoded = ["--directory", str(tmp_path / "encodings")]
@@ -132,7 +126,8 @@ def test_a_text_classifier_on_token_ids(tmp_path, monkeypatch, in_memory):
     if not in_memory:
         monkeypatch.setattr(splits, "IN_MEMORY", 0)
     options = ["--arch", "tests.own_text:Text", "--dataset", "tests.own_text:data"]
-    options += ["--epochs", "10", "--retrain-epochs", "2", "--bits", "4", "--distortion", "1"]
+    options += ["--epochs", "5", "--lr", "0.01", "--retrain-epochs", "1", "--prune-epochs", "1"]
+    options += ["--bits", "4", "--distortion", "1"]
     figures, found = run(tmp_path, *options)
     assert (figures["dataset"], figures["arch"]) == (
         "tests.own_text:data",
@@ -165,13 +160,14 @@ def test_published_weights_are_fed_as_they_expect_in_every_stage(tmp_path, monke
     path = tmp_path / "torch" / "hub" / "checkpoints" / url.rpartition("/")[2]
     path.parent.mkdir(parents=True)
     torch.save(state, path)
-    write_images(tmp_path / "images" / "train", {"a": 12, "b": 12})
+    write_images(tmp_path / "images" / "train", {"a": 6, "b": 6})
     seen = []
     load = datasets.load
     monkeypatch.setattr(datasets, "load", lambda *args: seen.append(load(*args)) or seen[-1])
     common = ["--dataset", f"folder:{tmp_path / 'images'}", "--device", "cpu"]
     arguments = [*common, "--arch", "squeezenet1_1", "--weights", "DEFAULT", "--epochs", "0"]
-    arguments += ["--retrain-epochs", "0", "--sensitivity", "0.1", "--output", str(tmp_path / "s")]
+    arguments += ["--prune-epochs", "1", "--retrain-epochs", "0", "--sensitivity", "0.1"]
+    arguments += ["--output", str(tmp_path / "s")]
     assert pruning.main(arguments) == 0
     initial = checkpoint.load(tmp_path / "s" / checkpoint.INITIAL)
     assert initial.arch == "squeezenet1_1(num_classes=2, weights=IMAGENET1K_V1)"
@@ -287,12 +283,13 @@ def test_a_plain_state_dict_through_sharing_and_coding(squeezenet, tmp_path):
 def start(path, folder, *options):
     """pruning.py from given weights, without any training."""
     arguments = ["--weights", str(path), "--output", str(folder), "--dataset", "digits"]
-    arguments += ["--device", "cpu", "--epochs", "0", "--retrain-epochs", "0"]
+    arguments += ["--device", "cpu", "--epochs", "0", "--prune-epochs", "1"]
+    arguments += ["--retrain-epochs", "0"]
     return pruning.main([*arguments, *options])
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "ptmodel"])
-def test_starting_from_weights(tmp_path, kind):
+def test_starting_from_weights(few_digits, tmp_path, kind):
     torch.manual_seed(0)
     state = architectures.build("lenet-5").state_dict()
     path = tmp_path / f"m.{kind}"
@@ -308,7 +305,7 @@ def test_starting_from_weights(tmp_path, kind):
     assert initial.options["weights"] == f"m.{kind}"
 
 
-def test_a_last_layer_of_other_classes_starts_from_random_values(tmp_path, capsys):
+def test_a_last_layer_of_other_classes_starts_from_random_values(few_digits, tmp_path, capsys):
     state = architectures.build("lenet-5", num_classes=7).state_dict()
     torch.save(state, tmp_path / "m.pt")
     assert start(tmp_path / "m.pt", tmp_path / "s", "--arch", "lenet-5") == 0
@@ -326,13 +323,22 @@ def test_weights_of_another_architecture(tmp_path, capsys):
     assert err.count("\n") == 1
 
 
-def test_fine_tuning_a_state_dict_whose_architecture_is_named(tmp_path):
+def test_fine_tuning_a_state_dict_whose_architecture_is_named(few_digits, tmp_path):
     torch.manual_seed(0)
     state = architectures.build("tests.own_net:OwnNet").state_dict()
     published = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save(published, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
     arguments = [str(tmp_path / "m.pt"), "--arch", "tests.own_net:OwnNet", "--epochs", "1"]
-    arguments += ["--output", str(tmp_path / "out"), "--dataset", "digits", "--device", "cpu"]
+    arguments += [
+        "--bits",
+        "5",
+        "--output",
+        str(tmp_path / "out"),
+        "--dataset",
+        "digits",
+        "--device",
+        "cpu",
+    ]
     assert weight_share.main(arguments) == 0
     shared = checkpoint.load(tmp_path / "out")
     assert (shared.arch, shared.dataset) == ("tests.own_net:OwnNet", "digits")

@@ -172,14 +172,14 @@ def test_to_safetensors_with_an_architecture_too(pipeline, tmp_path):
         assert torch.equal(found.state_dict[name], tensor)
 
 
-def test_a_dense_model_of_another_network_is_no_teacher(pipeline, tmp_path):
+def test_a_dense_model_of_another_network_is_no_teacher(few_digits, pipeline, tmp_path):
     """Left in the folder by an earlier run: then the model itself teaches, as in an empty one."""
     torch.manual_seed(0)
     torch.save(build("tests.own_net:OwnNet").state_dict(), tmp_path / "m.pt")
     (tmp_path / "used").mkdir()
     left = (pipeline.saves / checkpoint.INITIAL).read_bytes()
     (tmp_path / "used" / checkpoint.INITIAL).write_bytes(left)
-    options = [*OPTIONS, "--arch", "tests.own_net:OwnNet", "--dataset", "digits"]
+    options = [*OPTIONS, "--arch", "tests.own_net:OwnNet", "--dataset", "digits", "--bits", "4"]
     for folder in ("used", "empty"):
         assert share(tmp_path / "m.pt", tmp_path / folder / "shared", *options) == 0
     used, empty = ((tmp_path / folder / "shared").read_bytes() for folder in ("used", "empty"))
@@ -187,7 +187,7 @@ def test_a_dense_model_of_another_network_is_no_teacher(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("bits", ["3", "auto"])
-def test_shared_in_parts_with_training_between(pipeline, tmp_path, bits, capsys):
+def test_shared_in_parts_with_training_between(few_digits, pipeline, tmp_path, bits, capsys):
     source = pipeline.saves / checkpoint.RETRAINED
     options = [*OPTIONS[:-1], "5", "--bits", bits, "--share-parts", "2", "--bias-bits", "0"]
     assert share(source, tmp_path / "m", *options) == 0
@@ -205,7 +205,9 @@ def test_shared_in_parts_with_training_between(pipeline, tmp_path, bits, capsys)
             assert len(shared[name][kept].unique()) <= 8
 
 
-def test_what_the_budget_chooses_does_not_depend_on_what_ran_before(pipeline, tmp_path, capsys):
+def test_what_the_budget_chooses_does_not_depend_on_what_ran_before(
+    few_digits, pipeline, tmp_path, capsys
+):
     source = pipeline.saves / checkpoint.RETRAINED
     options = [*OPTIONS[:-1], "2", "--bits", "auto", "--share-parts", "2"]
     found = []
