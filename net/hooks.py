@@ -39,6 +39,7 @@ class StepHooks:
         self._model = unwrapped(model)
         self._parameters: dict[str, nn.Parameter] = {}
         self._attached: list[_Attached] = []
+        self._was_attached = False
         self._moving: set[int] = set()  # optimizers in a step that has gradients
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -52,8 +53,13 @@ class StepHooks:
         self._follow()
         found = _Attached(optimizer)
         found.held = self._held(found)
-        found.hang(self)
+        try:
+            found.hang(self)
+        except ValueError:
+            found.remove()
+            raise
         self._attached.append(found)
+        self._was_attached = True
         _ALIVE.add(self)
 
     def _held(self, attached: "_Attached") -> dict[str, nn.Parameter]:
@@ -73,17 +79,27 @@ class StepHooks:
 
         Warns where training did not do what it was to do.
         """
-        attached = bool(self._attached)
+        expected = bool(self._attached) or self._is_forgotten()
         for each in self._attached:
             each.remove()
         self._attached = []
         self._follow()
         self.put_right()
         problem = self.unfinished
-        if attached and problem:
-            warnings.warn(problem, stacklevel=2)
+        if expected and problem:
+            never = "" if self._was_attached else "; nothing was ever attached"
+            warnings.warn(problem + never, stacklevel=2)
+
+    def _is_forgotten(self) -> bool:
+        """Whether the model was trained without a call of `attach`."""
+        mine = (parameter_of(self._model, name) for name in self._written())
+        return not self._was_attached and any(p is not None and p.grad is not None for p in mine)
 
     # What subclasses do
+
+    def _written(self) -> Iterable[str]:
+        """The names of the parameters that this writes."""
+        return self._parameters
 
     _made_of = "model.parameters()"
 
@@ -379,7 +395,12 @@ class _Method:
     def __init__(self, owner: Any, name: str, hook: _Hook) -> None:
         self.owner, self.name, self.hook = owner, name, hook
         self.replaced = _fields(owner).get(name)
-        setattr(owner, name, self)
+        try:
+            setattr(owner, name, self)
+        except AttributeError:  # with __slots__
+            raise ValueError(
+                f"{type(owner).__name__} cannot be attached: nothing can be hung on its {name}"
+            ) from None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = (self.owner, *args)

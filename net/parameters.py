@@ -162,12 +162,13 @@ def resolve(values: Value | Mapping[str, Value], kinds: Mapping[str, str]) -> di
 
     `values` is a single value for all, or {pattern: value}, of which the last pattern that matches
     a parameter decides. Raises UserError for a parameter without a match and a pattern without
-    one; a kind may well be absent, as convolutions are from a perceptron.
+    one; a kind may well be absent, as convolutions are from a perceptron. ValueError for a key that
+    is no pattern.
     """
     if not isinstance(values, Mapping):
         return dict.fromkeys(kinds, values)
     found = {}
-    for pattern in values:
+    for pattern in listed(values):
         if not pattern.startswith("@"):
             check_used(pattern, kinds)
         elif pattern[1:] not in KINDS:
@@ -241,7 +242,11 @@ def _kind(name: str, dimensions: int, owner: nn.Module | None) -> str:
 
 
 def listed(patterns: Patterns) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    """Raises ValueError for what is neither a pattern nor an iterable of patterns."""
+    many = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(many, Iterable) or not all(isinstance(each, str) for each in many):
+        raise ValueError(f"give a pattern or a list of patterns, not {patterns!r}")
+    return tuple(many)
 
 
 def check_used(pattern: str, of: Iterable[str]) -> None:

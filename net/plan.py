@@ -117,10 +117,10 @@ class SharingConfig:
             raise ValueError(f"noise must be a positive number, not {self.noise!r}")
         if self.init not in INITS:
             raise ValueError(f"init must be one of {', '.join(INITS)}, not {self.init!r}")
-        for name in ("include", "exclude"):
-            patterns = getattr(self, name)
-            if patterns is not None and not all(isinstance(each, str) for each in listed(patterns)):
-                raise ValueError(f"{name} must be a pattern or a list of these, not {patterns!r}")
+        if not isinstance(self.exact_vectors, bool):
+            raise ValueError(f"exact_vectors must be True or False, not {self.exact_vectors!r}")
+        listed(self.include or ())
+        listed(self.exclude)
 
 
 def _check_bits(name: str, bits: Any, least: int) -> None:

@@ -296,8 +296,10 @@ class Pruner(StepHooks):
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on where `state_dict` was taken. Raises ValueError for another model's state."""
-        shapes = {name: mask.shape for name, mask in state["masks"].items()}
-        if shapes != {name: weight.shape for name, weight in self.weights()}:
+        if not isinstance(state, Mapping) or not {"masks", "squares", "steps_done"} <= set(state):
+            raise ValueError("this is no state of a Pruner")
+        masks = {name: (mask.dtype, mask.shape) for name, mask in state["masks"].items()}
+        if masks != {name: (torch.bool, weight.shape) for name, weight in self.weights()}:
             raise ValueError("these masks belong to other parameters than those pruned here")
         for name, weight in self.weights():
             self.masks[name] = state["masks"][name].to(weight.device)

@@ -201,6 +201,7 @@ class WeightSharing(StepHooks):
         before = parameter.clone()
         # Not what `weight * mask`, as others prune, leaves: -0.0 would have to be stored.
         parameter.zero_()
+        parameter.grad = None  # of what it was; the optimizer to come does not clear it
         shared.write(parameter)
         self.tensors[name] = shared
         self._versions[name] = _version(parameter)
@@ -242,6 +243,9 @@ class WeightSharing(StepHooks):
     def unfinished(self) -> str:
         own = {n for n in self.tensors if self._parameters[n].requires_grad}
         lost = sorted((self._reached & own) - self._trained)
+        wrong = [n for n, each in self.tensors.items() if not each.centroids.isfinite().all()]
+        if wrong:
+            return f"training has diverged: {', '.join(wrong[:5])} have values that are not finite"
         if own and not self._reached & own:
             return "no step has trained the shared values: no gradient of the weights ever came"
         if lost:
@@ -269,6 +273,9 @@ class WeightSharing(StepHooks):
         return list(found)
 
     _made_of = "sharing.parameters()"
+
+    def _written(self) -> Iterable[str]:
+        return self.tensors
 
     def trained(self) -> Iterator[nn.Parameter]:
         for shared in self.tensors.values():
@@ -455,6 +462,8 @@ class WeightSharing(StepHooks):
 
         Raises ValueError for another model's state.
         """
+        if not isinstance(state, Mapping) or not {"tensors", "vectors", "steps_done"} <= set(state):
+            raise ValueError("this is no state of a WeightSharing")
         if state["tensors"].keys() != self.tensors.keys():
             raise ValueError("this state belongs to other parameters than those shared here")
         for name, shared in self.tensors.items():

@@ -555,3 +555,80 @@ def test_what_is_no_module_and_no_optimizer():
     for make in (Pruner, WeightSharing):
         with pytest.raises(ValueError, match="give a module, not OrderedDict"):
             make(network().state_dict(), **({"density": 0.1} if make is Pruner else {}))
+
+
+@pytest.mark.parametrize("kind", ["prune", "share"])
+def test_a_forgotten_attach(kind):
+    model = network()
+    attached, parameters = begun(kind, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached.detach()  # nothing was trained
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    loss_of(model).backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="nothing was ever attached"):
+        attached.detach()
+
+
+@pytest.mark.parametrize("kind", ["prune", "share"])
+def test_a_state_of_nothing(kind):
+    attached, _ = begun(kind, network())
+    for state in ({}, None, {"masks": {}, "tensors": {}}):
+        with pytest.raises(ValueError, match="this is no state of a"):
+            attached.load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", ["prune", "share"])
+def test_an_optimizer_whose_step_cannot_be_followed(kind):
+    class Closed:
+        __slots__ = ("param_groups",)
+
+        def step(self):
+            pass
+
+    attached, parameters = begun(kind, network())
+    optimizer = Closed()
+    optimizer.param_groups = [{"params": parameters}]
+    with pytest.raises(ValueError, match="Closed cannot be attached"):
+        attached.attach(optimizer)
+    attached.attach(torch.optim.SGD(parameters, 0.1))
+
+
+def test_a_gradient_from_before_the_sharing_does_not_count():
+    models = []
+    for before in (True, False):
+        model = network()
+        if before:
+            (1e3 * loss_of(model)).backward()
+        sharing = WeightSharing(model, bits=3)
+        optimizer = torch.optim.SGD(list(sharing.parameters()), 0.1)
+        sharing.attach(optimizer)
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+        models.append(model)
+    assert torch.equal(models[0][0].weight, models[1][0].weight)
+
+
+def test_shared_values_that_have_diverged():
+    model = network()
+    sharing = WeightSharing(model, bits=3)
+    optimizer = torch.optim.SGD(list(sharing.parameters()), 0.1)
+    sharing.attach(optimizer)
+    (loss_of(model) * float("nan")).backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="training has diverged: 0.weight, 2.weight"):
+        sharing.detach()
+
+
+@pytest.mark.parametrize("options", [{"include": 5}, {"exclude": [3]}, {"bits": {3: 3}}])
+def test_patterns_that_are_none(options):
+    with pytest.raises(ValueError, match="give a pattern or a list of patterns, not"):
+        WeightSharing(network(), **options)
+    if "bits" in options:
+        options = {"sensitivity": options["bits"]}
+    else:
+        options["density"] = 0.1
+    with pytest.raises(ValueError, match="give a pattern or a list of patterns, not"):
+        Pruner(network(), **options)
