@@ -39,9 +39,17 @@ def pipeline(tmp_path_factory):
 @pytest.fixture
 def few_digits(monkeypatch):
     """A part of the digits, for what does not depend on how much is learnt."""
-    images, labels, test_images, test_labels = datasets.read_digits()
-    few = images[:240], labels[:240], test_images[:120], test_labels[:120]
-    monkeypatch.setattr(datasets, "read_digits", lambda: few)
+    use_few_digits(monkeypatch)
+
+
+def use_few_digits(monkeypatch):
+    read = datasets.read_digits
+
+    def few():
+        images, labels, test_images, test_labels = read()
+        return images[:240], labels[:240], test_images[:120], test_labels[:120]
+
+    monkeypatch.setattr(datasets, "read_digits", few)
 
 
 @pytest.fixture
