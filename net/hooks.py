@@ -116,6 +116,9 @@ class StepHooks:
     def after_step(self, optimizer: torch.optim.Optimizer, counted: bool) -> None:
         """Called after every step; `counted` says whether it is one of `steps_done`."""
 
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called after `zero_grad`."""
+
     def step_is_over(self, optimizer: torch.optim.Optimizer) -> None:
         """Called after the step of what is around an optimizer, which a scaler may leave out."""
 
@@ -194,6 +197,13 @@ class StepHooks:
             if trained & each.parameter_ids():
                 return each.stepping[0]
         return None
+
+    def _ids_in(self, optimizer: Any) -> set[int]:
+        """Of the parameters that an optimizer steps, or those that it is around."""
+        attached = self._attached_as(optimizer)
+        if any(optimizer is each for each in attached.stepping):
+            return _ids(optimizer)
+        return attached.parameter_ids()
 
     def _attached_as(self, optimizer: Any) -> "_Attached":
         return next(
@@ -337,6 +347,9 @@ class _Attached:
         self.remove()
         for each in self.stepping:
             self._serve(each, "step", _Hook(owner, "step", inner=True))
+        for each in (*self.stepping, *self.around):
+            if "zero_grad" in _fields(each) or hasattr(type(each), "zero_grad"):
+                self._serve(each, "zero_grad", _Hook(owner, "zero_grad", inner=False))
         for each in self.around:
             self._serve(each, "step", _Hook(owner, "step", inner=False))
             for method in ("first_step", "second_step"):  # SAM's, which look at the gradients
@@ -374,13 +387,18 @@ class _Hook:
             return None
         if self.method == "step":
             return self.owner._before(optimizer, args, kwargs, self.inner)
-        self.owner.gather(optimizer)
+        if self.method != "zero_grad":
+            self.owner.gather(optimizer)
         return None
 
     def after(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
-        if self.owner is not None and self.inner:
+        if self.owner is None:
+            return
+        if self.inner:
             self.owner._after(optimizer)
-        elif self.owner is not None:
+        elif self.method == "zero_grad":
+            self.owner.clear(optimizer)
+        else:
             self.owner.settle()
             if self.method == "step" and not _is_accumulating(optimizer):
                 self.owner.step_is_over(optimizer)

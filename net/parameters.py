@@ -168,7 +168,7 @@ def resolve(values: Value | Mapping[str, Value], kinds: Mapping[str, str]) -> di
     if not isinstance(values, Mapping):
         return dict.fromkeys(kinds, values)
     found = {}
-    for pattern in listed(values):
+    for pattern in listed(tuple(values)):
         if not pattern.startswith("@"):
             check_used(pattern, kinds)
         elif pattern[1:] not in KINDS:

@@ -63,20 +63,27 @@ class SharedTensor:
         return cls(tensor, positions, centroids, labels, reassignable)
 
     @torch.no_grad()
-    def take_gradient(self, gradient: torch.Tensor, add: bool = False) -> None:
+    def take_gradient(
+        self, gradient: torch.Tensor, add: bool = False, only_finite: bool = False
+    ) -> None:
         """Equation 3: dL/dC_k is the sum of dL/dW over the weights assigned to centroid k.
 
         `gradient` has the shape of the tensor, dense or sparse; sets `centroids.grad`, and
-        `latent.grad`, or adds to what is there.
+        `latent.grad`, or adds to what is there, with `only_finite` if that is finite.
         """
         if gradient.layout != torch.strided:
             gradient = gradient.to_dense()
         self.follow(gradient)
         each = gradient.take(self.positions).to(self.centroids.dtype)
-        own = torch.zeros_like(self.centroids).index_add_(0, self.labels, each)
+        own = torch.zeros_like(self.centroids).index_add(0, self.labels, each)
         for trained, new in ((self.centroids, own), (self.latent, each)):
-            if trained is not None:
-                trained.grad = new if not add or trained.grad is None else trained.grad + new
+            if trained is None:
+                continue
+            if add and (last := trained.grad) is not None:
+                if only_finite:
+                    last = last.where(last.isfinite().all(), torch.zeros_like(last))
+                new = last + new
+            trained.grad = new
 
     def follow(self, tensor: torch.Tensor) -> None:
         """Move to the device of `tensor`, which a model may be moved to after it was shared."""

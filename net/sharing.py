@@ -105,6 +105,7 @@ class WeightSharing(StepHooks):
         self._reached: set[str] = set()  # by a gradient since `attach`
         self._trained: set[str] = set()  # and in an optimizer
         self._scaler: weakref.ref | None = None
+        self._scale: tuple[int, int] | None = None  # which one the last gradients have
         self._by_rate = {name: self.plan[name].kind for name in treated(self.plan, "rate")}
         self._inputs = None if calibration is None else Samples(model, calibration)
         self._steps = steps_of(self._parameters, self._by_rate, config.noise)
@@ -251,7 +252,7 @@ class WeightSharing(StepHooks):
         if lost:
             return (
                 f"the shared values of {', '.join(lost[:5])} were not trained: they are in no "
-                "attached optimizer; make it of sharing.parameters()"
+                "attached optimizer that has stepped; make it of sharing.parameters()"
             )
         return ""
 
@@ -343,6 +344,10 @@ class WeightSharing(StepHooks):
         if scaler is not None and self._is_unscaled(scaler):
             raise UserError(SCALED)
         self._follow()
+        scale = None if scaler is None else scaler._scale
+        if scale is not None and self._scale != (id(scale), scale._version):
+            self._scale = id(scale), scale._version
+            self._gathered.clear()  # of a step that the scaler has left out
         for name in self._take():
             gradient = self.tensors[name].centroids.grad
             if scaler is None and gradient is not None:
@@ -355,7 +360,9 @@ class WeightSharing(StepHooks):
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
             if parameter.grad is not None:
-                shared.take_gradient(parameter.grad, add=name in self._gathered)
+                # A scaler is not known before its first step, and may have left out others.
+                unknown = self._scaler is None
+                shared.take_gradient(parameter.grad, name in self._gathered, unknown)
                 parameter.grad = None
                 self._gathered[name] = None
                 found.append(name)
@@ -385,7 +392,7 @@ class WeightSharing(StepHooks):
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.gather(optimizer)
-        held = self._attached_as(optimizer).parameter_ids()
+        held = self._ids_in(optimizer)
         for name, shared in self.tensors.items():
             if id(shared.centroids) not in held:
                 continue
@@ -421,10 +428,20 @@ class WeightSharing(StepHooks):
 
     def step_is_over(self, optimizer: torch.optim.Optimizer) -> None:
         # What is left is for another optimizer that steps next, unless a new gradient comes first.
-        held = self._attached_as(optimizer).parameter_ids()
         self._waiting.update(self._gathered)
-        self._waiting -= {n for n, each in self.tensors.items() if id(each.centroids) in held}
+        self._waiting.difference_update(self._names_in(optimizer))
         self._gathered.clear()
+
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        # Of steps that were left out, or of what had a gradient for the sake of its inputs alone.
+        for name in self._names_in(optimizer):
+            self._parameters[name].grad = None
+            self._gathered.pop(name, None)
+            self._waiting.discard(name)
+
+    def _names_in(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        held = self._ids_in(optimizer)
+        return [name for name, each in self.tensors.items() if id(each.centroids) in held]
 
     def write(self) -> None:
         """Put the shared values into the model's parameters, in place, as after every step.

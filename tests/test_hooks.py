@@ -632,3 +632,94 @@ def test_patterns_that_are_none(options):
         options["density"] = 0.1
     with pytest.raises(ValueError, match="give a pattern or a list of patterns, not"):
         Pruner(network(), **options)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("cleared_by", ["optimizer", "model"])
+def test_gradients_of_a_step_that_the_loop_leaves_out_are_cleared(cleared_by, wrapped):
+    """As of a norm that is not finite, or of an adversarial example."""
+
+    class Around:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        @property
+        def param_groups(self):
+            return self.optimizer.param_groups
+
+        def step(self, closure=None):
+            return self.optimizer.step(closure)
+
+        def zero_grad(self):
+            self.optimizer.zero_grad()
+
+    models = []
+    for left_out in (True, False):
+        model = network()
+        sharing = WeightSharing(model, bits=3)
+        optimizer = torch.optim.SGD(list(sharing.parameters()), 0.1)
+        optimizer = Around(optimizer) if wrapped else optimizer
+        sharing.attach(optimizer)
+        for factor in (float("inf"), 1, 1) if left_out else (1, 1):
+            (optimizer if cleared_by == "optimizer" else model).zero_grad()
+            (factor * loss_of(model)).backward()
+            if factor == 1:
+                optimizer.step()
+        sharing.detach()
+        assert sharing.steps_done == 2
+        assert "zero_grad" not in vars(optimizer)
+        models.append(model)
+    assert torch.equal(models[0][0].weight, models[1][0].weight)
+
+
+def test_a_step_that_a_scaler_leaves_out_in_a_loop_that_clears_the_model():
+    model = network()
+    sharing = WeightSharing(model, bits=3)
+    optimizer = torch.optim.SGD(list(sharing.parameters()), 0.1)
+    sharing.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for i in range(6):
+        model.zero_grad()
+        scaler.scale(loss_of(model) * (float("inf") if i in (0, 3) else 1)).backward()
+        sharing.gather_gradients()
+        scaler.step(optimizer)
+        scaler.update()
+    assert sharing.steps_done == 4
+    assert bool(model[0].weight.isfinite().all())
+
+
+def test_optimizers_that_one_wrapper_steps_in_turn():
+    class Chain:
+        def __init__(self, *optimizers):
+            self.optimizers = optimizers
+
+        @property
+        def param_groups(self):
+            return [group for each in self.optimizers for group in each.param_groups]
+
+        def step(self, closure=None):
+            for each in self.optimizers:
+                each.step()
+
+        def zero_grad(self):
+            for each in self.optimizers:
+                each.zero_grad()
+
+    models = []
+    for chained in (True, False):
+        model = network()
+        sharing = WeightSharing(model, bits=3)
+        parameters = list(sharing.parameters())
+        if chained:
+            parts = parameters[:2], parameters[2:]  # biases, and centroids
+            optimizer = Chain(*(torch.optim.SGD(part, 0.1) for part in parts))
+        else:
+            optimizer = torch.optim.SGD(parameters, 0.1)
+        sharing.attach(optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+        assert sharing.steps_done == 3
+        models.append(model)
+    assert torch.equal(models[0][0].weight, models[1][0].weight)
