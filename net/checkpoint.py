@@ -40,6 +40,15 @@ FORMAT = "deep-compression 1"
 REFUSED = re.compile(r"GLOBAL ([\w.]+)|class '([\w.]+)'|load (DTensors|nested jagged tensors)")
 UNREADABLE = "is not a checkpoint, or is damaged or cut off; make it again"
 
+
+def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+    """What NumPy has every pickled array begin as, and no other, which could be of any size."""
+    if kind is not np.ndarray or shape != (0,):
+        raise ValueError("an array that NumPy has not pickled")
+    return np.empty(0, np.int8)
+
+
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]
 # What others have beside their tensors, which is data and no more: the arguments of a command line,
 # paths in them, bytes, and the numbers of NumPy.
 PLAIN_CLASSES: list = [
@@ -48,14 +57,18 @@ PLAIN_CLASSES: list = [
     *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
     *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
     *(np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}),
-    *(np.ndarray, np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]),
+    *(np.ndarray, np.float64(0).__reduce__()[0]),
+    (_empty_array, f"{_RECONSTRUCT.__module__}.{_RECONSTRUCT.__name__}"),
     # as NumPy 1 has called them
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
+    (_empty_array, "numpy.core.multiarray._reconstruct"),
 ]
 
 # Bytes. A smaller file is read as a whole, and may change while its tensors are in use.
 MAPPED_FROM = 1 << 28
+
+# Bytes that an archive may hold for each of its own, and that are no matter.
+MOST_INFLATED, SMALL_INFLATED = 8, 1 << 26
 
 # What the stages call their files.
 INITIAL = "initial_model.ptmodel"
@@ -317,6 +330,7 @@ def load_dict(path: str | Path) -> dict:
     path = Path(path)
     if not os.path.isfile(path):
         raise CheckpointError(f"no model at {path}{origin(path)}")
+    _check_inflated(path)
     try:
         with (
             path.open("rb") as file,
@@ -338,9 +352,7 @@ def load_dict(path: str | Path) -> dict:
             f"{path} is refused: it is not a file of plain tensors ({found}), and "
             "reading more than that could run code; save its state_dict() instead"
         ) from None
-    except MemoryError:
-        raise
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {reason(error)}; give the path of a saved model"
         ) from None
@@ -351,6 +363,22 @@ def load_dict(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
     return content
+
+
+def _check_inflated(path: Path) -> None:
+    """Raise CheckpointError for an archive that holds far more than its size. torch.save compresses
+    nothing, but torch.load unpacks what somebody else has compressed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            most = max(SMALL_INFLATED, MOST_INFLATED * path.stat().st_size)
+            inflated = sum(part.file_size for part in archive.infolist())
+    except (*FOREIGN, zipfile.BadZipFile, NotImplementedError):
+        return  # torch.load says what it is
+    if inflated > most:
+        raise CheckpointError(
+            f"{path} is refused: unpacked, it takes {inflated} bytes; save its state_dict() again, "
+            "without compression"
+        )
 
 
 def _plain_classes() -> AbstractContextManager:

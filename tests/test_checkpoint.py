@@ -2,6 +2,7 @@ import os
 import pickle
 import resource
 import threading
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -281,6 +282,19 @@ def test_a_field_that_is_called_as_the_metadata_are(tmp_path, about):
     assert all(isinstance(text, str) for text in metadata.values())
 
 
+def test_an_archive_that_is_far_larger_than_its_file_is_refused(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "m.pt")
+    with zipfile.ZipFile(tmp_path / "m.pt") as archive:
+        parts = [(part, archive.read(part)) for part in archive.namelist()]
+    with zipfile.ZipFile(tmp_path / "m.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, content in parts:
+            archive.writestr(part, content)
+    assert not checkpoint.load(tmp_path / "m.pt").state_dict["a"].any()
+    monkeypatch.setattr(checkpoint, "SMALL_INFLATED", 1000)
+    with pytest.raises(CheckpointError, match=r"m\.pt is refused: unpacked, it takes 40\d{4} byt"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "\0", "folder/" * 1000])
 def test_a_path_that_there_cannot_be(tmp_path, name):
     for suffix in (".pt", ".safetensors"):
@@ -288,14 +302,21 @@ def test_a_path_that_there_cannot_be(tmp_path, name):
             checkpoint.load(tmp_path / (name + suffix))
 
 
-def test_a_file_that_may_not_be_read(tmp_path, model, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (MemoryError(), "not enough memory for what it holds"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path, model, monkeypatch, error, text):
     checkpoint.save(tmp_path / "m.ptmodel", model)
 
-    def refused(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")
+    def failing(*args, **kwargs):
+        raise error
 
-    monkeypatch.setattr(checkpoint.Path, "open", refused)
-    with pytest.raises(CheckpointError, match=r"m\.ptmodel cannot be read: Permission denied;"):
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(CheckpointError, match=rf"m\.ptmodel cannot be read: {text};"):
         checkpoint.load(tmp_path / "m.ptmodel")
 
 
