@@ -19,14 +19,11 @@ class SharedState(Mapping[str, torch.Tensor]):
     """A state dict with shared values; state[name] reads, shares and returns one tensor.
 
     Nothing is kept, so that a checkpoint larger than memory can be shared and encoded, but for
-    tied tensors of a plain dict, which stay one tensor. The options are those of WeightSharing.
-    `clusterings` fills with every tensor that was asked for. Raises UserError for a tensor that
-    is not finite, or not dense.
     tied tensors of a plain dict, which stay one tensor. The options are those of WeightSharing, the
     fields of net.plan.SharingConfig, or one of these in place of `bits`; `plan` is {name:
     Treatment}. `clusterings` and `rounded`, {name: relative change}, fill with every tensor that
     was asked for. Raises ValueError for options out of range, UserError for a pattern that matches
-    nothing and for a tensor that is not finite.
+    nothing and for a tensor that is not finite, or not dense.
     """
 
     def __init__(

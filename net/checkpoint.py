@@ -17,10 +17,11 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
@@ -28,17 +29,26 @@ import torch
 
 from . import formats, shards, state_dicts
 from .errors import UserError
-from .files import atomic_write, utf8_path
+from .files import FOREIGN, atomic_write, reason, utf8_path
+from .shards import METADATA
 from .state_dicts import NotPlain, plain, to_json
 from .tensors import TensorError, check_dense, identity
+from .threads import asked, join, result, started
 
 FORMAT = "deep-compression 1"
 # What torch's reader of plain tensors says of the class or function that is none.
 REFUSED = re.compile(r"GLOBAL ([\w.]+)|class '([\w.]+)'|load (DTensors|nested jagged tensors)")
 UNREADABLE = "is not a checkpoint, or is damaged or cut off; make it again"
 
-# Of a safetensors file, under the key that its header has for it.
-METADATA = "__metadata__"
+
+def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+    """What NumPy has every pickled array begin as, and no other, which could be of any size."""
+    if kind is not np.ndarray or shape != (0,):
+        raise ValueError("an array that NumPy has not pickled")
+    return np.empty(0, np.int8)
+
+
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]
 # What others have beside their tensors, which is data and no more: the arguments of a command line,
 # paths in them, bytes, and the numbers of NumPy.
 PLAIN_CLASSES: list = [
@@ -47,14 +57,18 @@ PLAIN_CLASSES: list = [
     *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
     *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
     *(np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}),
-    *(np.ndarray, np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]),
+    *(np.ndarray, np.float64(0).__reduce__()[0]),
+    (_empty_array, f"{_RECONSTRUCT.__module__}.{_RECONSTRUCT.__name__}"),
     # as NumPy 1 has called them
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
+    (_empty_array, "numpy.core.multiarray._reconstruct"),
 ]
 
 # Bytes. A smaller file is read as a whole, and may change while its tensors are in use.
 MAPPED_FROM = 1 << 28
+
+# Bytes that an archive may hold for each of its own, and that are no matter.
+MOST_INFLATED, SMALL_INFLATED = 8, 1 << 26
 
 # What the stages call their files.
 INITIAL = "initial_model.ptmodel"
@@ -111,12 +125,36 @@ FIELDS = ("state_dict", "arch", "stage", "dataset", "options", "metrics")
 
 
 def save(path: str | Path, checkpoint: Checkpoint) -> int:
-    """Write `checkpoint` to `path` atomically; return the size of the file in bytes."""
+    """Write `checkpoint` to `path` atomically; return the size of the file in bytes.
+
+    Raises CheckpointError, with the old file as it was, for what `load` would refuse."""
+    if not isinstance(checkpoint.state_dict, Mapping):
+        kind = type(checkpoint.state_dict).__name__
+        raise CheckpointError(f"cannot write {path}: a {kind}, not a state dict")
     state = dict(checkpoint.state_dict)
     _check(state, f"cannot write {path}:")
-    content = shallow_dict(checkpoint) | {"state_dict": state}
-    save_dict(path, {"format": FORMAT, **content})
+    content = {"format": FORMAT, **shallow_dict(checkpoint), "state_dict": state}
+    _check_readable(path, content)
+    save_dict(path, content)
     return Path(path).stat().st_size
+
+
+def _check_readable(path: str | Path, content: dict) -> None:
+    """Raise CheckpointError unless what is beside the tensors comes back from a file."""
+    outline = dict.fromkeys(content["state_dict"], torch.empty(0))
+    file = io.BytesIO()
+    try:
+        torch.save(content | {"state_dict": outline}, file)
+        file.seek(0)
+        with _plain_classes():
+            _own(Path(path), torch.load(file, weights_only=True))
+    except (*FOREIGN, pickle.PickleError, CheckpointError) as error:
+        refused = REFUSED.search(str(error))
+        what = f" ({refused[refused.lastindex or 0]})" if refused else ""
+        raise CheckpointError(
+            f"cannot write {path}: it could not be read again; there must be tensors, all under "
+            f"texts, and beside them only numbers, texts, lists and dicts{what}"
+        ) from None
 
 
 def shallow_dict(checkpoint: Checkpoint) -> dict:
@@ -135,7 +173,7 @@ def load(path: str | Path, key: str | None = None) -> Checkpoint:
     try:
         file = shards.weights_file(path)
         if shards.is_shards(file):
-            if key is not None and file.is_file():
+            if key is not None and os.path.isfile(file):
                 raise CheckpointError(f"{file} holds one model, which needs no key")
             found = shards.Shards(file)
             extra = {METADATA: found.metadata} if found.metadata else {}
@@ -242,6 +280,8 @@ def save_dict(path: str | Path, content: dict) -> None:
             _torch_save(content, _Sink(file))
     except UserError as error:
         raise CheckpointError(str(error)) from None
+    except RuntimeError as error:  # of torch, for views of one memory as different types
+        raise CheckpointError(f"cannot write {path}: {reason(error)}") from None
 
 
 class _Sink:
@@ -268,17 +308,19 @@ class _Sink:
 
 def _torch_save(content: dict, sink: _Sink) -> None:
     target = cast(BinaryIO, sink)
-    with ThreadPoolExecutor(1) as pool:
+    threads: list[Thread] = []
+    queue: SimpleQueue = SimpleQueue()
+    if not started(threads, queue):  # no thread to be had
+        torch.save(content, target)
+    else:
+        # Signals come to the main thread, which can wait for torch and then say what came.
         try:
-            # Signals come to the main thread, which can wait for torch and then say what came.
-            saving = pool.submit(torch.save, content, target)
-        except RuntimeError:  # no thread to be had
-            torch.save(content, target)
-        else:
-            try:
-                saving.result()
-            except BaseException as error:
-                sink.error = sink.error or error  # and the rest is not written
+            result(asked(queue, torch.save, (content, target)))
+        except BaseException as error:
+            sink.error = sink.error or error  # and the rest is not written
+        finally:
+            queue.put(None)
+            join(threads)
     if sink.error is not None:
         raise sink.error
 
@@ -286,8 +328,9 @@ def _torch_save(content: dict, sink: _Sink) -> None:
 def load_dict(path: str | Path) -> dict:
     """The dict in a file written by `torch.save`, unpickled with `weights_only=True`."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"no model at {path}{origin(path)}")
+    _check_inflated(path)
     try:
         with (
             path.open("rb") as file,
@@ -309,8 +352,10 @@ def load_dict(path: str | Path) -> dict:
             f"{path} is refused: it is not a file of plain tensors ({found}), and "
             "reading more than that could run code; save its state_dict() instead"
         ) from None
-    except MemoryError:
-        raise
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {reason(error)}; give the path of a saved model"
+        ) from None
     except Exception:  # torch.load raises whatever a damaged zip or pickle leads to
         if what := formats.instead(path):
             raise CheckpointError(f"{path} is {what}") from None
@@ -318,6 +363,22 @@ def load_dict(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
     return content
+
+
+def _check_inflated(path: Path) -> None:
+    """Raise CheckpointError for an archive that holds far more than its size. torch.save compresses
+    nothing, but torch.load unpacks what somebody else has compressed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            most = max(SMALL_INFLATED, MOST_INFLATED * path.stat().st_size)
+            inflated = sum(part.file_size for part in archive.infolist())
+    except (*FOREIGN, zipfile.BadZipFile, NotImplementedError):
+        return  # torch.load says what it is
+    if inflated > most:
+        raise CheckpointError(
+            f"{path} is refused: unpacked, it takes {inflated} bytes; save its state_dict() again, "
+            "without compression"
+        )
 
 
 def _plain_classes() -> AbstractContextManager:

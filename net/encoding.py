@@ -168,6 +168,8 @@ def write(
 ) -> Encoded:
     """As ``save``, and say what every tensor costs, which decoding it has shown."""
     directory = Path(directory)
+    if not isinstance(state, Mapping):
+        raise EncodingError(f"cannot encode a {type(state).__name__}: it is no state dict")
     try:
         with locked(directory) as alone:
             return _Writing(directory, verify, describe, alone).run(state, meta)

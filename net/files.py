@@ -179,6 +179,8 @@ def open_regular(path: str | Path) -> Iterator[tuple[io.BufferedReader, int]]:
 
     A pipe or a device is refused, not waited for. Raises OSError.
     """
+    if "\0" in os.fspath(path):
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         status = os.fstat(handle)

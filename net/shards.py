@@ -30,6 +30,7 @@ MAX_HEADER_BYTES = 100_000_000  # as in the format's own library
 MAX_DIMENSIONS = 64  # of a tensor
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+METADATA = "__metadata__"  # of a header: what the file says of itself
 # What a folder may hold beside: of a trainer's state, not of the model.
 NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
 WEIGHTS = (SUFFIX, ".bin", ".pth", ".pt", ".th", ".pth.tar", ".ckpt", ".ptmodel")
@@ -84,7 +85,7 @@ class Shards(Mapping[str, torch.Tensor]):
         self.metadata: dict[str, str] = {}
         if is_index(self.path):
             self._parts = self._indexed(self.path)
-        elif not self.path.is_file():
+        elif not os.path.isfile(self.path):
             raise ShardsError(f"no model at {self.path}; give the path of a saved model")
         else:
             self._parts = self._of_file(self.path)
@@ -173,9 +174,10 @@ def weights_file(path: str | Path) -> Path:
     those of torch.save unnecessary. Raises ShardsError for none, and for several.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
-    files = sorted(file for file in path.iterdir() if file.is_file())
+    with one_line(path, ShardsError, "give the path of a saved model"):
+        files = sorted(file for file in path.iterdir() if os.path.isfile(file))
     indexes = [file for file in files if is_index(file)]
     single = [path / SINGLE] if path / SINGLE in files else []
     weights = [
@@ -226,7 +228,15 @@ def write(
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [size, end]}
         size = end
     about = {"format": "pt"} if metadata is None else dict(metadata)
-    text = json.dumps({"__metadata__": about, **header}).encode()
+    try:
+        "".join((*header, *about, *about.values())).encode()
+    except (TypeError, ValueError) as error:
+        raise ShardsError(
+            f"cannot write {path}: a name, or a part of the metadata, is no text ({error})"
+        ) from None
+    if METADATA in header:
+        raise ShardsError(f"cannot write {path}: the format has no tensor called {METADATA}")
+    text = json.dumps({METADATA: about, **header}).encode()
     text += b" " * (-len(text) % 8)  # elements begin at a multiple of 8
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -237,7 +247,10 @@ def write(
                 raise ShardsError(f"cannot write {path}: {error}") from None
             if (tensor.dtype, tuple(tensor.shape)) != info:
                 raise ShardsError(f"cannot write {path}: {name} is not of the announced type")
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            flat = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
+            if flat.stride(0) != 1:  # an expanded tensor, or one element of a strided one
+                flat = flat.clone(memory_format=torch.contiguous_format)
+            file.write(flat.view(torch.uint8).numpy().data)
     return 8 + len(text) + size
 
 
@@ -298,7 +311,7 @@ def _read_header(path: Path) -> tuple[dict[str, _Part], dict[str, str]]:
             header = json.loads(opened.read(length), object_pairs_hook=_distinct)
             if not isinstance(header, dict):
                 raise ValueError("the header is no object")
-            metadata = header.pop("__metadata__", None) or {}
+            metadata = header.pop(METADATA, None) or {}
             if not isinstance(metadata, dict) or not all(
                 isinstance(text, str) for text in metadata.values()
             ):
@@ -347,11 +360,12 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    if not path.exists():
-        raise ShardsError(f"{path} is missing; {AGAIN}")
     problem = f"{path} cannot be read"
-    with one_line(problem, ShardsError, AGAIN, RuntimeError), open_regular(path) as (file, _):
-        yield file
+    with one_line(problem, ShardsError, AGAIN, RuntimeError):
+        if not path.exists():
+            raise ShardsError(f"{path} is missing; {AGAIN}")
+        with open_regular(path) as (file, _):
+            yield file
 
 
 def _stamp(handle: int) -> tuple[int, ...]:

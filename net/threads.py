@@ -1,10 +1,13 @@
-"""Work in threads, its results in order; in the calling thread where no other is to be had."""
+"""Work in threads, its results in order; in the calling thread where no other is to be had.
+
+Results come by a SimpleQueue: a signal that interrupts whoever waits for a Future, or for another
+lock that is written in Python, may leave it locked, and what waits for the thread waits for ever.
+"""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ def in_order(
     """
     most = max(1, torch.get_num_threads())
     threads: list[threading.Thread] = []
-    waiting: deque[tuple[Future, int]] = deque()
+    waiting: deque[tuple[SimpleQueue, int]] = deque()
     queue: SimpleQueue = SimpleQueue()
     try:
         for job in jobs:
@@ -33,44 +36,67 @@ def in_order(
             while waiting and (
                 len(waiting) >= most or sum(other for _, other in waiting) + held > IN_FLIGHT
             ):
-                yield waiting.popleft()[0].result()
+                yield result(waiting.popleft()[0])
             if len(threads) < most and not started(threads, queue):
                 most = len(threads)  # the system gives no more
             if not threads:
                 yield work(*job)
                 continue
-            future: Future = Future()
-            queue.put((future, work, job))
-            waiting.append((future, held))
+            waiting.append((asked(queue, work, job), held))
         while waiting:
-            yield waiting.popleft()[0].result()
+            yield result(waiting.popleft()[0])
     finally:
-        for future, _ in waiting:
-            future.cancel()
+        try:
+            while True:
+                queue.get_nowait()
+        except Empty:
+            pass
         for _ in threads:
             queue.put(None)
-        for thread in threads:
-            thread.join()
+        join(threads)
+
+
+def asked(queue: SimpleQueue, work: Callable[..., Any], job: tuple) -> SimpleQueue:
+    """Give the work to a thread of ``started``; where its ``result`` will be."""
+    answer: SimpleQueue = SimpleQueue()
+    queue.put((answer, work, job))
+    return answer
+
+
+def result(answer: SimpleQueue) -> Any:
+    """What the work has returned, which is waited for; its exception is raised."""
+    found, error = answer.get()
+    if error is not None:
+        raise error
+    return found
 
 
 def started(threads: list[threading.Thread], queue: SimpleQueue) -> bool:
     """Add a thread that serves `queue`, if there is one to be had."""
     thread = threading.Thread(target=serve, args=(queue,), daemon=True)
+    # Before it starts: one that a signal kept from the list would take the end of another's work.
+    threads.append(thread)
     try:
         thread.start()
     except (RuntimeError, MemoryError):
+        threads.remove(thread)
         return False
-    threads.append(thread)
     return True
 
 
+def join(threads: list[threading.Thread]) -> None:
+    """Wait for all of ``started`` that a signal has not kept from starting."""
+    for thread in threads:
+        if thread.is_alive():
+            thread.join()
+
+
 def serve(queue: SimpleQueue) -> None:
-    """Work on (future, work, job) until there comes None."""
+    """Work on (answer, work, job) until there comes None."""
     while item := queue.get():
-        future, work, job = item
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(work(*job))
-            except BaseException as error:
-                future.set_exception(error)
-        del item, future, work, job  # tensors, which would be held until the next job comes
+        answer, work, job = item
+        try:
+            answer.put((work(*job), None))
+        except BaseException as error:
+            answer.put((None, error))
+        del item, answer, work, job  # tensors, which would be held until the next job comes

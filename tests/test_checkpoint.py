@@ -2,6 +2,8 @@ import os
 import pickle
 import resource
 import threading
+import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,10 +208,47 @@ def test_a_small_file_of_an_enormous_tensor_is_refused(tmp_path, tensor, nest):
 
 def test_a_tensor_without_values_is_refused(tmp_path):
     torch.save({"a": torch.empty(3, device="meta")}, tmp_path / "m.pt")
-    with pytest.raises(
-        CheckpointError, match=r"m\.pt holds what cannot be read, 'a': on the meta device"
-    ):
+    with pytest.raises(CheckpointError, match=r"m\.pt holds .*'a': on the meta device"):
         checkpoint.load(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"state_dict": {}},
+        {"state_dict": {1: torch.ones(2)}},
+        {"state_dict": torch.nn.Linear(2, 2)},
+        {"arch": 3},
+        {"stage": ["a"]},
+        {"options": [1]},
+        {"metrics": None},
+        {"options": {"a": len}},
+        {"options": {"a": lambda: 0}},
+        {"options": {"a": slice(1)}},
+        {"extra": {"a": {1}}},
+        {"extra": {"a": torch.ones(2)}},
+        {"extra": [1]},
+    ],
+    ids=str,
+)
+def test_what_could_not_be_read_again_replaces_nothing(tmp_path, model, fields):
+    path = tmp_path / "m.ptmodel"
+    checkpoint.save(path, model)
+    with pytest.raises(CheckpointError, match=r"cannot write .*m\.ptmodel: (it could|a Linear)"):
+        checkpoint.save(path, replace(model, **fields))
+    assert checkpoint.load(path).state_dict.keys() == model.state_dict.keys()
+
+
+def test_fields_that_are_nested_too_deeply_or_seen_as_two_types(tmp_path, model):
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(CheckpointError, match="could not be read again"):
+        checkpoint.save(tmp_path / "m.ptmodel", replace(model, options={"a": deep}))
+    one = torch.ones(4)
+    with pytest.raises(CheckpointError, match=r"cannot write .*: Cannot save multiple tensors"):
+        checkpoint.save(tmp_path / "m.ptmodel", Checkpoint({"a": one, "b": one.view(torch.int32)}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_expanded_tensor_in_a_ptmodel_is_refused(tmp_path):
@@ -241,6 +280,44 @@ def test_a_field_that_is_called_as_the_metadata_are(tmp_path, about):
     metadata = checkpoint.load(tmp_path / "m.pt").metadata()
     assert set(metadata) == {"format", "__metadata__"}
     assert all(isinstance(text, str) for text in metadata.values())
+
+
+def test_an_archive_that_is_far_larger_than_its_file_is_refused(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "m.pt")
+    with zipfile.ZipFile(tmp_path / "m.pt") as archive:
+        parts = [(part, archive.read(part)) for part in archive.namelist()]
+    with zipfile.ZipFile(tmp_path / "m.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, content in parts:
+            archive.writestr(part, content)
+    assert not checkpoint.load(tmp_path / "m.pt").state_dict["a"].any()
+    monkeypatch.setattr(checkpoint, "SMALL_INFLATED", 1000)
+    with pytest.raises(CheckpointError, match=r"m\.pt is refused: unpacked, it takes 40\d{4} byt"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\0", "folder/" * 1000])
+def test_a_path_that_there_cannot_be(tmp_path, name):
+    for suffix in (".pt", ".safetensors"):
+        with pytest.raises(CheckpointError, match="no model at"):
+            checkpoint.load(tmp_path / (name + suffix))
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (MemoryError(), "not enough memory for what it holds"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path, model, monkeypatch, error, text):
+    checkpoint.save(tmp_path / "m.ptmodel", model)
+
+    def failing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(CheckpointError, match=rf"m\.ptmodel cannot be read: {text};"):
+        checkpoint.load(tmp_path / "m.ptmodel")
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):

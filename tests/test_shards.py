@@ -92,6 +92,38 @@ def test_a_tensor_whose_memory_was_freed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "about"),
+    [
+        ("a", {"x": 1}),
+        ("a", {1: "x"}),
+        ("a", {"x": "\ud800"}),
+        ("\ud800", {}),
+        (1, {}),
+        ("__metadata__", {}),
+    ],
+)
+def test_names_and_metadata_that_the_format_does_not_have(tmp_path, name, about):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(ShardsError, match=r"cannot write .*(is no text|no tensor called)"):
+        shards.write(path, {name: Info(torch.float32, (2,))}, [torch.ones(2)], about)
+    assert path.read_bytes() == b"old"
+
+
+def test_lazy_views_and_single_elements(tmp_path):
+    complex_ones = torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex64)
+    state = {
+        "conj": complex_ones.conj(),
+        "negative": complex_ones.conj().imag,
+        "strided": torch.arange(10.0)[::5][:1],
+    }
+    infos = {name: shards.info_of(state, name) for name in state}
+    shards.write(tmp_path / "m.safetensors", infos, state.values())
+    found = shards.Shards(tmp_path / "m.safetensors")
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
 def test_a_failed_writing_leaves_the_old_file(state, tmp_path):
     path = tmp_path / "m.safetensors"
     path.write_text("precious")

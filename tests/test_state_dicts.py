@@ -141,6 +141,17 @@ def test_arguments_and_numbers_of_numpy_are_no_reason_to_refuse(tmp_path):
     assert found.notes == [f"{tmp_path}/m.pt: beside the tensors and not kept: {lost}"]
 
 
+@pytest.mark.parametrize("shape", [(1 << 36,), (5,), "x"])
+def test_an_array_that_is_larger_than_its_file(tmp_path, shape):
+    class Array:
+        def __reduce__(self):
+            return np.zeros(0).__reduce__()[0], (np.ndarray, shape, b"b")
+
+    torch.save({"w": torch.ones(3), "a": Array()}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"m\.pt is not a checkpoint, or is damaged"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
 def test_the_class_that_is_refused_is_named(tmp_path):
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "m.pt")
     with pytest.raises(

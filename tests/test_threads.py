@@ -1,5 +1,8 @@
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,3 +59,30 @@ def test_jobs_wait_for_memory(most):
     for i in in_order(lambda i: i, jobs(), lambda job: threads.IN_FLIGHT):
         held.remove(i)
     assert max(peak) <= 2  # one is worked on, the next is asked for
+
+
+def test_an_interrupt_at_any_moment_leaves_no_thread_waiting():
+    """What it interrupts must not stay locked: the thread that is joined would wait for ever."""
+    code = """
+import random, signal, torch
+from net.threads import in_order
+torch.set_num_threads(2)
+def work(i):
+    return sum(range(i % 50))
+interrupted = 0
+for _ in range(400):
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-4, 2e-3))
+        for _ in in_order(work, ((i,) for i in range(100_000))):
+            pass
+    except KeyboardInterrupt:
+        interrupted += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+print(interrupted)
+"""
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout == "400\n", run.stderr
