@@ -1,4 +1,4 @@
-"""One of several processes that torchrun starts: the pipeline up to weight sharing.
+"""One of several processes, as torchrun starts them: the pipeline up to weight sharing.
 
 Writes a digest of its own final model into FOLDER/rank-N, to be compared with the others'.
 """
@@ -29,5 +29,9 @@ def body(args) -> None:
     Path(args.output, f"rank-{os.environ['RANK']}").write_text(digest.hexdigest())
 
 
+def main(argv=None) -> int:
+    return cli.run(deep_compressing.parser(), body, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(deep_compressing.parser(), body))
+    sys.exit(main())

@@ -136,7 +136,11 @@ def train_in_company(rank: int, wrapped_before: bool) -> dict:
 def ranks(tmp_path_factory):
     """[what rank 0 ends with, what rank 1 does], by when the model was wrapped."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.spawn(one_of_two, (str(folder),), nprocs=2, join=False)
+    # A new process takes seconds to import torch, but one that may have used CUDA cannot fork.
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    context = multiprocessing.start_processes(
+        one_of_two, (str(folder),), nprocs=2, join=False, start_method=method
+    )
     try:
         deadline = time.monotonic() + 120
         while not context.join(timeout=5):  # which returns when the first has ended, too

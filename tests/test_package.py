@@ -118,6 +118,13 @@ def test_it_encodes_and_decodes_in_another_folder(installed, tmp_path):
     assert written < 4 * (50 * 40 + 40 + 40 * 3 + 3) / 4
 
 
+def test_its_command_tells_its_options(installed, tmp_path):
+    command = installed / "bin" / "deep-compression"
+    shown = elsewhere(installed, tmp_path, sys.executable, command, "--help")
+    assert shown.startswith("usage: deep-compression ")
+
+
+@pytest.mark.exhaustive
 def test_its_command_compresses(installed, tmp_path):
     arguments = ["--dataset", "digits", "--device", "cpu", "--epochs", "1"]
     arguments += ["--retrain-epochs", "1", "--finetune-epochs", "0"]

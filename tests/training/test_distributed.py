@@ -1,3 +1,4 @@
+import importlib
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed as torch_distributed
+from torch import multiprocessing
 
 from net import checkpoint
 from net.errors import UserError
@@ -17,29 +19,71 @@ from tests.conftest import FAST
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(script, *options):
-    with socket.socket() as probe:  # a port that is free
+def free_port():
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return str(probe.getsockname()[1])
+
+
+def torchrun(script, options, folder):
+    """Run by torchrun in two processes, each of which imports torch: ten seconds."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(port), "--", script, *options]
+    command += ["--master-port", free_port(), "--", script, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
 
 
-def test_two_processes_are_as_good_as_one(pipeline, tmp_path):
+def forked(script, options, folder):
+    """The same by copies of this process, which are told what torchrun tells its own."""
+    if torch.cuda.is_available():  # a process that may have used it cannot be copied
+        return torchrun(script, options, folder)
+    printed = folder / "stdout", folder / "stderr"
+    arguments = (script, options, free_port(), *printed)
+    code = 0
+    try:  # the first that fails ends the other
+        multiprocessing.start_processes(as_rank, arguments, nprocs=2, start_method="fork")
+    except multiprocessing.ProcessExitedException as error:
+        code = error.exit_code
+    return subprocess.CompletedProcess(script, code, *(path.read_text() for path in printed))
+
+
+def as_rank(rank, script, options, port, stdout, stderr):
+    numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ.update(numbers, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    sys.stdout = sys.__stdout__ = stdout.open("a", buffering=1)
+    sys.stderr = sys.__stderr__ = stderr.open("a", buffering=1)
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    sys.exit(module.main(options))
+
+
+starts = pytest.mark.parametrize(
+    "start", [forked, pytest.param(torchrun, marks=pytest.mark.exhaustive)]
+)
+
+
+@pytest.fixture
+def output(tmp_path):
+    """A folder beside what the processes print."""
+    path = tmp_path / "output"
+    path.mkdir()
+    return path
+
+
+@starts
+def test_two_processes_are_as_good_as_one(pipeline, tmp_path, output, start):
     """The same files, one writer, the same model in both processes, an error as of one."""
-    done = torchrun("tests/ranks.py", *FAST, "--device", "cpu", "--output", str(tmp_path))
+    options = [*FAST, "--device", "cpu", "--output", str(output)]
+    done = start("tests/ranks.py", options, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "rank-0").read_text() == (tmp_path / "rank-1").read_text()
+    assert (output / "rank-0").read_text() == (output / "rank-1").read_text()
     names = {checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.SHARED}
-    assert {path.name for path in tmp_path.iterdir()} == {*names, "rank-0", "rank-1"}
+    assert {path.name for path in output.iterdir()} == {*names, "rank-0", "rank-1"}
     assert done.stdout.count("retrained: test error") == 1
     assert "Warning" not in done.stderr
     for name in names:
-        one, two = (checkpoint.load(folder / name) for folder in (pipeline.saves, tmp_path))
+        one, two = (checkpoint.load(folder / name) for folder in (pipeline.saves, output))
         assert one.options == two.options
         errors = [found.metrics["test_error_percent"] for found in (one, two)]
         assert abs(errors[0] - errors[1]) < 4  # points; 360 images, a short training
@@ -47,9 +91,10 @@ def test_two_processes_are_as_good_as_one(pipeline, tmp_path):
         assert abs(zeros[0] - zeros[1]) < 0.02
 
 
-def test_what_ends_one_process_ends_all(tmp_path):
-    weights = str(tmp_path / "none.pt")
-    done = torchrun("pruning.py", "--weights", weights, "--dataset", "digits", "--device", "cpu")
+@starts
+def test_what_ends_one_process_ends_all(tmp_path, start):
+    options = ["--weights", str(tmp_path / "none.pt"), "--dataset", "digits", "--device", "cpu"]
+    done = start("pruning.py", options, tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("error: no model at") == 1
 
