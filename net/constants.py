@@ -21,9 +21,11 @@ def is_table(tensor: torch.Tensor) -> bool:
     Its rows are then all one of these: mirrored, up to their sign (filters of a Fourier or cosine
     transform under a periodic window, blurs); pairs of a sine and a cosine (positions, along one
     axis or more); rising and then falling (mel filters, windows) or the other way (distances), if
-    all have one sign or hardly a zero.
+    all have one sign or hardly a zero. Or it is a diagonal matrix, as shifts of colours are.
     """
     rows = tensor.detach().flatten(1)
+    if _is_diagonal(rows):
+        return True
     if rows.shape[1] < LEAST or not len(rows):
         return False
     # Angles of thousands are exact to some thousandths in float32.
@@ -31,6 +33,13 @@ def is_table(tensor: torch.Tensor) -> bool:
     few = _exact(rows[:: max(1, len(rows) // ROWS)])
     laws = [law for law in (_mirrored, _sinusoidal, _single_peaked) if law(few, tolerance)]
     return bool(laws) and any(law(_exact(rows), tolerance) for law in laws)
+
+
+def _is_diagonal(rows: torch.Tensor) -> bool:
+    height, width = rows.shape
+    if height != width or width < 3 or bool(rows[0, 1:].any()):  # most are no more looked at
+        return False
+    return bool(rows.diagonal().all()) and int(rows.count_nonzero()) == height
 
 
 def _exact(rows: torch.Tensor) -> np.ndarray:

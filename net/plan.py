@@ -191,6 +191,14 @@ def plan(
     return _Planner(source, config).plan()
 
 
+def constants(model: nn.Module) -> dict[str, str]:
+    """{name: why} of the parameters that are none, whatever their names say: tables of constants,
+    a number for each input or output, what is quantized already."""
+    planner = _Planner(model, SharingConfig())
+    named = weights_of(planner.matrices)
+    return {name: why for name in named if (why := planner.why_no_weight(name))}
+
+
 def treated(plan: Mapping[str, Treatment], how: str) -> list[str]:
     """The names of the tensors that `plan` treats in this way, of tied ones the first."""
     return [name for name, each in plan.items() if each.how == how and not each.tied]
@@ -235,7 +243,7 @@ class _Planner:
         for name, matrix in named.items():
             if not self._is_chosen(name, matrix.kind):
                 found[name] = Treatment("exact", matrix.kind, reason=NOT_CHOSEN)
-            elif config.include is None and (why := self._why_no_weight(name)):
+            elif config.include is None and (why := self.why_no_weight(name)):
                 found[name] = Treatment("exact", matrix.kind, reason=why)
             else:
                 weights[name] = matrix.kind
@@ -255,7 +263,7 @@ class _Planner:
                 return Treatment("cluster", kind, bits=max(1, math.ceil(math.log2(few))))
         return Treatment("rate", kind) if by_rate else Treatment("cluster", kind, bits=bits)
 
-    def _why_no_weight(self, name: str) -> str:
+    def why_no_weight(self, name: str) -> str:
         """Why a matrix whose name says that it is a weight is none; empty if it is one."""
         tensor = self.tensors[name]
         if layer_of(name) in self.quantized:
@@ -264,7 +272,7 @@ class _Planner:
             return "one row or column without a bias: a number for each input or output"
         if not tensor.trained and _named_as_table(name, tensor.shape):
             return "by its name a table of constants"
-        if is_table(tensor.read()):
+        if not getattr(tensor.info, "is_meta", False) and is_table(tensor.read()):
             return "by its values a table of constants"
         return ""
 

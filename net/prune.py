@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .errors import UserError
 from .hooks import StepHooks, normed_axes, parameters_of
 from .parameters import Patterns, compressible, resolve
+from .plan import constants
 from .tensors import check_dense
 
 UPDATES = 100  # steps down of a gradual schedule
@@ -114,8 +115,9 @@ class Pruner(StepHooks):
 
     `include` and `exclude` are patterns over the names of the parameters (net.parameters).
     Embeddings are pruned only where `include` says so: a token's row is seldom trained, and has no
-    small weights. Frozen parameters stay whole, as do those that no gradient reaches on a gradual
-    schedule: nothing could make good for what they lose.
+    small weights; so are tables of constants and a lone row or column without a bias. Frozen
+    parameters stay whole, as do those that no gradient reaches on a gradual schedule: nothing could
+    make good for what they lose.
 
     `masks` is {parameter name: bool tensor, True where the weight stays}. Raises UserError for a
     pattern that matches nothing, a model in which nothing can be pruned, a weight or, on a gradual
@@ -313,14 +315,14 @@ def prunable(
     model: nn.Module, include: Patterns | None = None, exclude: Patterns = ()
 ) -> dict[str, str]:
     """{name: kind} of the parameters that a Pruner prunes: the compressible ones that can learn,
-    without the embeddings unless `include` names some."""
+    without embeddings and constants (net.plan) unless `include` names some."""
     kinds = compressible(model, include, exclude)
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {
-        name: kind
-        for name, kind in kinds.items()
-        if name in learning and (kind != "embedding" or include is not None)
-    }
+    found = {name: kind for name, kind in kinds.items() if name in learning}
+    if include is not None:
+        return found
+    wrong = constants(model)
+    return {n: kind for n, kind in found.items() if kind != "embedding" and n not in wrong}
 
 
 def _threshold_masks(
@@ -361,6 +363,6 @@ def _nothing(model: nn.Module, include: Patterns | None, exclude: Patterns) -> s
         return "there is nothing to prune: the model has no weights of two or more dimensions"
     shown = ", ".join(list(kinds)[:5])
     return (
-        f"there is nothing to prune: {shown} are frozen, or embeddings, which are pruned only "
-        "where include names them"
+        f"there is nothing to prune: {shown} are frozen, or embeddings or constants, which are "
+        "pruned only where include names them"
     )

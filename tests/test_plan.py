@@ -136,6 +136,8 @@ def test_running_statistics_tell_more_than_a_name():
 def test_the_filters_of_a_colour_shift_stay_with_their_bias():
     state = {"w.weight": W, "x.weight": torch.eye(3).view(3, 3, 1, 1), "x.bias": torch.randn(3)}
     assert list(how(state).values()) == ["rate", "exact", "exact"]
+    state["x.weight"] = state["x.weight"] / torch.rand(3, 1, 1, 1)
+    assert list(how(state).values()) == ["rate", "exact", "exact"]
 
 
 def test_a_module_without_values():

@@ -1,4 +1,5 @@
 import copy
+import math
 from itertools import pairwise
 
 import pytest
@@ -365,3 +366,15 @@ def test_parametrized_weights_are_pruned_and_stay_numbers(by, of):
     kept = int(pruner.masks[name].sum())
     assert int(model[0].weight.count_nonzero()) == kept <= round(0.05 * 24 * 32) + 24
     assert model[0].weight.isfinite().all()
+
+
+def test_constants_are_not_pruned():
+    """Neither the filters of a Fourier transform, nor a number for each layer."""
+    model = nn.Module()
+    model.bank = nn.Conv1d(1, 33, 64, bias=False)
+    angles = 2 * math.pi / 64 * torch.arange(64) * torch.arange(33.0)[:, None]
+    model.bank.weight.data = angles.cos()[:, None]
+    model.layer_weight = nn.Parameter(torch.rand(13, 1) / 100)
+    model.fc = nn.Linear(32, 32)
+    assert list(Pruner(model, density=0.2).masks) == ["fc.weight"]
+    assert list(Pruner(model, sensitivity=1.0, include="bank").masks) == ["bank.weight"]
