@@ -331,6 +331,8 @@ def load_dict(path: str | Path) -> dict:
     if not os.path.isfile(path):
         raise CheckpointError(f"no model at {path}{origin(path)}")
     _check_inflated(path)
+    if formats.is_other_pickle(path):  # torch.load would read it first, whatever it takes
+        raise CheckpointError(f"{path} is {formats.instead(path)}")
     try:
         with (
             path.open("rb") as file,

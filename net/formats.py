@@ -12,7 +12,8 @@ CONVERT = "load it with its own library and save the state dict, or a .safetenso
 UNPACK = "unpack it, and give the weights in it"
 
 PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of torch.save before PyTorch 1.6
+# The number with which torch.save began before PyTorch 1.6, in a pickle of its own.
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 # (offset, bytes, what it is, what to do)
 MAGIC = (
@@ -56,6 +57,20 @@ def instead(path: str | Path) -> str | None:
     return "; ".join(found) if found else None
 
 
+def is_other_pickle(path: str | Path) -> bool:
+    """Whether a file is a pickle that torch.save did not write."""
+    try:
+        with open(path, "rb") as file:
+            return _is_other_pickle(file.read(HEAD))
+    except OSError:
+        return False
+
+
+def _is_other_pickle(head: bytes) -> bool:
+    # later protocols have the length of a frame before the number
+    return head[:1] == b"\x80" and head[1:2] in PROTOCOLS and LEGACY not in head[:32]
+
+
 def _of_bytes(head: bytes, size: int) -> tuple[str, str] | None:
     if not head:
         return "empty", FETCH
@@ -64,7 +79,7 @@ def _of_bytes(head: bytes, size: int) -> tuple[str, str] | None:
     for offset, magic, what, todo in MAGIC:
         if head[offset:].startswith(magic):
             return what, todo
-    if head[:1] == b"\x80" and head[1:2] in PROTOCOLS and not head.startswith(LEGACY):
+    if _is_other_pickle(head):
         return "a pickle that torch.save did not write", CONVERT
     if protobuf := _of_protobuf(head):
         return protobuf, CONVERT

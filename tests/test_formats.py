@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import pickle
+import resource
 import tarfile
 import zipfile
 
@@ -80,6 +81,24 @@ def test_a_checkpoint_that_is_cut_off_is_not_something_else(tmp_path, zipped):
     assert formats.instead(path) is None
     with pytest.raises(CheckpointError, match="damaged or cut off"):
         checkpoint.load(path)
+
+
+def test_a_pickle_of_something_else_is_not_read(tmp_path):
+    """Of a text of 2 GB, as this one says that it is, the first bytes are enough."""
+    with (tmp_path / "m.pt").open("wb") as file:
+        file.write(b"\x80\x02X\xff\xff\xff\x7f")
+        file.truncate(3 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="a pickle that torch"):
+        checkpoint.load(tmp_path / "m.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_of_torch_save_is_its_own(tmp_path, protocol):
+    options = {"_use_new_zipfile_serialization": False, "pickle_protocol": protocol}
+    torch.save({"a": torch.ones(3)}, tmp_path / "m.pt", **options)
+    assert not formats.is_other_pickle(tmp_path / "m.pt")
 
 
 def test_neither_there_nor_known(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import read_file
 from .fields import declared, reader, shown
 from .options import ModelOptions, PruningOptions, SharingOptions, changed
 
@@ -35,14 +36,19 @@ class Preset:
         return dataclasses.replace(self, pruning=pruning, sharing=sharing)
 
 
+MAX_BYTES = 1 << 20  # of a file
+
+
 def load(name: str) -> Preset:
     """The preset `name`, of a file in folder() or the path of another. Raises UserError."""
+    if not isinstance(name, str):  # of a checkpoint, which may be anybody's
+        raise UserError(f"no preset {name!r}; give --preset")
     known = {path.stem: path for path in sorted(folder().rglob("*.json"))}
     path = known.get(name, Path(name))
     if path.suffix != ".json":
         raise UserError(f"no preset {name!r}; there are {', '.join(known)}, and files .json")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path, MAX_BYTES))
         about, shared = str(content.pop("about", "")), dict(content.pop("options", {}))
         arch = shared.pop("arch", None)
         stages = {

@@ -1,6 +1,7 @@
 """Presets are files: what is in them, and what is wrong with others."""
 
 import json
+import os
 
 import pytest
 
@@ -76,6 +77,11 @@ def test_no_such_preset(tmp_path):
         presets.load("smalest")
     with pytest.raises(UserError, match=r"none\.json: No such file"):
         presets.load(str(tmp_path / "none.json"))
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UserError, match=r"pipe\.json: not a regular file"):
+        presets.load(str(tmp_path / "pipe.json"))
+    with pytest.raises(UserError, match="no preset 3; give --preset"):
+        presets.load(3)  # as a checkpoint of somebody's may have it
 
 
 def test_what_the_user_gives_comes_first():
