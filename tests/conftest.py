@@ -4,12 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import settings
 
 import deep_compressing
 from net.training import datasets
 from net.training.splits import Dataset, Split
 
 torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring
+
+# Of the tests that draw their examples; --hypothesis-profile many, as .ci/run does, draws more.
+settings.register_profile("few", max_examples=30, deadline=None)
+settings.register_profile("many", max_examples=300, deadline=None)
+settings.load_profile("few")
 
 # A pipeline of seconds; every test that changes one of these says so itself.
 FAST = (

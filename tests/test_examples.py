@@ -79,9 +79,13 @@ def test_state_dict_of_a_file(run, tmp_path):
     assert "decoded bit for bit: True" in shown
 
 
+def test_state_dict_of_no_file(run):
+    assert run("state_dict").startswith("squeezenet1_1.pth: 4,941,984 -> ")
+
+
 def test_it_is_found_from_another_folder(tmp_path):
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "state_dict.py"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout.startswith("squeezenet1_1.pth: 4,941,984 -> "), done.stderr
-    assert list(tmp_path.iterdir()) == []
+    torch.save({"a.weight": torch.eye(3)}, tmp_path / "theirs.pth")
+    command = [sys.executable, EXAMPLES / "state_dict.py", "theirs.pth"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("theirs.pth: 36 -> "), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth"]

@@ -2,7 +2,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -85,7 +85,6 @@ def test_lengths_equal_those_of_huffman(counts: list[int]) -> None:
 # --- streams ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     hnp.arrays(
         st.sampled_from([np.uint8, np.int16, np.uint32, np.int64]),
@@ -99,7 +98,6 @@ def test_round_trip(symbols: np.ndarray) -> None:
     assert np.array_equal(decoded, symbols)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=60))
 def test_round_trip_of_wide_symbols(symbols: list[int]) -> None:
     data = encode(np.array(symbols, np.int64))

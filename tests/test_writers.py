@@ -92,7 +92,7 @@ def test_a_signal_at_the_rename(number: int, count: int, tmp_path: Path) -> None
     assert len(list(tmp_path.iterdir())) == len(models[0]) + 1
 
 
-@rounds(6, 500)
+@rounds(3, 500)
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("kind", ["encoding", "ptmodel", "safetensors"])
 def test_a_signal_at_any_moment(kind: str, number: int, count: int, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_signal_at_any_moment(kind: str, number: int, count: int, tmp_path: Pa
         assert len(list(path.iterdir())) == len(models[0]) + 1
 
 
-@rounds(5, 200)
+@rounds(3, 200)
 def test_two_writers(count: int, tmp_path: Path) -> None:
     models = [model(0), model(1, tensors=9)]
     for _ in range(count):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from net.codec import kernels
@@ -35,7 +35,6 @@ def test_numbers(value: int) -> None:
     assert BitReader(bits(value).finish()).read_number() == value
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 64), st.integers(0, 2**64 - 1)), max_size=200),
     st.integers(0, 63),
@@ -49,7 +48,6 @@ def test_fields(pairs: list[tuple[int, int]], before: int) -> None:
     assert written(writer) == text
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=70), st.integers(0, 63), st.integers(1, 8), st.sampled_from("BHIQ"))
 def test_bytes(data: bytes, before: int, width: int, kind: str) -> None:
     values = np.frombuffer(data, np.uint8) & ((1 << width) - 1)
@@ -76,7 +74,6 @@ def test_nothing_is_skipped_beyond_the_end() -> None:
 # --- integers -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.integers(0, 63).flatmap(lambda b: st.integers(0, 2**b - 1)), min_size=1),
     st.integers(1, 100),
@@ -119,7 +116,6 @@ def test_malformed_integers(parts: tuple, message: str) -> None:
 # --- sets ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 400).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n)))))
 def test_sets(largest_and_members: tuple[int, set[int]]) -> None:
     largest, members = largest_and_members
@@ -129,7 +125,6 @@ def test_sets(largest_and_members: tuple[int, set[int]]) -> None:
     assert read.tolist() == sorted(members)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.sets(st.integers(0, 64).flatmap(lambda b: st.integers(0, 2**b - 1)), max_size=50))
 def test_sets_of_wide_numbers(members: set[int]) -> None:
     writer = BitWriter()
@@ -154,7 +149,6 @@ def test_a_set_that_is_cut() -> None:
 # --- tables -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.sets(st.integers(0, 2000), min_size=1, max_size=300), st.integers(0, 2**32))
 def test_tables(symbols: set[int], seed: int) -> None:
     counts = np.random.default_rng(seed).geometric(0.01, len(symbols))

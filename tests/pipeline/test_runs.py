@@ -52,7 +52,7 @@ def test_of_several_processes_the_writer_alone_locks(held, monkeypatch):
         pass
 
 
-def test_one_folder_for_all_files(tmp_path):
+def test_one_folder_for_all_files(few_digits, tmp_path):
     arguments = [*FAST, "--epochs", "1", "--output", str(tmp_path), "--directory", str(tmp_path)]
     assert deep_compressing.main(arguments) == 0
 

@@ -1,11 +1,8 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import multiprocessing
 
 from net.errors import UserError
 from net.training import datasets, splits, streaming
@@ -91,32 +88,31 @@ def test_streamed_batches_are_those_in_memory(images, monkeypatch, few):
                 assert torch.equal(y, v)
 
 
-# In a process of its own: one that runs out of files may hang instead of failing.
-FEW_OPEN_FILES = """
-import resource, sys
-import torch
-from net.training import datasets, splits, streaming
-from net.training.inputs import Input
-from net.training.log import Log
+def read_with_few_open_files(_, path):
+    import resource
 
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-streaming.FEW = 0  # read by processes, which share memory with this one
-for splits.IN_MEMORY, kind in ((2**30, splits.Split), (0, streaming.StreamedSplit)):
-    found = datasets.load(f"folder:{sys.argv[1]}", "", torch.device("cpu"), Input(None, (8, 8)))
-    assert isinstance(found.train, kind)
-    for batch_size in (2, 100):
-        batches = list(found.train.batches(batch_size, shuffle=True))
-        assert sum(len(labels) for _, labels in batches) == len(found.train) == 147
-"""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    streaming.FEW = 0  # read by processes, which share memory with this one
+    for in_memory, kind in ((2**30, splits.Split), (0, streaming.StreamedSplit)):
+        splits.IN_MEMORY = in_memory
+        found = load(path)
+        assert isinstance(found.train, kind)
+        for batch_size in (2, 100):
+            batches = list(found.train.batches(batch_size, shuffle=True))
+            assert sum(len(labels) for _, labels in batches) == len(found.train) == 147
 
 
 def test_more_images_than_files_may_be_open(tmp_path):
     pytest.importorskip("resource")  # which Windows has not
     write_images(tmp_path / "train", {"a": 100, "b": 100})
-    command = [sys.executable, "-c", FEW_OPEN_FILES, str(tmp_path)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, timeout=120, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    # In a process of its own: one that runs out of files may hang instead of failing.
+    context = multiprocessing.start_processes(
+        read_with_few_open_files, (tmp_path,), join=False, start_method="fork"
+    )
+    try:
+        assert context.join(timeout=120)
+    finally:
+        context.processes[0].kill()
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", "cut off"])

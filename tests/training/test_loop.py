@@ -157,15 +157,15 @@ def far_device(monkeypatch):
 
 
 def steps_of(model, optimizer, split, **options):
-    """The steps of one epoch of 40."""
+    """The steps of one epoch of 12."""
     steps = []
     optimizer.register_step_post_hook(lambda *_: steps.append(1))
-    fit(model, optimizer, split, Schedule(1, len(split) // 40), **options)
+    fit(model, optimizer, split, Schedule(1, len(split) // 12), **options)
     return len(steps)
 
 
 def far_split(device):
-    return Split(torch.zeros(400, 1, 28, 28, device=device), torch.zeros(400, device=device).long())
+    return Split(torch.zeros(120, 1, 28, 28, device=device), torch.zeros(120, device=device).long())
 
 
 @pytest.mark.parametrize("arch", ["lenet-300-100", "lenet-5"])
@@ -175,18 +175,18 @@ def test_no_step_of_pruning_waits_for_the_device(far_device, arch, monkeypatch):
     monkeypatch.setattr(prune, "_check_finite", lambda *_: None)
     monkeypatch.setattr(Pruner, "_check_training", lambda _: None)
     model = build(arch).to(far_device)
-    pruner = Pruner(model, density=0.05, steps=30)
+    pruner = Pruner(model, density=0.05, steps=9)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2, foreach=True)
     optimizer.register_step_post_hook(lambda *_: shrink(model.parameters(), 1e-3))
     pruner.attach(optimizer)
-    assert steps_of(model, optimizer, Distorted(far_split(far_device), 1.0)) == 40
+    assert steps_of(model, optimizer, Distorted(far_split(far_device), 1.0)) == 12
     assert pruner.finished
     assert pruner.masks["fc1.weight"].device == far_device
 
 
 def test_no_step_of_fine_tuning_waits_for_the_device(far_device):
     model = build("lenet-300-100")
-    sharing = WeightSharing(model, bits=3, reassign=20)
+    sharing = WeightSharing(model, bits=3, reassign=6)
     model.to(far_device)
     # Clustering is done on the CPU; what trains moves.
     for shared in sharing.tensors.values():
@@ -197,7 +197,7 @@ def test_no_step_of_fine_tuning_waits_for_the_device(far_device):
     optimizer = torch.optim.Adam(sharing.parameter_groups(1e-2), 1e-2, foreach=True)
     sharing.attach(optimizer)
     split = DistilledAfresh(far_split(far_device), build("lenet-5").to(far_device), 1.0)
-    assert steps_of(model, optimizer, split, loss=distillation_loss) == 40
+    assert steps_of(model, optimizer, split, loss=distillation_loss) == 12
     assert sharing.tensors["fc1.weight"].labels.device == far_device
 
 

@@ -41,14 +41,18 @@ def all_of(split, batch_size=7) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(inputs), torch.cat(labels)
 
 
+SHAPES = [((5,), torch.int64), ((), torch.int32), ((4, 6), torch.float64)]
+SHAPES += [((2, 3, 2, 2), torch.bool)]
+BY_PROCESSES = [(*SHAPES[0], True)]
+BY_PROCESSES += [pytest.param(*each, True, marks=pytest.mark.exhaustive) for each in SHAPES[1:]]
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize("processes", [True, False])
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((5,), torch.int64), ((), torch.int32), ((4, 6), torch.float64), ((2, 3, 2, 2), torch.bool)],
+    ("shape", "dtype", "processes"), [*((*each, False) for each in SHAPES), *BY_PROCESSES]
 )
 def test_inputs_of_any_shape_and_type_reach_the_model_as_they_are(
-    load, monkeypatch, in_memory, processes, shape, dtype
+    load, monkeypatch, in_memory, shape, dtype, processes
 ):
     if not in_memory:
         monkeypatch.setattr(splits, "IN_MEMORY", 0)
