@@ -56,7 +56,13 @@ def test_a_bare_state_dict_is_clustered_without_its_architecture(tmp_path, capsy
     state = {"a.weight": torch.randn(9, 9), "norm.weight": torch.randn(9), "n": torch.tensor(3)}
     torch.save(state, tmp_path / "m.pt")
     assert share(tmp_path / "m.pt", tmp_path / "out", "--epochs", "0", "--bits", "2") == 0
-    assert "NOTE: shared without data, so that nobody has seen" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "NOTE: shared without data, so that nobody has seen" in shown.err
+    plan = [line for line in shown.out.splitlines() if "a.weight" in line or "norm.weight" in line]
+    assert plan[0].startswith("shared, 4 values at most")
+    assert plan[1].startswith("rounded")
+    shared = checkpoint.load(tmp_path / "out")
+    assert shared.options["plan"]["n"].startswith("exact: ")
     shared = checkpoint.load(tmp_path / "out")
     assert shared.arch is None
     assert len(shared.state_dict["a.weight"].unique()) == 4
@@ -96,6 +102,23 @@ def test_what_becomes_of_a_bare_state_dict_is_said_and_can_be_chosen(tmp_path, c
         capsys.readouterr().err
     )
     assert share(tmp_path / "m.pt", tmp_path / "x", "--include", "a,,b") == 2
+
+
+def test_a_state_dict_alone_is_shared_by_rate(tmp_path, capsys):
+    """Without any other option: no training, and no recipe of an architecture."""
+    torch.manual_seed(0)
+    weight = torch.randn(64, 64)
+    torch.save({"a.weight": weight}, tmp_path / "m.pth")
+    assert share(tmp_path / "m.pth", tmp_path / "out") == 0
+    assert "shared by rate" in capsys.readouterr().out
+    shared = checkpoint.load(tmp_path / "out")
+    values = shared.state_dict["a.weight"].unique().double()
+    steps = values.diff()
+    assert len(values) < 40
+    assert float(steps.min()) > 0.3  # 0.4 deviations, each the same
+    assert float(steps.max() / steps.min()) < 3.1  # some multiples may not occur
+    assert shared.options["bits"] == "auto"
+    assert not {"teacher", "finetune_epochs"} & shared.options.keys()
 
 
 def test_a_bare_state_dict_cannot_be_fine_tuned(tmp_path, capsys):

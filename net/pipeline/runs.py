@@ -202,7 +202,7 @@ def share_bare(
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
     check_output(path)
     shared, state = stages.share_bare(source, choosing.without_auto(options))
-    log.result(plan_text(state.plan, state), event="plan", plan=shared.options["plan"])
+    log.table(plan_text(state.plan, state), event="plan", plan=shared.options["plan"])
     write(path, shared)
     for note in sharing_notes(state.plan, state.clusterings, state.rounded, state):
         log.note(note)

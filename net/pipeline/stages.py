@@ -230,7 +230,7 @@ def share(
     steps_per_epoch = schedule(options, 1).steps_per_epoch(len(dataset.train))
     decided = plan(model, choosing.config(options))
     text = plan_text(decided, model.state_dict())
-    runtime.log.result(text, event="plan", plan=texts_of(decided))
+    runtime.log.table(text, event="plan", plan=texts_of(decided))
     sharing = choosing.shared(
         model,
         options,

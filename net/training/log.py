@@ -64,7 +64,10 @@ class Log:
 
     def result(self, text: str, **event: Any) -> None:
         """A line of a stage's own: `text` to the terminal and a text log, `event` to a JSON log."""
-        text = printable(text)
+        self.table(printable(text), **event)
+
+    def table(self, text: str, **event: Any) -> None:
+        """The same for several lines of printable text (report.tables)."""
         if not self.silent:
             print(text, flush=True)
         self.write(text, **event)
