@@ -12,7 +12,7 @@ from .post_training import share_tensor, steps_of
 from .shards import Info, info_of
 from .shared_tensor import SharedTensor
 from .tensors import TensorError, check_dense
-from .vectors import rounded_vector
+from .vectors import rounded_vector, scale_of
 
 
 class SharedState(Mapping[str, torch.Tensor]):
@@ -70,7 +70,7 @@ class SharedState(Mapping[str, torch.Tensor]):
             return before
         if treatment.how == "round":
             rounded = rounded_vector(name, self.source, self.config.noise)
-            self.rounded[name] = relative_change(before, rounded)
+            self.rounded[name] = relative_change(before, rounded, scale_of(name, self.source))
             return rounded
         with naming(f"cannot share {name}"):  # not finite
             if treatment.how == "rate":

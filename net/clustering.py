@@ -43,12 +43,16 @@ class Clustering(NamedTuple):
         )
 
 
-def relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
-    """Root of the mean squared change over that of the mean square before; 0 for no change."""
+def relative_change(
+    before: torch.Tensor, after: torch.Tensor, beside: torch.Tensor | None = None
+) -> float:
+    """Root of the mean squared change over that of the mean square before, or over that of what
+    the values count beside, where that is larger; 0 for no change."""
     finite = before.isfinite()
+    size = 0.0 if beside is None else float(beside[beside.isfinite()].detach().double().norm())
     before, after = before[finite].detach().double(), after[finite].detach().double()
     change = float((after - before).norm())
-    return change / float(before.norm()) if change else 0.0
+    return change / max(float(before.norm()), size) if change else 0.0
 
 
 def entropy(counts: list[int]) -> float:

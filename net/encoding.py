@@ -167,7 +167,7 @@ def write(
     describe: bool = True,
 ) -> Encoded:
     """As ``save``, and say what every tensor costs, which decoding it has shown."""
-    directory = Path(directory)
+    directory = Path(directory).absolute()  # stays what it is after a change of directory
     if not isinstance(state, Mapping):
         raise EncodingError(f"cannot encode a {type(state).__name__}: it is no state dict")
     try:

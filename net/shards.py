@@ -316,7 +316,7 @@ def _read_header(path: Path) -> tuple[dict[str, _Part], dict[str, str]]:
                 isinstance(text, str) for text in metadata.values()
             ):
                 raise ValueError("the metadata are no texts")
-            file = _File(path, 8 + length, stamp)
+            file = _File(path.absolute(), 8 + length, stamp)  # whatever directory comes
             parts = {name: _part(file, name, fields) for name, fields in header.items()}
             position = 0
             for part in sorted(parts.values(), key=lambda part: (part.begin, part.end)):

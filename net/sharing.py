@@ -20,7 +20,7 @@ from .post_training import steps_of
 from .prune import Pruner
 from .shared_tensor import SharedTensor
 from .tensors import check_dense
-from .vectors import FOLDED, fold_statistics, rounded_vector
+from .vectors import FOLDED, fold_statistics, rounded_vector, scale_of
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
@@ -213,7 +213,7 @@ class WeightSharing(StepHooks):
         state = self._model.state_dict()
         for name in self._vectors:
             rounded = rounded_vector(name, state, self._rounding)
-            change = relative_change(state[name], rounded)
+            change = relative_change(state[name], rounded, scale_of(name, state))
             self.rounded[name] = max(change, self.rounded.get(name, 0.0))
             state[name].copy_(rounded)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from .parameters import layer_of
 from .post_training import round_beside, round_vector
+from .shards import info_of
 
 FOLDED = ("weight", "bias", "running_mean", "running_var")  # of a batch normalisation
 
@@ -30,10 +31,10 @@ def scale_of(name: str, state: Mapping[str, torch.Tensor]) -> torch.Tensor | Non
     if last == "running_mean" and f"{layer}.running_var" in state:
         return state[f"{layer}.running_var"].sqrt()
     factor_name = f"{layer}.{'weight' if last == 'bias' else 'gamma'}"
-    if last in ("bias", "beta") and factor_name in state:
-        factor = state[factor_name]
-        return factor if factor.shape == state[name].shape else None
-    return None
+    if last not in ("bias", "beta") or factor_name not in state:
+        return None
+    alike = info_of(state, factor_name).shape == info_of(state, name).shape
+    return state[factor_name] if alike else None
 
 
 @torch.no_grad()

@@ -78,3 +78,17 @@ def test_what_is_not_finite_is_named(state):
 def test_an_expanded_tensor_is_refused_before_there_is_memory_for_it():
     with pytest.raises(UserError, match=r"cannot share 'a\.weight': an expanded tensor"):
         SharedState({"a.weight": torch.ones(1, 1).expand(2**16, 2**16)})
+
+
+def test_a_tiny_bias_beside_a_large_factor_has_hardly_changed():
+    """As of MobileNetV2, whose biases of 1e-7 beside factors of 1 become 0."""
+    state = {
+        "norm.weight": torch.full((8,), 1.0),
+        "norm.bias": torch.full((8,), 1e-7),
+        "norm.running_mean": torch.zeros(8),
+        "norm.running_var": torch.ones(8),
+        "conv.weight": torch.randn(8, 9),
+    }
+    shared = SharedState(state)
+    assert not shared["norm.bias"].any()
+    assert shared.rounded["norm.bias"] == pytest.approx(1e-7)

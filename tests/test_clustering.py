@@ -21,6 +21,15 @@ def test_other_types(dtype):
     assert Clustering.of(weight, weight)[2:4] == (len(weight.unique()), 0.0)
 
 
+def test_a_change_beside_something_larger():
+    before, after = torch.tensor([3e-7, 4e-7]), torch.zeros(2)
+    assert clustering.relative_change(before, after) == 1
+    assert clustering.relative_change(before, after, torch.tensor([3.0, 4.0])) == pytest.approx(
+        1e-7
+    )
+    assert clustering.relative_change(before, after, torch.zeros(2)) == 1
+
+
 def test_parts_add_up(monkeypatch):
     torch.manual_seed(0)
     before = torch.randn(1000)

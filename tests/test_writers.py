@@ -283,3 +283,30 @@ def test_a_mapping_stays_what_it_is_after_a_change_of_directory(
     opened = encoding.open("folder")
     monkeypatch.chdir("elsewhere")
     assert fuzz.same(dict(opened), model(0))
+
+
+def test_a_change_of_directory_while_it_is_written_or_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Elsewhere(dict):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            os.chdir("/")
+            return super().__getitem__(name)
+
+    encoding.save(Elsewhere(model(0)), "encodings")
+    assert fuzz.same(encoding.load(tmp_path / "encodings")[0], model(0))
+    state = model(0)
+    infos = {name: shards.info_of(state, name) for name in state}
+    shards.write(tmp_path / "m.safetensors", infos, state.values())
+    os.chdir(tmp_path)
+    opened = shards.Shards("m.safetensors")
+    os.chdir("/")
+    assert fuzz.same({name: opened[name] for name in opened}, state)
+
+
+def test_what_is_no_state_dict(tmp_path: Path) -> None:
+    for other in (None, [torch.ones(2)], torch.nn.Linear(2, 2)):
+        with pytest.raises(EncodingError, match=r"cannot encode a .*: it is no state dict"):
+            encoding.save(other, tmp_path)  # type: ignore[arg-type]
