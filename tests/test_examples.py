@@ -50,6 +50,7 @@ def test_own_loop(run):
     assert after < before + 2.5 < 10
 
 
+@pytest.mark.exhaustive
 def test_detection(run):
     ratio, before, after = figures(run("detection"))
     assert ratio > 10

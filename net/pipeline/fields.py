@@ -12,6 +12,7 @@ import argparse
 import copy
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -53,6 +54,12 @@ def declared(group: type) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(group) if "help" in field.metadata}
 
 
+@functools.cache  # a millisecond for each of a hundred options
+def hints(group: type) -> dict[str, Any]:
+    """{name: type} of the fields of a dataclass."""
+    return typing.get_type_hints(group)
+
+
 # --- from text to value -------------------------------------------------------------------------
 
 
@@ -66,7 +73,7 @@ def reader(group: type, name: str) -> Callable[[str], Any]:
     if facts["check"]:
         check: Callable[[str], Any] = facts["check"]
         return check
-    kinds = alternatives(typing.get_type_hints(group)[name])
+    kinds = alternatives(hints(group)[name])
     words = [word for kind in kinds if typing.get_origin(kind) is Literal for word in kind.__args__]
     words += facts["choices"]
 
@@ -174,7 +181,7 @@ class Parser(argparse.ArgumentParser):
             flag = (rename or {}).get(name, name)
             self._known[flag] = group, name
             more: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
-            kinds = alternatives(typing.get_type_hints(group)[name])
+            kinds = alternatives(hints(group)[name])
             if facts["negatable"]:
                 more["action"] = argparse.BooleanOptionalAction
             elif bool in kinds:

@@ -7,6 +7,7 @@ those of records, in presets/records/, name theirs.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,11 +87,14 @@ def folder() -> Path:
     return inside if inside.is_dir() else package.parent / "presets"
 
 
+general = functools.cache(load)  # for the help, which asks for each option
+
+
 def defaults(name: str) -> str:
     """What holds where the option `name` is not given: "20; smallest: 12"."""
     texts = {}
     for preset in GENERAL:
-        found = load(preset)
+        found = general(preset)
         stages = (found.pruning, found.sharing)
         values = [getattr(stage, name) for stage in stages if hasattr(stage, name)]
         texts[preset] = " and ".join(dict.fromkeys(map(shown, values)))

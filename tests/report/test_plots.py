@@ -197,7 +197,14 @@ def test_twenty_layers_one_of_them_entirely_pruned_and_no_architecture(tmp_path,
     assert len(comparison_page.largest(figures["distributions"], 6)) == 6
 
 
-@pytest.mark.parametrize("missing", [checkpoint.INITIAL, checkpoint.RETRAINED, "encodings"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        checkpoint.INITIAL,
+        pytest.param(checkpoint.RETRAINED, marks=pytest.mark.exhaustive),
+        "encodings",
+    ],
+)
 def test_pages_with_a_part_missing(figures, tmp_path, draw, missing):
     if missing == "encodings":
         figures |= {"layers": [], "encoded_bytes": None, "compression_ratio": None}
