@@ -48,7 +48,7 @@ def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
     return np.empty(0, np.int8)
 
 
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]
+_RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]
 # What others have beside their tensors, which is data and no more: the arguments of a command line,
 # paths in them, bytes, and the numbers of NumPy.
 PLAIN_CLASSES: list = [
