@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from net import Pruner, WeightSharing, prune
 from net.prune import shrink
+from net.sharing import _version
 from net.training import loop
 from net.training.architectures import build
 from net.training.distillation import DistilledAfresh, Distorted, distillation_loss
@@ -204,4 +205,6 @@ def test_no_step_of_fine_tuning_waits_for_the_device(far_device):
 def moved(sharing, model):
     """`sharing` of the parameters that `model` has since it was moved."""
     sharing._parameters = dict(model.named_parameters())
+    # Not as if something else had written the weights.
+    sharing._versions = {n: _version(each) for n, each in sharing._parameters.items()}
     return sharing
