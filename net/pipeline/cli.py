@@ -79,6 +79,10 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
         return fail(f"{error.strerror or error}: {error.filename or 'input or output'}")
     except MemoryError:
         return fail(OUT_OF_MEMORY)
+    except ImportError as error:  # of a library for which there is no room
+        if "failed to map segment" in str(error) or "annot allocate" in str(error):
+            return fail(OUT_OF_MEMORY)
+        raise
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate" in str(error):  # of torch
             return fail(OUT_OF_MEMORY)

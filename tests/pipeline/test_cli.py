@@ -55,6 +55,11 @@ def test_bad_usage_is_one_line_and_2(capsys):
         (UserError("a is wrong;\n do b"), 1, "error: a is wrong; do b\n"),
         (PermissionError(13, "Permission denied", "x.txt"), 1, "error: Permission denied: x.txt\n"),
         (MemoryError(), 1, "error: out of memory; try a smaller --batch-size or model\n"),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            1,
+            "error: out of memory; try a smaller --batch-size or model\n",
+        ),
         (KeyboardInterrupt(), 130, f"\n{process.INTERRUPTED}\n"),
     ],
 )
