@@ -37,7 +37,7 @@ with tempfile.TemporaryDirectory() as folder:
     decoded = net.encoding.open(encoded)  # a mapping that decodes a tensor when it is asked for
 
     same = all(torch.equal(tensor, shared[name]) for name, tensor in decoded.items())
-    noise = max((each.noise for each in shared.clusterings.values()), default=0.0)
+    noise = max((each.noise for each in shared.clusterings.values()), default=0)
     dense = sum(tensor.numel() * tensor.element_size() for tensor in original.values())
     print(f"{path.name}: {dense:,} -> {size:,} bytes, {dense / size:.1f}x")
     print(f"decoded bit for bit: {same}; a weight tensor changes by {noise:.1%} at most")

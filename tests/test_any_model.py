@@ -291,15 +291,15 @@ def start(path, folder, *options):
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "ptmodel"])
 def test_starting_from_weights(few_digits, tmp_path, kind):
     torch.manual_seed(0)
-    state = architectures.build("lenet-5").state_dict()
+    state = architectures.build("lenet-300-100").state_dict()
     path = tmp_path / f"m.{kind}"
     if kind == "safetensors":
         pytest.importorskip("safetensors.torch").save_file(state, path)
     elif kind == "ptmodel":
-        checkpoint.save(path, checkpoint.Checkpoint(state, "lenet-5"))
+        checkpoint.save(path, checkpoint.Checkpoint(state, "lenet-300-100"))
     else:  # as DistributedDataParallel names its parameters
         torch.save({"state_dict": {f"module.{n}": t for n, t in state.items()}}, path)
-    assert start(path, tmp_path / "s", "--arch", "lenet-5") == 0
+    assert start(path, tmp_path / "s", "--arch", "lenet-300-100") == 0
     initial = checkpoint.load(tmp_path / "s" / checkpoint.INITIAL)
     assert all(torch.equal(tensor, initial.state_dict[name]) for name, tensor in state.items())
     assert initial.options["weights"] == f"m.{kind}"

@@ -20,7 +20,8 @@ SCRIPTS = [
     *("pruning", "weight_share", "huffman_encode", "huffman_decode"),
     *("compare_stages", "deep_compressing"),
 ]
-OF_OTHERS = {"--user", "--build-arg", "--spread"}  # docker's, and a benchmark's
+# docker's, a benchmark's, and one of pytest's
+OF_OTHERS = {"--user", "--build-arg", "--spread", "--hypothesis-profile"}
 OF_THE_READER = {"mynet.py"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 

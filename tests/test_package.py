@@ -99,9 +99,10 @@ def test_its_description(installed):
 
 
 PYTHON_OF_THE_DESIGN = """
-import importlib.util, torch, deep_compression as net
+import importlib.util, sys, torch, deep_compression as net
 
 assert importlib.util.find_spec("net") is None, "the clone is on the path"
+assert net.encoding.save and "numba" not in sys.modules, "half a second to load"
 model = torch.nn.Sequential(torch.nn.Linear(50, 40), torch.nn.ReLU(), torch.nn.Linear(40, 3))
 net.Pruner(model, density=0.2)
 net.WeightSharing(model, bits=3)

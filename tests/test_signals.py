@@ -181,6 +181,7 @@ def handles(pid):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.release
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_signals_at_random_moments(pipeline, tmp_path, name):
     """From the first line of the script on: what is before it is Python's own."""

@@ -1,6 +1,6 @@
 """Signals at any moment, several writers, and readers beside them: always one whole model.
 
-python -m pytest tests/test_writers.py -m exhaustive    # the rounds of a release
+python -m pytest tests/test_writers.py -m release    # hundreds of rounds
 """
 
 import os
@@ -24,7 +24,9 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 
 def rounds(few: int, many: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
-        "count", [few, pytest.param(many, marks=pytest.mark.exhaustive)], ids=["few", "many"]
+        "count",
+        [few, pytest.param(many, marks=[pytest.mark.exhaustive, pytest.mark.release])],
+        ids=["few", "many"],
     )
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,6 +21,7 @@ def python(code: str) -> str:
     return result.stdout.strip()
 
 
+@pytest.mark.exhaustive  # as of the installed copy, in tests/test_package.py
 def test_numba_is_not_imported_before_something_is_coded() -> None:
     code = "import sys, net; net.encoding.save, net.huffman.encode; print('numba' in sys.modules)"
     assert python(code) == "False"
