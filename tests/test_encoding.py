@@ -393,7 +393,7 @@ def test_lenet_costs_at_most_120_bytes_beside_its_streams(tmp_path: Path) -> Non
     state = lenet()
     written = save(state, tmp_path, {"arch": "lenet-300-100", "dataset": "mnist"})
     streams = sum(write_tensor(tensor).length for tensor in state.values()) / 8
-    assert written - streams <= 60
+    assert written - streams <= 120
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from net import checkpoint
 from net.errors import UserError, printable
-from net.pipeline import arguments, cli
+from net.pipeline import cli, fields
 from net.pipeline.terminal import Output, outputs
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def test_work_goes_on_where_nothing_can_be_printed(monkeypatch, capsys):
             print(i)
             seen.append(i)
 
-    assert cli.run(arguments.Parser("A test."), body, []) == 1
+    assert cli.run(fields.Parser("A test."), body, []) == 1
     assert seen == [0, 1, 2]
     assert capsys.readouterr().err == "error: cannot print the results: stdout: Broken pipe\n"
 
@@ -78,14 +78,14 @@ CODE = """
 import sys
 from net.pipeline import process
 process.start()
-from net.pipeline import arguments, cli
+from net.pipeline import cli, fields
 def body(args):
     for i in range(2):
         with open("result", "wb") as file:
             assert file.fileno() > 2  # not that of a closed stream
             print(sys.argv[1], flush=True)
             file.write(b"whole")
-sys.exit(cli.run(arguments.Parser("A test."), body, []))
+sys.exit(cli.run(fields.Parser("A test."), body, []))
 """
 
 
