@@ -89,8 +89,8 @@ def adam(parameters):
     return torch.optim.Adam(parameters, 1e-2)
 
 
-class Wrapper(torch.optim.Optimizer):
-    """As accelerate's: an Optimizer without hooks of its own."""
+class Around:
+    """Passes everything on to an optimizer, and is none."""
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
@@ -104,6 +104,10 @@ class Wrapper(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none=True):
         self.optimizer.zero_grad(set_to_none)
+
+
+class Wrapper(Around, torch.optim.Optimizer):
+    """As accelerate's: an Optimizer without hooks of its own."""
 
 
 class Lookahead(Wrapper):
@@ -638,21 +642,6 @@ def test_patterns_that_are_none(options):
 @pytest.mark.parametrize("cleared_by", ["optimizer", "model"])
 def test_gradients_of_a_step_that_the_loop_leaves_out_are_cleared(cleared_by, wrapped):
     """As of a norm that is not finite, or of an adversarial example."""
-
-    class Around:
-        def __init__(self, optimizer):
-            self.optimizer = optimizer
-
-        @property
-        def param_groups(self):
-            return self.optimizer.param_groups
-
-        def step(self, closure=None):
-            return self.optimizer.step(closure)
-
-        def zero_grad(self):
-            self.optimizer.zero_grad()
-
     models = []
     for left_out in (True, False):
         model = network()
