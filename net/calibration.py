@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from .compensation import compensate, prices
+from .parameters import copied
 from .post_training import BIT, MAX_LEVEL, grid, row_parts, share_tensor
 from .products import Inputs, Use, Watch
 from .threads import in_order
@@ -198,18 +199,6 @@ def calibrate(
                 reasons[name] = _share(parameters[name], own, steps[name], kinds[name])
     shared = {name: parameters[name].detach() for name in kinds}
     return shared, {name: reason for name, reason in reasons.items() if reason}
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, of a model whose layers keep the results of computations, too: the weights that
-    torch.nn.utils.weight_norm and spectral_norm leave in theirs."""
-    computed = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(model, computed)
 
 
 @contextmanager

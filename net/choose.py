@@ -5,7 +5,6 @@ on inputs without labels. Every input counts, which makes it far less noisy than
 errors. One search: bisection, from what certainly keeps within a limit towards what saves most.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from .parameters import copied
 
 # Nats of divergence per point of error, before any training takes some back. A ResNet-20 of the
 # suite, trained on four of CIFAR-10's training batches and shared without training so that held-out
@@ -82,7 +83,7 @@ def moved_by(
     reference = outputs(model, batches)
 
     def cost(value: float) -> float:
-        changed = copy.deepcopy(model)
+        changed = copied(model)
         change(changed, value)
         return divergence(outputs(changed, batches), reference)
 

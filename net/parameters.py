@@ -6,6 +6,7 @@ stacked attention projections (`in_proj_weight`) and recurrent weights (`weight_
 a parametrization makes a weight of, and the fused experts of transformers, whose names say `proj`.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -193,6 +194,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, of a model whose layers keep the results of computations, too: the weights that
+    torch.nn.utils.weight_norm and spectral_norm leave in theirs."""
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
 
 
 def _listing(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple]:

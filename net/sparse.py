@@ -7,7 +7,6 @@ Whether a layer gains at all depends on its size, its density, the batch and the
 measured: a layer stays dense unless a sparse form is faster.
 """
 
-import copy
 import statistics
 import time
 import warnings
@@ -17,7 +16,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .parameters import compressible, layer_of, shortest_name
+from .parameters import compressible, copied, layer_of, shortest_name
 
 SAMPLES = 25
 SAMPLE_SECONDS = 1e-3  # a sample repeats a call for this long: the clock is coarser than a layer
@@ -76,7 +75,7 @@ def sparse_model(model: nn.Module, batch_size: int = 1) -> nn.Module:
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    return copied(model).cpu().eval().requires_grad_(False)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -86,7 +85,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 def replaced(model: nn.Module, choice: dict[str, str]) -> nn.Module:
     """A copy of `model` with the layers of `choice`, {name: form}, in that form."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     forms = {form.name: form for form in (TorchCSR, ScipyCSR)}
     for name, layer in linear_layers(model).items():
         if choice.get(name, "dense") != "dense":

@@ -112,3 +112,14 @@ def test_what_needs_no_look_at_the_model():
     assert choosing.without_auto(SharingOptions(share_parts=4, finetune_epochs=0)).share_parts == 1
     with pytest.raises(UserError, match="3 epochs of fine-tuning cannot be divided among 4 parts"):
         choosing.without_auto(SharingOptions(share_parts=4, finetune_epochs=3))
+
+
+def test_a_model_that_keeps_what_it_has_computed_can_be_tried():
+    """torch.nn.utils.weight_norm leaves its product in the layer; here of a step of training."""
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(8, 4))
+    layer(torch.randn(2, 8)).sum().backward()
+    model = nn.Sequential(nn.Linear(8, 4), nn.ModuleDict({"unused": layer}))
+    model.forward = model[0].forward
+    cost = choose.moved_by(model, [torch.randn(5, 8)], lambda changed, value: None)
+    assert cost(1.0) == 0
