@@ -209,7 +209,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def _listing(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple]:
-    return _of_module(source) if isinstance(source, nn.Module) else _of_state(source)
+    return _of_module(source) if isinstance(source, nn.Module) else tensors_of(source)
 
 
 def _of_module(model: nn.Module) -> Iterator[tuple]:
@@ -221,8 +221,8 @@ def _of_module(model: nn.Module) -> Iterator[tuple]:
             yield name, parameter, module, id(parameter)
 
 
-def _of_state(state: Mapping[str, torch.Tensor]) -> Iterator[tuple]:
-    """The same of a state dict, whose tensors have no owner known.
+def tensors_of(state: Mapping[str, torch.Tensor]) -> Iterator[tuple]:
+    """The same of a state dict, of all that it holds, whose owners are not known.
 
     A mapping with a method `info` (net.shards) is asked for that: it reads tensors anew each time,
     so that an address would say nothing.

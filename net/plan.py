@@ -29,12 +29,13 @@ from .parameters import (
     listed,
     matrices,
     resolve,
+    tensors_of,
     unwrapped,
     weights_of,
 )
 from .post_training import NOISE
 from .quantization import INITS
-from .tensors import check_dense, identity, is_computed
+from .tensors import check_dense, is_computed
 
 MOST_BITS = 16
 FEW = 16  # values that sharing by rate would not make fewer
@@ -389,14 +390,10 @@ def _values(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _of_state(state: Mapping[str, torch.Tensor]) -> dict[str, _Tensor]:
-    """Of a mapping with a method `info` (net.shards) by that: it reads tensors anew each time."""
-    info = getattr(state, "info", None)
     first: dict[object, str] = {}
     found = {}
-    for name in state:
-        each = info(name) if info else state[name]
+    for name, each, _, key in tensors_of(state):
         if hasattr(each, "dtype"):
-            key = name if info or not is_computed(each) else identity(each)
             read = partial(state.__getitem__, name)
             found[name] = _Tensor(each, read, first.setdefault(key, name))
     return found
