@@ -13,6 +13,7 @@ from torch import nn
 from .. import choose
 from ..choose import Choice
 from ..errors import UserError
+from ..parameters import copied
 from ..plan import SharingConfig
 from ..post_training import NOISE
 from ..prune import Pruner
@@ -41,9 +42,12 @@ def schedules(options: Options, dataset: Dataset, device: torch.device | str) ->
 def density(model: nn.Module, dataset: Dataset, options: PruningOptions, log: Log) -> float:
     """The least density at which `model`, pruned at once, keeps within the error budget.
 
-    With the statistics that BatchNorm would have of the pruned model, as retraining ends with.
+    With the statistics that BatchNorm would have of the pruned model, as retraining ends with; so
+    has what it is compared with: those of published weights may be of other inputs.
     """
     known = Distorted(dataset.train[:HELD_OUT], options.distortion)
+    model = copied(model)
+    measure_statistics(model, known, BATCH)
 
     def prune(changed: nn.Module, value: float) -> None:
         Pruner(changed, density=value, include=options.include, exclude=options.exclude)

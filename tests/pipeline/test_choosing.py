@@ -79,6 +79,17 @@ def test_the_model_stays_as_it_is(trained):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_statistics_of_other_inputs_do_not_count_as_the_price_of_pruning(trained):
+    """Published weights bring those of other crops: a divergence that no density is free of."""
+    model, data = trained
+    model = nn.Sequential(model[0], nn.BatchNorm1d(40), model[1:])
+    model.train()
+    for _ in range(50):
+        model(4 * data.train.inputs + 1)
+    options = PruningOptions(density="auto", error_budget=2.0, distortion=0.0)
+    assert choosing.density(model, data, options, SILENT) < 0.95
+
+
 def test_farthest_tells_what_it_tried_and_keeps_to_the_safe_side():
     told = []
     found = choose.farthest(1.0, 0.01, lambda value: 1 / value, 20.0, told.append)
