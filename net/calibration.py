@@ -1,7 +1,7 @@
 """Shared values for a network that is trained already, with sample inputs (no labels, no training).
 
-As in post_training.py, but the errors of a layer's weights are compensated for by what its inputs
-really have in common, H = X X^T (Frantar et al. 2023, GPTQ; compensation.py has the formulas).
+As in net.rounding, but the errors of a layer's weights are compensated for by what its inputs
+really have in common, H = X X^T (Frantar et al. 2023, GPTQ; net.compensation has the formulas).
 Layers are shared in the order in which data reaches them, each with the inputs X that the network
 shared so far gives it. Half of what X then lacks of the inputs X0 before sharing is made up for,
 too: W X0 is best approached from W + W (X0 - X) X^T H^-1 (Li et al. 2025, GPTAQ). At the same
@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .compensation import compensate, prices
+from .activations import Inputs, Use, Watch
+from .compensation import compensate, settled_prices
 from .parameters import copied
-from .post_training import BIT, MAX_LEVEL, grid, row_parts, share_tensor
-from .products import Inputs, Use, Watch
+from .rounding import MAX_LEVEL, grid, row_parts, share_tensor
 from .threads import in_order
 
 VECTORS = 20_000  # inputs of a layer that are looked at; no fewer than PER_INPUT per column of H
@@ -39,7 +39,6 @@ DAMPING = 0.01  # of the mean of H's diagonal
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
 ROWS = 64  # a thread's share
 SAMPLE = 1 << 18  # weights on which the code words are estimated
-PASSES = 3
 
 UNREACHED = "no input reached it"
 TOO_MANY = "too many inputs"
@@ -144,21 +143,6 @@ class _Enough(Exception):
     """The rest of the network's run would tell nothing."""
 
 
-def share(
-    model: nn.Module,
-    kinds: Mapping[str, str],
-    steps: Mapping[str, float],
-    inputs: Samples | Iterable | None = None,
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """({name: tensor with shared values}, {name: why it was shared without data}) of the parameters
-    {name: kind} of `model`, which stays as it is; with sample `inputs` by `calibrate`."""
-    if inputs is not None:
-        return calibrate(model, inputs, kinds, steps)
-    parameters = dict(model.named_parameters())
-    shared = {n: share_tensor(parameters[n], steps[n], kind) for n, kind in kinds.items()}
-    return shared, {}
-
-
 def calibrate(
     model: nn.Module,
     inputs: Samples | Iterable[Any],
@@ -168,7 +152,7 @@ def calibrate(
     """({name: tensor with shared values} for every name in `kinds`, {name: reason}).
 
     `inputs` are what `model` is called with, as Samples takes it. `kinds` as from
-    parameters.compressible, `steps` as from post_training.steps. The reasons are those of the
+    parameters.compressible, `steps` as from rounding.steps. The reasons are those of the
     tensors that were shared without data. Runs a copy in evaluation mode on the model's device; the
     model stays as it was. Deterministic.
 
@@ -405,16 +389,13 @@ def _rounded(weights: np.ndarray, found: Moments, step: float, levels: np.ndarra
     target[weights == 0] = 0  # pruned
     act_order, upper = factors(hessian)
     weights = np.take_along_axis(target, act_order[:, None, :], axis=2)
-    rows = weights.shape[1]
-    sensitivity = np.diagonal(upper, axis1=1, axis2=2) ** -2.0
-    bit = BIT * step**2 * float(sensitivity.mean())
+
+    def rounded(part: np.ndarray, price: np.ndarray) -> np.ndarray:
+        return _compensated(part, upper, step, levels, price)
+
     stride = max(1, weights.size // SAMPLE)
-    sample = weights[:, ::stride] if rows >= stride else weights
-    middle = levels.size // 2
-    labels = np.clip(np.rint(sample / step).astype(np.int64), -middle, middle) + middle
-    for last in range(PASSES):
-        price = prices(np.bincount(labels.ravel(), minlength=levels.size), bit)
-        labels = _compensated(weights if last == PASSES - 1 else sample, upper, step, levels, price)
+    sample = weights[:, ::stride] if weights.shape[1] >= stride else weights
+    labels = rounded(weights, settled_prices(sample, upper, step, levels, rounded))
     result = np.empty_like(labels)
     np.put_along_axis(result, np.broadcast_to(act_order[:, None, :], labels.shape), labels, 2)
     return result
