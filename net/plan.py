@@ -138,7 +138,7 @@ class _Planner:
         found: dict[str, Treatment] = {}
         named = weights_of(self.matrices) if config.include is None else self.matrices
         for name, (kind, _) in named.items():
-            if not self._is_chosen(name, kind):
+            if not is_chosen(name, kind, config.include, config.exclude):
                 found[name] = Exact(kind, reason=NOT_CHOSEN)
             elif config.include is None and (why := self.why_no_weight(name)):
                 found[name] = Exact(kind, reason=why)
@@ -176,7 +176,7 @@ class _Planner:
             if tensor.first not in kinds or bias == name or not self._has_bias(name):
                 continue
             vector, own = self.tensors[bias], bits[tensor.first]
-            if not self._is_chosen(bias, "", beside=True):
+            if not is_chosen(bias, "", None, self.config.exclude):  # beside its weight
                 found[bias] = Exact(reason=NOT_CHOSEN)
             elif math.prod(vector.shape) == 1:
                 found[bias] = Exact(reason=ONE)
@@ -208,7 +208,8 @@ class _Planner:
         if layer_of(name) in self.quantized:
             return QUANTIZED
         if len(tensor.shape) == 1 and self._normalises(name):
-            return "" if self._is_chosen(name, "") else NOT_CHOSEN
+            chosen = is_chosen(name, "", self.config.include, self.config.exclude)
+            return "" if chosen else NOT_CHOSEN
         if tensor.buffer:
             return "a buffer"
         if len(tensor.shape) > 1:
@@ -242,11 +243,6 @@ class _Planner:
         """Whether the layer of the vector `name` has another, of the same length, called `last`."""
         other = self.tensors.get(f"{layer_of(name)}.{last}".removeprefix("."))
         return other is not None and other.shape == self.tensors[name].shape
-
-    def _is_chosen(self, name: str, kind: str, beside: bool = False) -> bool:
-        """`beside` the weight that it follows, whatever `include` says."""
-        include = None if beside else self.config.include
-        return is_chosen(name, kind, include, self.config.exclude)
 
 
 def _given(asked: Asked) -> Treatment:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .quantization import CHUNK, kmeans_1d
+from .quantization import kmeans_1d
 
 COUNTED = 1 << 22  # distinct values among more take a sort that is too long
 
@@ -67,6 +67,10 @@ class SharedTensor:
         centroids, labels = np.unique(values_at(shared, positions), return_inverse=True)
         return cls(tensor, positions, centroids, labels, reassignable)
 
+    def trained(self) -> list[nn.Parameter]:
+        """What an optimizer may have: the centroids, and the latent weights if there are any."""
+        return [self.centroids] if self.latent is None else [self.centroids, self.latent]
+
     @torch.no_grad()
     def take_gradient(
         self, gradient: torch.Tensor, add: bool = False, only_finite: bool = False
@@ -81,9 +85,7 @@ class SharedTensor:
         self.follow(gradient)
         each = gradient.take(self.positions).to(self.centroids.dtype)
         own = torch.zeros_like(self.centroids).index_add(0, self.labels, each)
-        for trained, new in ((self.centroids, own), (self.latent, each)):
-            if trained is None:
-                continue
+        for trained, new in zip(self.trained(), (own, each), strict=False):
             if add and (last := trained.grad) is not None:
                 if only_finite:
                     last = last.where(last.isfinite().all(), torch.zeros_like(last))
@@ -95,9 +97,8 @@ class SharedTensor:
         if self.positions.device != tensor.device:
             self.positions = self.positions.to(tensor.device)
             self.labels = self.labels.to(tensor.device)
-            for trained in (self.centroids, self.latent):
-                if trained is not None:  # in place: it may be in an optimizer
-                    trained.data = trained.data.to(tensor.device)
+            for trained in self.trained():  # in place: it may be in an optimizer
+                trained.data = trained.data.to(tensor.device)
 
     @torch.no_grad()
     def means(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -221,23 +222,16 @@ class Clustering(NamedTuple):
     @classmethod
     def of(cls, before: torch.Tensor, after: torch.Tensor) -> "Clustering":
         """From the tensor as it was and as it is, of any floating-point type and one shape."""
-        counts: dict[float, int] = {}
-        change = power = 0.0
-        pairs = zip(before.flatten().split(CHUNK), after.flatten().split(CHUNK), strict=True)
-        for a, b in pairs:
-            a, b = a.detach().cpu().double(), b.detach().cpu().double()
-            change += float((a - b).square().sum())
-            power += float(a.square().sum())
-            for value, count in zip(*np.unique(b.numpy(), return_counts=True), strict=True):
-                counts[value] = counts.get(value, 0) + int(count)
-        distinct = len(counts) - (0.0 in counts)
+        before, after = before.detach(), after.detach()
+        values, counts = after.unique(return_counts=True)
+        distinct = int(values.count_nonzero())
         known = before.numel() <= COUNTED
         return cls(
-            nonzero=before.numel() - counts.get(0.0, 0),
-            values_before=int((before.detach().unique() != 0).sum()) if known else None,
+            nonzero=int(after.count_nonzero()),
+            values_before=int(before.unique().count_nonzero()) if known else None,
             values_after=distinct,
-            noise=math.sqrt(change / power) if power else 0.0,
-            coded_bytes=entropy(list(counts.values())) / 8 + 2 * distinct,
+            noise=_norm(after - before) / (_norm(before) or 1.0),
+            coded_bytes=entropy(counts.tolist()) / 8 + 2 * distinct,
         )
 
 
@@ -253,7 +247,10 @@ def relative_change(
     """Root of the mean squared change over that of the mean square before, or over that of what
     the values count beside, where that is larger; 0 for no change."""
     finite = before.isfinite()
-    size = 0.0 if beside is None else float(beside[beside.isfinite()].detach().double().norm())
-    before, after = before[finite].detach().double(), after[finite].detach().double()
-    change = float((after - before).norm())
-    return change / max(float(before.norm()), size) if change else 0.0
+    change = _norm((after - before)[finite])
+    size = 0.0 if beside is None else _norm(beside[beside.isfinite()])
+    return change / max(_norm(before[finite]), size) if change else 0.0
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))

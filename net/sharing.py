@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import OptState
 
 from .errors import UserError, naming
 from .hooks import StepHooks, attached_to, gradient_scaler, parameters_of
@@ -18,7 +19,7 @@ from .rounding import FOLDED, fold_statistics, scale_of
 from .shards import Info, info_of
 from .shared_tensor import Clustering, SharedTensor, relative_change
 from .tensors import TensorError, check_dense
-from .treatments import TREATMENTS, Bits, Exact, SharingConfig, Treatment, Work, treated
+from .treatments import TREATMENTS, Bits, Exact, SharingConfig, Work, treated
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
@@ -34,28 +35,21 @@ class WeightSharing(StepHooks):
         sharing.detach()
 
     The options are the fields of net.treatments.SharingConfig, or one of these in place of `bits`;
-    what becomes of each tensor is decided by them at once, and is `plan`: {name: Treatment}.
+    they decide at once what becomes of each tensor: `plan`, {name: Treatment}. Zeros stay zeros.
 
-    `bits`, a number or {pattern: number}: every weight gets 2**bits values at most, by k-means over
-    its non-zero entries; zeros stay zeros. `bias_bits`, likewise, is for the biases that belong to
-    these weights. During the first `reassign` steps each weight still follows its own gradient as
-    well, and moves to the centroid that is nearest then; afterwards assignments stay.
+    `bits="auto"` is for a model that is trained already. `calibration`, an iterable of inputs of
+    the model (tensors, or tuples or dicts of arguments), then gives far fewer bytes at the same
+    error of the outputs (net.calibration); `without_data` names the tensors that no input reached,
+    and why.
 
-    `bits="auto"` is for a model that is trained already (net.rounding): the values of every tensor
-    are those that give the fewest bytes at a `noise` in the weights, 0.4 standard deviations wide
-    steps by default, half of that in recurrent ones; weights become zero where that pays.
-    `calibration`, an iterable of inputs of the model (tensors, or tuples or dicts of arguments),
-    gives far fewer bytes at the same error of the outputs (net.calibration); `without_data` then
-    names the tensors that no input reached, and why.
+    With `parts` > 1 the first part of the weights is shared at once, each further one by
+    `share_next`, the biases with the last. Between parts, the weights that are not shared yet train
+    on, zeros excepted, and compensate for those that are (after Zhou et al. 2017, incremental
+    network quantization, where the parts are of each tensor). During the first `reassign` steps
+    each weight follows its own gradient, too, and moves to the centroid that is nearest then.
 
-    With `parts` > 1 the weights are shared in so many parts, the largest first, and the biases with
-    the last: one part at once and each further one by `share_next`. Between parts, the weights that
-    are not shared yet train on, zeros excepted, and compensate for those that are (after Zhou et
-    al. 2017, incremental network quantization, where the parts are of each tensor).
-
-    Normalisation and, with "auto", biases of 0 bits are rounded, when the sharing begins and when
-    it is detached, unless `exact_vectors`; `rounded` is {name: the largest relative change by
-    it}; `fold_norms` leaves half of those of batch normalisation. All else stays exact.
+    Normalisation and, with "auto", biases of 0 bits are rounded when the sharing begins and when it
+    is detached; `rounded` is {name: the largest relative change by it}.
 
     The model is an ordinary one all the time: the shared values are written into its parameters,
     when the sharing begins and after every step. Frozen weights are shared and stay; so do those
@@ -207,16 +201,12 @@ class WeightSharing(StepHooks):
         self._reached, self._trained = set(), set()
         self._round_vectors()
 
-    def put_right(self) -> None:
-        for name, shared in self.tensors.items():
-            shared.settle(self._parameters[name])
-            self._versions[name] = _version(self._parameters[name])
-
-    def _take_over(self) -> None:
-        """The values of weights that something else has written since: load_state_dict."""
+    def put_right(self, known: bool = False) -> None:
+        """Take over what something else has written since: load_state_dict, averaging; with `known`
+        only what autograd knows of."""
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
-            if self._versions[name] != _version(parameter):
+            if not known or self._versions[name] != _version(parameter):
                 shared.settle(parameter)
                 self._versions[name] = _version(parameter)
 
@@ -259,10 +249,7 @@ class WeightSharing(StepHooks):
         return self.tensors
 
     def trained(self) -> Iterator[nn.Parameter]:
-        for shared in self.tensors.values():
-            yield shared.centroids
-            if shared.latent is not None:
-                yield shared.latent
+        return (each for shared in self.tensors.values() for each in shared.trained())
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What an optimizer is to train: the centroids, the latent weights while there are
@@ -275,20 +262,11 @@ class WeightSharing(StepHooks):
         self._follow()
         for name, shared in self.tensors.items():
             shared.follow(self._parameters[name])
-        trained = {
-            name: shared
-            for name, shared in self.tensors.items()
-            if self._parameters[name].requires_grad
-        }
-        shared_ones = {id(self._parameters[name]) for name in self.tensors}
-        others = [
-            parameter
-            for parameter in self._model.parameters()
-            if id(parameter) not in shared_ones and parameter.requires_grad
-        ]
-        centroids = [shared.centroids for shared in trained.values()]
-        latent = [shared.latent for shared in trained.values() if shared.latent is not None]
-        groups = [{"params": [*others, *centroids], "lr": lr}]
+        own = {id(self._parameters[name]) for name in self.tensors}
+        single = [p for p in self._model.parameters() if p.requires_grad and id(p) not in own]
+        trained = [each for n, each in self.tensors.items() if self._parameters[n].requires_grad]
+        latent = [each.latent for each in trained if each.latent is not None]
+        groups = [{"params": [*single, *(each.centroids for each in trained)], "lr": lr}]
         if latent:
             groups.append({"params": latent, "lr": lr * LATENT_RATE})
         return groups
@@ -301,7 +279,6 @@ class WeightSharing(StepHooks):
         """
         if isinstance(optimizer, torch.optim.SparseAdam):
             raise ValueError("gradients of shared values are dense; use Adam, not SparseAdam")
-        self._follow()
         super().attach(optimizer)
 
     def _held(self, attached: Any) -> dict[str, nn.Parameter]:
@@ -335,7 +312,7 @@ class WeightSharing(StepHooks):
 
     def _take(self) -> list[str]:
         """The names of the tensors whose gradients were taken."""
-        self._take_over()
+        self.put_right(known=True)
         found = []
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
@@ -354,14 +331,9 @@ class WeightSharing(StepHooks):
 
     def _is_unscaled(self, scaler: Any) -> bool:
         """Whether a scaler has unscaled the gradients of this step already."""
-        states = scaler._per_optimizer_states
-        stages = (
-            states[id(optimizer)]["stage"]
-            for each in self._attached
-            for optimizer in each.stepping
-            if id(optimizer) in states
-        )
-        return any(stage.name == "UNSCALED" for stage in stages)
+        of = scaler._per_optimizer_states.get
+        found = (of(id(each), {}) for attached in self._attached for each in attached.stepping)
+        return any(state.get("stage") is OptState.UNSCALED for state in found)
 
     def gather(self, optimizer: torch.optim.Optimizer) -> None:
         scaler = gradient_scaler()
@@ -372,17 +344,12 @@ class WeightSharing(StepHooks):
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.gather(optimizer)
-        held = self._ids_in(optimizer)
-        for name, shared in self.tensors.items():
-            if id(shared.centroids) not in held:
-                continue
-            # Of an earlier step, where this one did not reach the tensor.
-            if name not in self._gathered and name not in self._waiting:
-                shared.centroids.grad = None
-                if shared.latent is not None:
-                    shared.latent.grad = None
-            else:
+        for name in self._names_in(optimizer):
+            if name in self._gathered or name in self._waiting:
                 self._trained.add(name)
+            else:  # of an earlier step, where this one did not reach the tensor
+                for each in self.tensors[name].trained():
+                    each.grad = None
 
     def _check_unscaled(self, scaler: Any, optimizer: torch.optim.Optimizer) -> None:
         """Raises UserError where a scaler, whose step this is, did not see a gradient."""
@@ -525,12 +492,6 @@ class SharedState(Mapping[str, torch.Tensor]):
         name = treatment.tied or name
         if name in self._kept:
             return self._kept[name]
-        after = self._treated(name, self.plan[name])
-        if name in self._tied:
-            self._kept[name] = after
-        return after
-
-    def _treated(self, name: str, treatment: Treatment) -> torch.Tensor:
         before = self.source[name]
         with naming(f"cannot share {name}"):  # not finite
             after = treatment.values(before, name, self._work)
@@ -538,6 +499,8 @@ class SharedState(Mapping[str, torch.Tensor]):
             self.clusterings[name] = Clustering.of(before, after)
         elif after is not before:
             self.rounded[name] = relative_change(before, after, scale_of(name, self.source))
+        if name in self._tied:
+            self._kept[name] = after
         return after
 
     def __iter__(self) -> Iterator[str]:

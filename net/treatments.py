@@ -1,7 +1,7 @@
 """What can become of a tensor when a model is shared: a class for each treatment, all of it here.
 
 A class says by what word of `bits` a user asks for it, when the plan (net.plan) gives it, how the
-plan shows it, and what it makes of a tensor, without training (`values`) and with it (`trainable`).
+plan shows it, and what it makes of a tensor: its values, or those in a form that can be trained.
 WeightSharing, SharedState and the plan know of a treatment what stands in its class, no more; a
 new one is a class like `PerTensor`, and its place in TREATMENTS, where the first that wants a
 tensor gets it.
@@ -172,12 +172,16 @@ class Treatment:
     def prepare(cls, names: Sequence[str], work: Work) -> None:
         """Called once for all of `names` that are treated together, before any of them changes."""
 
+    # A class has one of these two, or both; either follows from the other.
+
     def values(self, tensor: torch.Tensor, name: str, work: Work) -> torch.Tensor:
         """What becomes of `tensor`, of the same shape and type; a ValueError is the user's."""
-        raise NotImplementedError
+        after = torch.zeros_like(tensor)
+        self.trainable(tensor, name, work).write(after)
+        return after
 
     def trainable(
-        self, tensor: torch.Tensor, name: str, work: Work, reassignable: bool
+        self, tensor: torch.Tensor, name: str, work: Work, reassignable: bool = False
     ) -> SharedTensor:
         """The same in a form whose few values an optimizer can train."""
         return SharedTensor.of_values(tensor, self.values(tensor, name, work), reassignable)
@@ -246,7 +250,7 @@ class ByRate(Treatment):
         return share_tensor(tensor, work.steps[name], self.kind)
 
     def trainable(
-        self, tensor: torch.Tensor, name: str, work: Work, reassignable: bool
+        self, tensor: torch.Tensor, name: str, work: Work, reassignable: bool = False
     ) -> SharedTensor:
         values = self.values(tensor, name, work)
         # What weight normalisation divides by its norm must not be zero: the largest weight then
@@ -277,13 +281,8 @@ class PerTensor(Treatment):
     def text(self) -> str:
         return f"shared, {2**self.bits} values at most"
 
-    def values(self, tensor: torch.Tensor, name: str, work: Work) -> torch.Tensor:
-        after = torch.zeros_like(tensor)
-        self.trainable(tensor, name, work, False).write(after)
-        return after
-
     def trainable(
-        self, tensor: torch.Tensor, name: str, work: Work, reassignable: bool
+        self, tensor: torch.Tensor, name: str, work: Work, reassignable: bool = False
     ) -> SharedTensor:
         config = work.config
         return SharedTensor.clustered(tensor, self.bits, config.init, config.seed, reassignable)
