@@ -8,7 +8,6 @@ measured: a layer stays dense unless a sparse form is faster.
 """
 
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from .parameters import compressible, copied, layer_of, shortest_name
 
@@ -123,19 +123,15 @@ def layer_times(model: nn.Module, batch_size: int) -> dict[str, dict[str, list[f
 
 def alternate(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Seconds per call of each function, taken in turns: all suffer the same disturbances."""
-    repeats = {}
-    for name, call in calls.items():
-        call()  # warm-up
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, int(SAMPLE_SECONDS / (time.perf_counter() - start)))
+    threads = torch.get_num_threads()
+    timers = {
+        name: Timer("f()", globals={"f": f}, num_threads=threads) for name, f in calls.items()
+    }
+    repeats = {n: max(1, int(SAMPLE_SECONDS / each.timeit(1).mean)) for n, each in timers.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(SAMPLES):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(repeats[name]).mean)
     return times
 
 
