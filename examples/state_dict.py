@@ -30,7 +30,7 @@ with tempfile.TemporaryDirectory() as folder:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else made_up(folder)
     original = net.checkpoint.load(path).state_dict
     # Reads, shares and forgets a tensor when it is asked for one: no file is too large.
-    shared = net.bare.SharedState(original, "auto")
+    shared = net.SharedState(original, "auto")
 
     encoded = Path(folder, "encodings")
     size = net.encoding.save(shared, encoded, meta={"from": path.name})

@@ -13,21 +13,23 @@ TYPE_CHECKING = False  # type checkers take it for true; typing takes as long as
 if TYPE_CHECKING:
     from typing import Any
 
-_CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
+_CLASSES = {"Pruner": "prune", "WeightSharing": "sharing", "SharedState": "sharing"}
 _MODULES = (
-    *("bare", "checkpoint", "encoding", "errors", "huffman", "parameters", "post_training"),
-    *("prune", "quantization", "shards", "sharing", "sparse"),
+    *("checkpoint", "encoding", "errors", "huffman", "parameters", "plan", "prune"),
+    *("quantization", "rounding", "shards", "sharing", "sparse", "treatments"),
 )
+_EARLIER = {"bare": "sharing", "post_training": "rounding"}  # what modules were called
 
 __all__ = [*_CLASSES, *_MODULES]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> "Any":
-    if name not in __all__:
+    if name not in (*__all__, *_EARLIER):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    name = _EARLIER.get(name, name)
     module = importlib.import_module(f".{_CLASSES.get(name, name)}", __name__)
     return getattr(module, name) if name in _CLASSES else module
 

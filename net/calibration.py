@@ -1,7 +1,7 @@
 """Shared values for a network that is trained already, with sample inputs (no labels, no training).
 
-As in post_training.py, but the errors of a layer's weights are compensated for by what its inputs
-really have in common, H = X X^T (Frantar et al. 2023, GPTQ; compensation.py has the formulas).
+As in net.rounding, but the errors of a layer's weights are compensated for by what its inputs
+really have in common, H = X X^T (Frantar et al. 2023, GPTQ; net.compensation has the formulas).
 Layers are shared in the order in which data reaches them, each with the inputs X that the network
 shared so far gives it. Half of what X then lacks of the inputs X0 before sharing is made up for,
 too: W X0 is best approached from W + W (X0 - X) X^T H^-1 (Li et al. 2025, GPTAQ). At the same
@@ -12,7 +12,6 @@ convolutions. All of it would be too much, since part of the difference is chanc
 import copy
 import inspect
 import math
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,11 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
-from .compensation import compensate, prices
+from .activations import Inputs, Use, Watch
+from .compensation import compensate, settled_prices
 from .parameters import copied
-from .post_training import BIT, MAX_LEVEL, grid, row_parts, share_tensor
-from .products import Inputs, Use, Watch
+from .rounding import MAX_LEVEL, grid, row_parts, share_tensor
 from .threads import in_order
 
 VECTORS = 20_000  # inputs of a layer that are looked at; no fewer than PER_INPUT per column of H
@@ -39,11 +39,11 @@ DAMPING = 0.01  # of the mean of H's diagonal
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
 ROWS = 64  # a thread's share
 SAMPLE = 1 << 18  # weights on which the code words are estimated
-PASSES = 3
 
 UNREACHED = "no input reached it"
 TOO_MANY = "too many inputs"
 
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 EXPECTED = (
     "a tensor, a dict of keyword arguments, or an iterable of tensors, of tuples of arguments, of "
     "dicts, or of (inputs, labels)"
@@ -89,54 +89,40 @@ class Samples:
         if isinstance(given, str | bytes) or not isinstance(given, Iterable):
             raise ValueError(f"calibration takes {EXPECTED}, not {given!r}")
         labelled = isinstance(given, torch.utils.data.DataLoader)
-        signature = _Signature.of(model)
-        self.batches = [_calls(batch, signature, labelled) for batch in given]
+        try:
+            arguments = list(inspect.signature(model.forward).parameters.values())
+        except (TypeError, ValueError):  # of a compiled one
+            arguments = _ANY
+        self.batches = [_calls(batch, arguments, labelled) for batch in given]
         if not self.batches:
             raise ValueError(f"calibration is empty; give {EXPECTED}")
 
-    @classmethod
-    def of(cls, model: nn.Module, given: "Samples | Any") -> "Samples":
-        return given if isinstance(given, Samples) else cls(model, given)
+
+_ANY = list(inspect.signature(lambda first, *args, **kwargs: None).parameters.values())
 
 
-class _Signature(NamedTuple):
-    """The arguments of a model's `forward`."""
-
-    required: int  # positional ones without a default
-    most: int
-    names: frozenset[str] | None  # of keywords; None where it takes any
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "_Signature":
-        try:
-            found = list(inspect.signature(model.forward).parameters.values())
-        except (TypeError, ValueError):  # of a compiled one
-            return cls(1, sys.maxsize, None)
-        positional = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        return cls(
-            max(1, sum(p.default is p.empty for p in positional)),
-            sys.maxsize if any(p.kind is p.VAR_POSITIONAL for p in found) else len(positional),
-            None
-            if any(p.kind is p.VAR_KEYWORD for p in found)
-            else frozenset(p.name for p in found if p.kind is not p.POSITIONAL_ONLY),
-        )
-
-
-def _calls(batch: Any, signature: _Signature, labelled: bool) -> list[Call]:
+def _calls(batch: Any, arguments: list[inspect.Parameter], labelled: bool) -> list[Call]:
+    """What `batch` may mean to a model with these arguments of its `forward`, likely ones first."""
     itself = Call((batch,), {})
+    kinds = {argument.kind for argument in arguments}
     if isinstance(batch, Mapping):
-        known = {k: v for k, v in batch.items() if signature.names is None or k in signature.names}
+        names = {each.name for each in arguments if each.kind is not each.POSITIONAL_ONLY}
+        any_name = inspect.Parameter.VAR_KEYWORD in kinds
+        known = {name: each for name, each in batch.items() if any_name or name in names}
         return [Call((), known), itself] if known else [itself]
     if not isinstance(batch, tuple | list) or not batch:
         return [itself]
-    whole = Call(tuple(batch[: signature.most]), {})
-    least = Call(tuple(batch[: signature.required]), {})
+    positional = [each for each in arguments if each.kind in POSITIONAL]
+    required = max(1, sum(each.default is each.empty for each in positional))
+    takes_any = inspect.Parameter.VAR_POSITIONAL in kinds
+    whole = Call(tuple(batch if takes_any else batch[: len(positional)]), {})
+    least = Call(tuple(batch[:required]), {})
     found = [least, whole] if labelled else [whole, least]
     inner = batch[0]
     if isinstance(inner, Mapping):  # a dict of inputs, and labels
-        found = [*_calls(inner, signature, labelled), *found]
+        found = [*_calls(inner, arguments, labelled), *found]
     elif isinstance(inner, tuple | list):
-        found += _calls(inner, signature, False)
+        found += _calls(inner, arguments, False)
     return [*found, itself]
 
 
@@ -144,38 +130,23 @@ class _Enough(Exception):
     """The rest of the network's run would tell nothing."""
 
 
-def share(
-    model: nn.Module,
-    kinds: Mapping[str, str],
-    steps: Mapping[str, float],
-    inputs: Samples | Iterable | None = None,
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """({name: tensor with shared values}, {name: why it was shared without data}) of the parameters
-    {name: kind} of `model`, which stays as it is; with sample `inputs` by `calibrate`."""
-    if inputs is not None:
-        return calibrate(model, inputs, kinds, steps)
-    parameters = dict(model.named_parameters())
-    shared = {n: share_tensor(parameters[n], steps[n], kind) for n, kind in kinds.items()}
-    return shared, {}
-
-
 def calibrate(
     model: nn.Module,
-    inputs: Samples | Iterable[Any],
+    inputs: Samples | Any,
     kinds: Mapping[str, str],
     steps: Mapping[str, float],
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """({name: tensor with shared values} for every name in `kinds`, {name: reason}).
 
     `inputs` are what `model` is called with, as Samples takes it. `kinds` as from
-    parameters.compressible, `steps` as from post_training.steps. The reasons are those of the
+    parameters.compressible, `steps` as from rounding.steps. The reasons are those of the
     tensors that were shared without data. Runs a copy in evaluation mode on the model's device; the
     model stays as it was. Deterministic.
 
     Raises ValueError for a bad step, NaN or infinity among the weights, and for inputs that the
     model cannot be run with.
     """
-    samples = Samples.of(model, inputs)
+    samples = inputs if isinstance(inputs, Samples) else Samples(model, inputs)
     exact = copied(model).eval().requires_grad_(False)
     work = copy.deepcopy(exact)
     parameters = {name: each for name, each in work.named_parameters() if name in kinds}
@@ -219,21 +190,10 @@ def _separate_products(model: nn.Module) -> Iterator[None]:
 
 def _run(model: nn.Module, call: Call) -> None:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    args, kwargs = _moved(call, device)
+    # A loader's tensors seldom are where the model is.
+    args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), tuple(call))
     with suppress(_Enough):
         model(*args, **kwargs)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """`value` with its tensors on the device, as a loader's seldom are."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if type(value) in (tuple, list, Call):
-        parts = [_moved(each, device) for each in value]
-        return parts if isinstance(value, list) else tuple(parts)
-    if type(value) is dict:
-        return {key: _moved(each, device) for key, each in value.items()}
-    return value
 
 
 def _first_that_runs(
@@ -375,15 +335,7 @@ def _merged(parameter: torch.Tensor, moments: Mapping[Use, Moments]) -> dict[Use
     return {Use(next(iter(moments)).name, kind, 0, rows, groups): merged}
 
 
-def damped(hessian: torch.Tensor) -> torch.Tensor:
-    """H float64 [g, n, n] with a constant added to its diagonal."""
-    hessian = hessian.double()
-    power = hessian.diagonal(dim1=1, dim2=2).mean(1)
-    power = torch.where(power > 0, power, power.max())
-    return hessian + (DAMPING * power)[:, None, None] * torch.eye(hessian.shape[1]).to(hessian)
-
-
-def factors(hessian: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _factors(hessian: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(act order int64 [g, n], upper Cholesky factors of H's inverses in it, float64 [g, n, n]).
 
     Inputs of the most power come first (the act order of GPTQ): what is rounded last has the least
@@ -399,22 +351,22 @@ def factors(hessian: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def _rounded(weights: np.ndarray, found: Moments, step: float, levels: np.ndarray) -> np.ndarray:
     """Labels int64 [groups, rows, columns] of `weights`, the places of their values in `levels`."""
-    hessian = damped(found.hessian)
+    hessian = found.hessian.double()
+    power = hessian.diagonal(dim1=1, dim2=2).mean(1)
+    power = torch.where(power > 0, power, power.max())
+    hessian = hessian + (DAMPING * power)[:, None, None] * torch.eye(hessian.shape[1]).to(hessian)
     drift = torch.from_numpy(weights).to(hessian.device) @ found.drift.double()
     target = weights + RECOVERED * torch.linalg.solve(hessian, drift, left=False).cpu().numpy()
     target[weights == 0] = 0  # pruned
-    act_order, upper = factors(hessian)
+    act_order, upper = _factors(hessian)
     weights = np.take_along_axis(target, act_order[:, None, :], axis=2)
-    rows = weights.shape[1]
-    sensitivity = np.diagonal(upper, axis1=1, axis2=2) ** -2.0
-    bit = BIT * step**2 * float(sensitivity.mean())
+
+    def rounded(part: np.ndarray, price: np.ndarray) -> np.ndarray:
+        return _compensated(part, upper, step, levels, price)
+
     stride = max(1, weights.size // SAMPLE)
-    sample = weights[:, ::stride] if rows >= stride else weights
-    middle = levels.size // 2
-    labels = np.clip(np.rint(sample / step).astype(np.int64), -middle, middle) + middle
-    for last in range(PASSES):
-        price = prices(np.bincount(labels.ravel(), minlength=levels.size), bit)
-        labels = _compensated(weights if last == PASSES - 1 else sample, upper, step, levels, price)
+    sample = weights[:, ::stride] if weights.shape[1] >= stride else weights
+    labels = rounded(weights, settled_prices(sample, upper, step, levels, rounded))
     result = np.empty_like(labels)
     np.put_along_axis(result, np.broadcast_to(act_order[:, None, :], labels.shape), labels, 2)
     return result

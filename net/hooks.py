@@ -53,11 +53,7 @@ class StepHooks:
         self._follow()
         found = _Attached(optimizer)
         found.held = self._held(found)
-        try:
-            found.hang(self)
-        except ValueError:
-            found.remove()
-            raise
+        found.hang(self)
         self._attached.append(found)
         self._was_attached = True
         _ALIVE.add(self)
@@ -79,7 +75,11 @@ class StepHooks:
 
         Warns where training did not do what it was to do.
         """
-        expected = bool(self._attached) or self._is_forgotten()
+        mine = (parameter_of(self._model, name) for name in self._written())
+        forgotten = not self._was_attached and any(
+            p is not None and p.grad is not None for p in mine
+        )
+        expected = bool(self._attached) or forgotten
         for each in self._attached:
             each.remove()
         self._attached = []
@@ -89,11 +89,6 @@ class StepHooks:
         if expected and problem:
             never = "" if self._was_attached else "; nothing was ever attached"
             warnings.warn(problem + never, stacklevel=2)
-
-    def _is_forgotten(self) -> bool:
-        """Whether the model was trained without a call of `attach`."""
-        mine = (parameter_of(self._model, name) for name in self._written())
-        return not self._was_attached and any(p is not None and p.grad is not None for p in mine)
 
     # What subclasses do
 
@@ -343,21 +338,27 @@ class _Attached:
         return set().union(*map(_ids, (*self.around, *self.stepping)))
 
     def hang(self, owner: StepHooks) -> None:
-        """Register the hooks, or those that a copy of an optimizer has not got."""
+        """Register the hooks, or those that a copy of an optimizer has not got; all or none."""
         self.remove()
-        for each in self.stepping:
-            self._serve(each, "step", _Hook(owner, "step", inner=True))
-        for each in (*self.stepping, *self.around):
-            if "zero_grad" in _fields(each) or hasattr(type(each), "zero_grad"):
-                self._serve(each, "zero_grad", _Hook(owner, "zero_grad", inner=False))
-        for each in self.around:
-            self._serve(each, "step", _Hook(owner, "step", inner=False))
-            for method in ("first_step", "second_step"):  # SAM's, which look at the gradients
-                if callable(getattr(each, method, None)):
-                    self._serve(each, method, _Hook(owner, method, inner=False))
+        try:
+            for each in self.stepping:
+                self._serve(each, "step", _Hook(owner, "step", inner=True))
+            for each in (*self.stepping, *self.around):
+                if "zero_grad" in _fields(each) or hasattr(type(each), "zero_grad"):
+                    self._serve(each, "zero_grad", _Hook(owner, "zero_grad", inner=False))
+            for each in self.around:
+                # SAM's first_step and second_step look at the gradients.
+                for method in ("step", "first_step", "second_step"):
+                    if callable(getattr(each, method, None)):
+                        self._serve(each, method, _Hook(owner, method, inner=False))
+        except ValueError:
+            self.remove()
+            raise
 
     def _serve(self, optimizer: Any, method: str, hook: "_Hook") -> None:
-        if method == "step" and _has_hooks(optimizer):
+        # As Optimizer.__init__ wraps the step of its class, to call hooks.
+        hooked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
+        if method == "step" and hooked and "_optimizer_step_pre_hooks" in _fields(optimizer):
             self.handles.append(optimizer.register_step_pre_hook(hook.before))
             self.handles.append(optimizer.register_step_post_hook(hook.after))
         else:
@@ -455,13 +456,6 @@ def _is_optimizer(value: Any) -> bool:
 def _optimizers_in(value: Any) -> list[Any]:
     parts = value if isinstance(value, list | tuple) else [value]
     return [each for each in parts if not isinstance(each, nn.Module) and _is_optimizer(each)]
-
-
-def _has_hooks(optimizer: Any) -> bool:
-    """Whether its `step` calls hooks: its class was wrapped by Optimizer.__init__."""
-    return "_optimizer_step_pre_hooks" in _fields(optimizer) and bool(
-        getattr(type(optimizer).step, "hooked", False)
-    )
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def compressible(
     for pattern in listed(include or ()):
         check_used(pattern, everything)
     for pattern in listed(exclude):
-        check_used(pattern, [name for name, *_ in _listing(source)])
+        check_used(pattern, [name for name, *_ in tensors_of(source)])
     return {
         name: each.kind
         for name, each in chosen.items()
@@ -81,7 +81,7 @@ def matrices(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, Matrix
     Raises UserError for a lazy parameter without its shape.
     """
     found, seen = {}, set()
-    for name, each, owner, key in _listing(source):
+    for name, each, owner, key in tensors_of(source):
         if is_computed(each) and len(each.shape) >= 2 and key not in seen:
             seen.add(key)
             shape = tuple(each.shape)
@@ -208,31 +208,25 @@ def copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, computed)
 
 
-def _listing(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple]:
-    return _of_module(source) if isinstance(source, nn.Module) else tensors_of(source)
-
-
-def _of_module(model: nn.Module) -> Iterator[tuple]:
-    """(name, what has its type and shape, the module that owns it, equal for tied ones)."""
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise UserError(f"{name} is lazy and has no shape yet; run the model once first")
-            yield name, parameter, module, id(parameter)
-
-
-def tensors_of(state: Mapping[str, torch.Tensor]) -> Iterator[tuple]:
-    """The same of a state dict, of all that it holds, whose owners are not known.
+def tensors_of(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple]:
+    """(name, what has its type and shape, the module that owns it, equal for tied ones) of the
+    parameters of a module, or of all that a state dict holds, whose owners are not known.
 
     A mapping with a method `info` (net.shards) is asked for that: it reads tensors anew each time,
     so that an address would say nothing.
     """
-    info = getattr(state, "info", None)
-    for name in state:
-        if info:
-            yield name, info(name), None, name
-        else:
-            tensor = state[name]
+    if isinstance(source, nn.Module):
+        for prefix, module in source.named_modules():
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                if isinstance(parameter, nn.parameter.UninitializedParameter):
+                    raise UserError(
+                        f"{name} is lazy and has no shape yet; run the model once first"
+                    )
+                yield name, parameter, module, id(parameter)
+    elif info := getattr(source, "info", None):
+        yield from ((name, info(name), None, name) for name in source)
+    else:
+        for name, tensor in source.items():
             yield name, tensor, None, identity(tensor) if is_computed(tensor) else name
 
 

@@ -1,26 +1,25 @@
 """What becomes of every tensor of a model when its weights are shared: one plan, made beforehand.
 
-The same for a module and for a bare state dict, and executed by net.sharing and net.bare. Shared
-are weights (net.parameters); rounded beside them, their biases and what is recognised as the
-weight, bias and running statistics of a normalisation. Everything else stays exact. A module is
-asked what each tensor is; in a bare state dict it is known by its name, by the tensors beside it,
-or by values that no training gives. Where that leaves a doubt, a tensor stays exact.
+The same for a module and for a bare state dict, and carried out by net.sharing. Shared are weights
+(net.parameters); rounded beside them, their biases and what is recognised as the weight, bias and
+running statistics of a normalisation. Everything else stays exact. net.treatments says what each of
+these is. A module is asked what each tensor is; in a bare state dict it is known by its name, by
+the tensors beside it, or by values that no training gives. Where that leaves a doubt, a tensor
+stays exact.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .constants import few_values, is_table
+from .constants import is_table
 from .parameters import (
-    Patterns,
     bias_of,
     check_used,
     is_chosen,
@@ -33,16 +32,12 @@ from .parameters import (
     unwrapped,
     weights_of,
 )
-from .post_training import NOISE
-from .quantization import INITS
 from .tensors import check_dense, is_computed
+from .treatments import TREATMENTS, Asked, Exact, SharingConfig, Treatment
 
-MOST_BITS = 16
-FEW = 16  # values that sharing by rate would not make fewer
 ONE = "one element"
 QUANTIZED = "quantized already"
 NOT_CHOSEN = "left out by include or exclude"
-EXACT_VECTORS = "vectors are to stay exact"
 
 # Normalisation, by the classes of a module, or by names: the other one that is beside it.
 STATISTICS = ("running_mean", "running_var")
@@ -68,102 +63,6 @@ TABLE = re.compile(
     r"|pqmf|cqt|gammatone)(?:_|$)"
 )
 COMPLEX = re.compile(r"conv_?(?:real|imag)|(?:real|imag)_?conv")  # of one signal
-Bits = int | Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class SharingConfig:
-    """How weights are shared: what WeightSharing and SharedState take, each declared here.
-
-    bits: 2**bits values at most per tensor by k-means, a number from 1 to 16 or {pattern: number};
-        "auto" for values by rate: those of the fewest bytes at `noise`.
-    noise: of bits "auto", the width of the steps in standard deviations of the weights.
-    bias_bits: as `bits`, for the biases of these weights, by the weights' names; 0 for no k-means.
-    exact_vectors: leave normalisation and, beside bits "auto", biases as they are, unrounded.
-    init, seed: of k-means (net.quantization).
-    include, exclude: patterns over names (net.parameters). `include` takes the tensors of two or
-        more dimensions that match, whatever else is said of them here, and rounds beside them their
-        biases and the normalisation that matches; `exclude` leaves exact what it matches.
-    parts: in which the weights of a model are shared, the largest first.
-    reassign: training steps in which a weight may still change its shared value.
-
-    Raises ValueError for a value out of range.
-    """
-
-    bits: Bits | Literal["auto"] = 5
-    noise: float = NOISE
-    bias_bits: Bits = 0
-    exact_vectors: bool = False
-    init: str = "linear"
-    seed: int = 42
-    include: Patterns | None = None
-    exclude: Patterns = ()
-    parts: int = 1
-    reassign: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.bits, str):
-            if self.bits != "auto":
-                raise ValueError(
-                    f"bits must be a number, {{pattern: number}} or 'auto', not {self.bits!r}"
-                )
-        else:
-            _check_bits("bits", self.bits, 1)
-        _check_bits("bias_bits", self.bias_bits, 0)
-        _check_whole("seed", self.seed, 0)
-        _check_whole("parts", self.parts, 1)
-        _check_whole("reassign", self.reassign, 0)
-        number = isinstance(self.noise, Real) and not isinstance(self.noise, bool)
-        if not number or not math.isfinite(self.noise) or self.noise <= 0:
-            raise ValueError(f"noise must be a positive number, not {self.noise!r}")
-        if self.init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, not {self.init!r}")
-        if not isinstance(self.exact_vectors, bool):
-            raise ValueError(f"exact_vectors must be True or False, not {self.exact_vectors!r}")
-        listed(self.include or ())
-        listed(self.exclude)
-
-
-def _check_bits(name: str, bits: Any, least: int) -> None:
-    for each in bits.values() if isinstance(bits, Mapping) else [bits]:
-        _check_whole(name, each, least, MOST_BITS)
-
-
-def _check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        span = (
-            f"a whole number of at least {least}"
-            if most is None
-            else f"a whole number from {least} to {most}"
-        )
-        raise ValueError(f"{name} must be {span}, not {value!r}")
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """What becomes of one tensor.
-
-    how: "cluster": 2**`bits` values at most, by k-means; "rate": multiples of a step that the
-    config's noise sets; "round": each value to a few binary digits; "exact": nothing, for `reason`.
-    kind: of a weight, as of parameters.compressible. tied: the name under which the same tensor
-    comes first, and is treated.
-    """
-
-    how: Literal["cluster", "rate", "round", "exact"]
-    kind: str = ""
-    bits: int = 0
-    reason: str = ""
-    tied: str = ""
-
-    def __str__(self) -> str:
-        text = {
-            "cluster": f"shared, {2**self.bits} values at most",
-            "rate": "shared by rate",
-            "round": "rounded",
-            "exact": f"exact: {self.reason}",
-        }[self.how]
-        return f"{text} (tied to {self.tied})" if self.tied else text
 
 
 class _Tensor(NamedTuple):
@@ -200,11 +99,6 @@ def constants(model: nn.Module) -> dict[str, str]:
     return {name: why for name in named if (why := planner.why_no_weight(name))}
 
 
-def treated(plan: Mapping[str, Treatment], how: str) -> list[str]:
-    """The names of the tensors that `plan` treats in this way, of tied ones the first."""
-    return [name for name, each in plan.items() if each.how == how and not each.tied]
-
-
 class _Planner:
     """What `plan` knows of the source while it decides."""
 
@@ -229,7 +123,8 @@ class _Planner:
         for name, each in self.tensors.items():
             if name not in found and each.first == name:
                 why = self._why_exact(name)
-                found[name] = Treatment("exact", reason=why) if why else Treatment("round")
+                asked = Asked("norm", self.config, each.read)
+                found[name] = Exact(reason=why) if why else _given(asked)
         return {
             name: found[name] if each.first == name else replace(found[each.first], tied=each.first)
             for name, each in self.tensors.items()
@@ -239,30 +134,22 @@ class _Planner:
 
     def _weights(self) -> dict[str, Treatment]:
         """Of all matrices that the names or `include` make weights, some of which stay exact."""
-        config, found, weights = self.config, {}, {}
+        config, weights = self.config, {}
+        found: dict[str, Treatment] = {}
         named = weights_of(self.matrices) if config.include is None else self.matrices
-        for name, matrix in named.items():
-            if not self._is_chosen(name, matrix.kind):
-                found[name] = Treatment("exact", matrix.kind, reason=NOT_CHOSEN)
+        for name, (kind, _) in named.items():
+            if not is_chosen(name, kind, config.include, config.exclude):
+                found[name] = Exact(kind, reason=NOT_CHOSEN)
             elif config.include is None and (why := self.why_no_weight(name)):
-                found[name] = Treatment("exact", matrix.kind, reason=why)
+                found[name] = Exact(kind, reason=why)
             else:
-                weights[name] = matrix.kind
-        bits = resolve(0 if config.bits == "auto" else config.bits, weights)
+                weights[name] = kind
+        self.bits: dict[str, Any] = resolve(config.bits, weights)
         for name, kind in weights.items():
-            found[name] = self._of_weight(name, kind, bits[name])
+            _, read, *_, trained = self.tensors[name]
+            bits = self.bits[name]
+            found[name] = _given(Asked("weight", config, read, kind, bits, trained=trained))
         return found
-
-    def _of_weight(self, name: str, kind: str, bits: int) -> Treatment:
-        by_rate = self.config.bits == "auto"
-        tensor = self.tensors[name]
-        if by_rate or not tensor.trained:
-            few = few_values(tensor.read(), FEW if by_rate else 2**bits)
-            if few and not tensor.trained:
-                return Treatment("exact", kind, reason=f"{few} values only")
-            if few:  # kept, as centroids that can be trained
-                return Treatment("cluster", kind, bits=max(1, math.ceil(math.log2(few))))
-        return Treatment("rate", kind) if by_rate else Treatment("cluster", kind, bits=bits)
 
     def why_no_weight(self, name: str) -> str:
         """Why a matrix whose name says that it is a weight is none; empty if it is one."""
@@ -282,24 +169,21 @@ class _Planner:
     def _biases(self, treated: Mapping[str, Treatment]) -> dict[str, Treatment]:
         """Of the biases of the weights that are shared."""
         kinds = {name: each.kind for name, each in treated.items() if each.how != "exact"}
-        bits = resolve(self.config.bias_bits, kinds)
-        found = {}
+        bits: dict[str, Any] = resolve(self.config.bias_bits, kinds)
+        found: dict[str, Treatment] = {}
         for name, tensor in self.tensors.items():
             bias = bias_of(name)
             if tensor.first not in kinds or bias == name or not self._has_bias(name):
                 continue
-            if not self._is_chosen(bias, "", beside=True):
-                found[bias] = Treatment("exact", reason=NOT_CHOSEN)
-            elif math.prod(self.tensors[bias].shape) == 1:
-                found[bias] = Treatment("exact", reason=ONE)
-            elif bits[tensor.first]:
-                found[bias] = Treatment("cluster", bits=bits[tensor.first])
-            elif self.config.exact_vectors:
-                found[bias] = Treatment("exact", reason=EXACT_VECTORS)
-            elif self.config.bits == "auto":
-                found[bias] = Treatment("round")
+            vector, own = self.tensors[bias], bits[tensor.first]
+            if not is_chosen(bias, "", None, self.config.exclude):  # beside its weight
+                found[bias] = Exact(reason=NOT_CHOSEN)
+            elif math.prod(vector.shape) == 1:
+                found[bias] = Exact(reason=ONE)
             else:
-                found[bias] = Treatment("exact", reason="a bias, for which there are no bits")
+                weight_bits = self.bits[tensor.first]
+                asked = Asked("bias", self.config, vector.read, "", own, weight_bits)
+                found[bias] = _given(asked)
         return found
 
     def _has_bias(self, name: str) -> bool:
@@ -313,7 +197,7 @@ class _Planner:
         return size == shape[0] or (rest == 0 and groups > 0 and shape[0] % groups == 0)
 
     def _why_exact(self, name: str) -> str:
-        """Why what is neither weight nor bias stays exact; empty for normalisation, rounded."""
+        """Why what is neither weight nor bias stays exact; empty for normalisation."""
         tensor = self.tensors[name]
         if not tensor.info.dtype.is_floating_point:
             return "no floating-point numbers"
@@ -324,9 +208,8 @@ class _Planner:
         if layer_of(name) in self.quantized:
             return QUANTIZED
         if len(tensor.shape) == 1 and self._normalises(name):
-            if self.config.exact_vectors:
-                return EXACT_VECTORS
-            return "" if self._is_chosen(name, "") else NOT_CHOSEN
+            chosen = is_chosen(name, "", self.config.include, self.config.exclude)
+            return "" if chosen else NOT_CHOSEN
         if tensor.buffer:
             return "a buffer"
         if len(tensor.shape) > 1:
@@ -361,10 +244,10 @@ class _Planner:
         other = self.tensors.get(f"{layer_of(name)}.{last}".removeprefix("."))
         return other is not None and other.shape == self.tensors[name].shape
 
-    def _is_chosen(self, name: str, kind: str, beside: bool = False) -> bool:
-        """`beside` the weight that it follows, whatever `include` says."""
-        include = None if beside else self.config.include
-        return is_chosen(name, kind, include, self.config.exclude)
+
+def _given(asked: Asked) -> Treatment:
+    """What the first treatment that wants the tensor makes of it."""
+    return next(found for each in TREATMENTS if (found := each.given(asked)))
 
 
 def _of_module(model: nn.Module) -> dict[str, _Tensor]:

@@ -5,7 +5,7 @@ after every optimizer step, so that neither momentum nor weight decay can revive
 weight. The mask of a model that was loaded is `weight != 0`.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from numbers import Real
 
@@ -141,11 +141,14 @@ class Pruner(StepHooks):
             raise ValueError(f"steps is a whole number of at least 0, not {steps!r}")
         if steps and density is None:
             raise ValueError("steps are those of a gradual schedule: give them with a density")
+        from_zero = "a sensitivity is a finite number of at least 0"
+        _check_numbers(from_zero, sensitivity, sys.float_info.max)
+        _check_numbers("a density is a number from 0 to 1", density, 1)
         kinds = prunable(self._model, include, exclude)
-        parameters = dict(self._model.named_parameters())
-        self._parameters = {name: parameters[name] for name in kinds}
         if not kinds:
             raise UserError(_nothing(self._model, include, exclude))
+        parameters = dict(self._model.named_parameters())
+        self._parameters = {name: parameters[name] for name in kinds}
         for name, weight in self.weights():
             check_dense(name, weight)
             _check_finite(name, weight)
@@ -155,10 +158,9 @@ class Pruner(StepHooks):
         self.density: float | Mapping[str, float] | None = density
         if isinstance(density, Mapping):
             self.density = resolve(density, kinds)
-        if self.density is not None:
-            _check_fractions(self.density)
         if sensitivity is not None:
-            self.masks = _threshold_masks(self._parameters, resolve(sensitivity, kinds))
+            least = resolve(sensitivity, kinds)
+            self.masks = {n: threshold_mask(w.detach(), least[n]) for n, w in self.weights()}
         elif self.density is not None and not steps:
             self.masks = top_masks({n: _in_deviations(w) for n, w in self.weights()}, self.density)
         else:
@@ -272,16 +274,13 @@ class Pruner(StepHooks):
 
     @torch.no_grad()
     def _update(self, final: float | Mapping[str, float], done: float) -> None:
-        scores = {
-            name: saliency(weight.float(), self._squares[name])
-            / storage_bits(self.masks[name]).square()
-            for name, weight in self.weights()
-            if name in self._squares
-        }
-
         def now(density: float) -> float:
             return cubic_density(done, min(1.0, 10 * density), density)
 
+        scores = {}
+        for name, squares in self._squares.items():
+            weight = self._parameters[name].float()
+            scores[name] = saliency(weight, squares) / storage_bits(self.masks[name]).square()
         if isinstance(final, Mapping):
             self.masks |= top_masks(scores, {name: now(final[name]) for name in scores})
         else:
@@ -325,30 +324,16 @@ def prunable(
     return {n: kind for n, kind in found.items() if kind != "embedding" and n not in wrong}
 
 
-def _threshold_masks(
-    weights: Mapping[str, torch.Tensor], sensitivity: Mapping[str, float]
-) -> dict[str, torch.Tensor]:
-    for value in sensitivity.values():
-        if not _is_number(value) or not 0 <= value < math.inf:
-            raise ValueError(f"a sensitivity is a finite number of at least 0, not {value!r}")
-    with torch.no_grad():
-        return {n: threshold_mask(w, sensitivity[n]) for n, w in weights.items()}
-
-
 def _in_deviations(weight: torch.Tensor) -> torch.Tensor:
     deviation = weight.detach().float().std(correction=0)
     return weight.detach().float().abs() / deviation.clamp(min=1e-30)
 
 
-def _check_fractions(density: float | Mapping[str, float]) -> None:
-    values = density.values() if isinstance(density, Mapping) else [density]
-    for value in values:
-        if not _is_number(value) or not 0 <= value <= 1:
-            raise ValueError(f"a density is a number from 0 to 1, not {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _check_numbers(what: str, values: float | Mapping[str, float] | None, most: float) -> None:
+    for each in values.values() if isinstance(values, Mapping) else [values]:
+        number = isinstance(each, Real) and not isinstance(each, bool)
+        if each is not None and not (number and 0 <= each <= most):
+            raise ValueError(f"{what}, not {each!r}")
 
 
 def _check_finite(name: str, weight: torch.Tensor) -> None:
@@ -358,11 +343,10 @@ def _check_finite(name: str, weight: torch.Tensor) -> None:
 
 def _nothing(model: nn.Module, include: Patterns | None, exclude: Patterns) -> str:
     """Why there is nothing to prune."""
-    kinds = compressible(model, include, exclude)
-    if not kinds:
+    names = ", ".join(list(compressible(model, include, exclude))[:5])
+    if not names:
         return "there is nothing to prune: the model has no weights of two or more dimensions"
-    shown = ", ".join(list(kinds)[:5])
     return (
-        f"there is nothing to prune: {shown} are frozen, or embeddings or constants, which are "
+        f"there is nothing to prune: {names} are frozen, or embeddings or constants, which are "
         "pruned only where include names them"
     )

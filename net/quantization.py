@@ -5,7 +5,6 @@ a list of cut positions, and prefix sums give the mean of any interval in consta
 """
 
 import operator
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ CHUNK = 1 << 20  # values at a time where more would leave the cache, or need tw
 
 
 def kmeans_1d(
-    values: ArrayLike, k: int, init: str = "linear", seed: int = 42, rate: float = 0.0
+    values: ArrayLike, k: int, init: str = "linear", seed: int = 42
 ) -> tuple[np.ndarray, np.ndarray]:
     """Share at most k centroids among the values: minimise sum((x - c[label])**2).
 
@@ -35,41 +34,36 @@ def kmeans_1d(
     possible, from the linear start: Lloyd alone 1.10 (k = 32) and 3.09 (k = 256), alternating
     1.0001 and 1.0008. The start then hardly matters. Above 1024 clusters it is Lloyd alone.
 
-    ``rate`` > 0 goes on to the entropy-constrained optimum (Chou, Lookabaugh and Gray 1989):
-    sum((x - c[label])**2 + rate * bits[label]), where bits[j] = -log2(share of cluster j) is what
-    an ideal entropy coder spends on label j. Clusters that are used too rarely die.
-
     Args:
         values: real array of any shape, flattened; finite; may be empty.
         k: the most centroids, at least 1.
         init: "linear", "density" or "random".
         seed: of the random start; the others ignore it.
-        rate: what a bit may cost, in units of squared values.
 
     Returns:
-        centroids: float64[k'], ascending. With rate 0, k' = min(k, number of distinct values);
-            no more distinct values than k are their own centroids, exactly.
-        labels: int64[n], of the nearest centroid (rate 0; up to rounding, and for a million
-            values or more up to 1/262144 of their range). Every label is used.
+        centroids: float64[k'], ascending, k' = min(k, number of distinct values); no more distinct
+            values than k are their own centroids, exactly.
+        labels: int64[n], of the nearest centroid (up to rounding, and for a million values or more
+            up to 1/262144 of their range). Every label is used.
 
     Raises:
-        ValueError: values that are not real or not finite; a bad k, init or rate.
+        ValueError: values that are not real or not finite; a bad k or init.
     """
-    values = _checked(values, k, init, rate)
+    values = _checked(values, k, init)
     bins = _Bins.of(values, k) if values.size >= BINNED else None
     if bins is not None:
-        centroids, cuts = _clusters(bins.means, bins.counts, k, init, seed, rate)
+        centroids, cuts = _clusters(bins.means, bins.counts, k, init, seed)
         return centroids, bins.labels(values, cuts)
     distinct, counts = np.unique(values, return_counts=True)
-    if distinct.size == 0 or (distinct.size <= k and rate == 0):
+    if distinct.size <= k:
         return distinct.astype(np.float64), np.searchsorted(distinct, values)
-    centroids, cuts = _clusters(distinct.astype(np.float64), counts, k, init, seed, rate)
+    centroids, cuts = _clusters(distinct.astype(np.float64), counts, k, init, seed)
     centroids = np.clip(centroids, distinct[cuts[:-1]], distinct[cuts[1:] - 1])
     return centroids, np.searchsorted(distinct[cuts[1:-1]], values, side="right")
 
 
 def _clusters(
-    x: np.ndarray, counts: np.ndarray, k: int, init: str, seed: int, rate: float
+    x: np.ndarray, counts: np.ndarray, k: int, init: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(centroids float64[k'], cuts int64[k' + 1]) of the sorted values x float64[m], m > 0.
 
@@ -80,15 +74,12 @@ def _clusters(
     middle, unit = low / 2 + high / 2, high / 2 - low / 2 or 1.0
     line = _SortedValues.of((x - middle) / unit, counts)
     cuts = _k_means(line, _start(line, min(k, x.size), init, seed))
-    if rate > 0:
-        # In [-1, 1] a bit at 2 already outweighs any second cluster; 1e6 only keeps it finite.
-        cuts = _entropy_constrained(line, cuts, min(rate / unit / unit, 1e6))
     # Summed afresh, since differences of prefix sums lose digits of small clusters.
     means = np.add.reduceat(line.x * counts, cuts[:-1]) / np.add.reduceat(counts, cuts[:-1])
     return middle + unit * means, cuts
 
 
-def _checked(values: ArrayLike, k: int, init: str, rate: float) -> np.ndarray:
+def _checked(values: ArrayLike, k: int, init: str) -> np.ndarray:
     """The values flattened, as float32 if they are that (twice as fast), else as float64."""
     values = np.asarray(values).ravel()
     if values.dtype.kind not in "fiub":
@@ -106,8 +97,6 @@ def _checked(values: ArrayLike, k: int, init: str, rate: float) -> np.ndarray:
         raise ValueError(f"k must be an integer of at least 1, not {k!r}")
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, not {init!r}")
-    if not 0 <= rate < np.inf:
-        raise ValueError(f"rate must be a finite number of at least 0, not {rate!r}")
     return values
 
 
@@ -210,10 +199,6 @@ def _assign(line: _SortedValues, centroids: np.ndarray) -> np.ndarray:
 
 
 def _lloyd(line: _SortedValues, cuts: np.ndarray) -> np.ndarray:
-    return _fixed_point(lambda cuts: _assign(line, line.means(cuts)), cuts)
-
-
-def _fixed_point(step: Callable[[np.ndarray], np.ndarray], cuts: np.ndarray) -> np.ndarray:
     """Iterate until the cuts stay, or are again what they were: rounding can lead into a cycle.
 
     Hundreds of steps, seldom thousands.
@@ -221,7 +206,7 @@ def _fixed_point(step: Callable[[np.ndarray], np.ndarray], cuts: np.ndarray) -> 
     seen = set()
     while (state := hash(cuts.tobytes())) not in seen:
         seen.add(state)
-        cuts = step(cuts)
+        cuts = _assign(line, line.means(cuts))
     return cuts
 
 
@@ -267,26 +252,3 @@ def _shifted(a: np.ndarray, rows: int, pad: float) -> np.ndarray:
     """View [rows, a.size] whose entry [w - 1, i] is a[i - w], or pad where i < w."""
     padded = np.concatenate((np.full(rows, pad), a))
     return np.lib.stride_tricks.sliding_window_view(padded, a.size)[rows - 1 :: -1]
-
-
-def _entropy_constrained(line: _SortedValues, cuts: np.ndarray, rate: float) -> np.ndarray:
-    """Lloyd's iteration with a price on every cluster; rate in units of line.x**2 per bit."""
-
-    def step(cuts: np.ndarray) -> np.ndarray:
-        shares = np.diff(line.counts[cuts]) / line.counts[-1]
-        return _assign_priced(line, line.means(cuts), -rate * np.log2(shares))
-
-    return _fixed_point(step, cuts)
-
-
-def _assign_priced(line: _SortedValues, centroids: np.ndarray, price: np.ndarray) -> np.ndarray:
-    """Cuts of the clusters that minimise (x - centroid)**2 + price; one never chosen is dropped."""
-    while True:
-        # Where a cluster and the next cost the same; means apart by rounding alone count as equal.
-        apart = np.maximum(np.diff(centroids), 1e-15)
-        cuts = line.cut_at((centroids[1:] + centroids[:-1]) / 2 + np.diff(price) / (2 * apart))
-        # Thresholds out of order: the cluster between them costs more than a neighbour everywhere.
-        dead = np.argmin(np.diff(cuts))
-        if cuts[dead] < cuts[dead + 1]:
-            return cuts
-        centroids, price = np.delete(centroids, dead), np.delete(price, dead)

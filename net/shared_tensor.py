@@ -1,12 +1,17 @@
-"""A tensor whose non-zero entries take a few values, and the gradient of these values."""
+"""A tensor whose non-zero entries take a few values, the gradient of these values, and what sharing
+them has made of the tensor: at what noise, in about how many bytes."""
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from .quantization import kmeans_1d
+
+COUNTED = 1 << 22  # distinct values among more take a sort that is too long
 
 
 class SharedTensor:
@@ -62,6 +67,10 @@ class SharedTensor:
         centroids, labels = np.unique(values_at(shared, positions), return_inverse=True)
         return cls(tensor, positions, centroids, labels, reassignable)
 
+    def trained(self) -> list[nn.Parameter]:
+        """What an optimizer may have: the centroids, and the latent weights if there are any."""
+        return [self.centroids] if self.latent is None else [self.centroids, self.latent]
+
     @torch.no_grad()
     def take_gradient(
         self, gradient: torch.Tensor, add: bool = False, only_finite: bool = False
@@ -76,9 +85,7 @@ class SharedTensor:
         self.follow(gradient)
         each = gradient.take(self.positions).to(self.centroids.dtype)
         own = torch.zeros_like(self.centroids).index_add(0, self.labels, each)
-        for trained, new in ((self.centroids, own), (self.latent, each)):
-            if trained is None:
-                continue
+        for trained, new in zip(self.trained(), (own, each), strict=False):
             if add and (last := trained.grad) is not None:
                 if only_finite:
                     last = last.where(last.isfinite().all(), torch.zeros_like(last))
@@ -90,9 +97,8 @@ class SharedTensor:
         if self.positions.device != tensor.device:
             self.positions = self.positions.to(tensor.device)
             self.labels = self.labels.to(tensor.device)
-            for trained in (self.centroids, self.latent):
-                if trained is not None:  # in place: it may be in an optimizer
-                    trained.data = trained.data.to(tensor.device)
+            for trained in self.trained():  # in place: it may be in an optimizer
+                trained.data = trained.data.to(tensor.device)
 
     @torch.no_grad()
     def means(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -202,3 +208,49 @@ def exact_type(dtype: torch.dtype) -> torch.dtype:
 
 def values_at(tensor: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
     return tensor.detach().take(positions).to("cpu", exact_type(tensor.dtype)).numpy()
+
+
+class Clustering(NamedTuple):
+    """What a user wants to know of a tensor that was shared."""
+
+    nonzero: int  # afterwards
+    values_before: int | None  # distinct ones but 0; None among more than COUNTED
+    values_after: int
+    noise: float  # root of the mean squared change, over that of the mean square before
+    coded_bytes: float  # the entropy of all values, zeros included, and 2 bytes for each distinct
+
+    @classmethod
+    def of(cls, before: torch.Tensor, after: torch.Tensor) -> "Clustering":
+        """From the tensor as it was and as it is, of any floating-point type and one shape."""
+        before, after = before.detach(), after.detach()
+        values, counts = after.unique(return_counts=True)
+        distinct = int(values.count_nonzero())
+        known = before.numel() <= COUNTED
+        return cls(
+            nonzero=int(after.count_nonzero()),
+            values_before=int(before.unique().count_nonzero()) if known else None,
+            values_after=distinct,
+            noise=_norm(after - before) / (_norm(before) or 1.0),
+            coded_bytes=entropy(counts.tolist()) / 8 + 2 * distinct,
+        )
+
+
+def entropy(counts: list[int]) -> float:
+    """Bits of all values together in an ideal code for their frequencies."""
+    total = sum(counts)
+    return sum(count * math.log2(total / count) for count in counts)
+
+
+def relative_change(
+    before: torch.Tensor, after: torch.Tensor, beside: torch.Tensor | None = None
+) -> float:
+    """Root of the mean squared change over that of the mean square before, or over that of what
+    the values count beside, where that is larger; 0 for no change."""
+    finite = before.isfinite()
+    change = _norm((after - before)[finite])
+    size = 0.0 if beside is None else _norm(beside[beside.isfinite()])
+    return change / max(_norm(before[finite]), size) if change else 0.0
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))

@@ -1,30 +1,28 @@
-"""Weight sharing in a model: which tensors take a few values, and how an optimizer trains those."""
+"""Weight sharing in a model, whose shared values an optimizer can train, and in a state dict."""
 
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import OptState
 
-from .calibration import Samples
-from .calibration import share as shared_values
-from .clustering import Clustering, relative_change
 from .errors import UserError, naming
-from .hooks import StepHooks, attached_to, gradient_scaler, normed_axes, parameters_of
-from .plan import Bits, SharingConfig, plan, treated
-from .post_training import steps_of
+from .hooks import StepHooks, attached_to, gradient_scaler, parameters_of
+from .plan import plan
 from .prune import Pruner
-from .shared_tensor import SharedTensor
-from .tensors import check_dense
-from .vectors import FOLDED, fold_statistics, rounded_vector, scale_of
+from .rounding import FOLDED, fold_statistics, scale_of
+from .shards import Info, info_of
+from .shared_tensor import Clustering, SharedTensor, relative_change
+from .tensors import TensorError, check_dense
+from .treatments import TREATMENTS, Bits, Exact, SharingConfig, Work, treated
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
-MOST_BITS = 16
 
 
 class WeightSharing(StepHooks):
@@ -36,30 +34,22 @@ class WeightSharing(StepHooks):
         ...                                                # your own loop
         sharing.detach()
 
-    The options are the fields of net.plan.SharingConfig, or one of these in place of `bits`; what
-    becomes of each tensor is decided by them at once, and is `plan`: {name: Treatment}.
+    The options are the fields of net.treatments.SharingConfig, or one of these in place of `bits`;
+    they decide at once what becomes of each tensor: `plan`, {name: Treatment}. Zeros stay zeros.
 
-    `bits`, a number or {pattern: number}: every weight gets 2**bits values at most, by k-means over
-    its non-zero entries; zeros stay zeros. `bias_bits`, likewise, is for the biases that belong to
-    these weights; {pattern: number} means the weights' names, and 0 leaves them as they are, or
-    rounded with `bits="auto"`. During the first `reassign` steps each weight still follows its own
-    gradient as well, and moves to the centroid that is nearest then; afterwards assignments stay.
+    `bits="auto"` is for a model that is trained already. `calibration`, an iterable of inputs of
+    the model (tensors, or tuples or dicts of arguments), then gives far fewer bytes at the same
+    error of the outputs (net.calibration); `without_data` names the tensors that no input reached,
+    and why.
 
-    `bits="auto"` is for a model that is trained already (net.post_training): the values of every
-    tensor are those that give the fewest bytes at a `noise` in the weights, 0.4 standard deviations
-    wide steps by default, half of that in recurrent ones; weights become zero where that pays.
-    `calibration`, an iterable of inputs of the model (tensors, or tuples or dicts of arguments),
-    gives far fewer bytes at the same error of the outputs (net.calibration); `without_data` then
-    names the tensors that no input reached, and why.
+    With `parts` > 1 the first part of the weights is shared at once, each further one by
+    `share_next`, the biases with the last. Between parts, the weights that are not shared yet train
+    on, zeros excepted, and compensate for those that are (after Zhou et al. 2017, incremental
+    network quantization, where the parts are of each tensor). During the first `reassign` steps
+    each weight follows its own gradient, too, and moves to the centroid that is nearest then.
 
-    With `parts` > 1 the weights are shared in so many parts, the largest first, and the biases with
-    the last: one part at once and each further one by `share_next`. What is not shared yet is
-    trained between, single weights, zeros excepted: it makes up for the errors of what is (after
-    Zhou et al. 2017, incremental network quantization, where the parts are of each tensor).
-
-    Normalisation and, with "auto", biases of 0 bits are rounded, when the sharing begins and when
-    it is detached, unless `exact_vectors`; `rounded` is {name: the largest relative change by
-    it}; `fold_norms` leaves half of those of batch normalisation. All else stays exact.
+    Normalisation and, with "auto", biases of 0 bits are rounded when the sharing begins and when it
+    is detached; `rounded` is {name: the largest relative change by it}.
 
     The model is an ordinary one all the time: the shared values are written into its parameters,
     when the sharing begins and after every step. Frozen weights are shared and stay; so do those
@@ -74,28 +64,23 @@ class WeightSharing(StepHooks):
     def __init__(
         self,
         model: nn.Module,
-        bits: Bits | Literal["auto"] | SharingConfig = 5,
+        bits: Bits | SharingConfig = 5,
         *,
         calibration: Iterable | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model)
         model = self._model
-        config = bits if isinstance(bits, SharingConfig) else SharingConfig(bits, **options)
-        if isinstance(bits, SharingConfig) and options:
-            raise ValueError("give either a SharingConfig or its fields")
+        self.config = config = SharingConfig.of(bits, options)
         if calibration is not None and config.bits != "auto":
             raise ValueError(
                 f"calibration has no effect with bits={config.bits!r}; it is for bits='auto'"
             )
-        self.config = config
         self.plan = plan(model, config)
         self._check_model()
-        self.reassign_steps = config.reassign
         self.tensors: dict[str, SharedTensor] = {}
         self.clusterings: dict[str, Clustering] = {}
         self.rounded: dict[str, float] = {}
-        self.without_data: dict[str, str] = {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         # {name: what was gathered since the last step, where a scaler may have to see it}
         self._gathered: dict[str, torch.Tensor | None] = {}
@@ -106,13 +91,20 @@ class WeightSharing(StepHooks):
         self._trained: set[str] = set()  # and in an optimizer
         self._scaler: weakref.ref | None = None
         self._scale: tuple[int, int] | None = None  # which one the last gradients have
-        self._by_rate = {name: self.plan[name].kind for name in treated(self.plan, "rate")}
-        self._inputs = None if calibration is None else Samples(model, calibration)
-        self._steps = steps_of(self._parameters, self._by_rate, config.noise)
-        self._vectors = treated(self.plan, "round")
-        # Where errors of the weights are compensated, those of the vectors would show.
-        self._rounding = config.noise if calibration is None else config.noise / 2
-        self._parts = self._in_parts(config.parts)
+        samples = None
+        if calibration is not None:
+            from .calibration import Samples  # compiled loops
+
+            samples = Samples(model, calibration)
+        self._work = Work(model.state_dict(), config, self.plan, model, samples)
+        self.without_data = self._work.without_data
+        # In the order of the treatments, of each in that of the model.
+        self._vectors: list[str] = []
+        shared: list[str] = []
+        for each in TREATMENTS:
+            if each is not Exact:
+                (shared if each.shares else self._vectors).extend(treated(self.plan, each.how))
+        self._parts = self._in_parts(shared)
         # In what is shared later, too, zeros stay zeros.
         later = [name for part in self._parts[1:] for name in part]
         self._masks = {name: self._parameters[name] != 0 for name in later}
@@ -132,17 +124,21 @@ class WeightSharing(StepHooks):
             if isinstance(other, Pruner) and not other.finished:
                 warnings.warn(f"a Pruner is attached, and {other.unfinished}", stacklevel=3)
 
-    def _in_parts(self, parts: int) -> list[list[str]]:
-        names = [*self._by_rate, *treated(self.plan, "cluster")]
+    def _in_parts(self, names: list[str]) -> list[list[str]]:
+        parts = self.config.parts
         if parts == 1:
             return [names]
         biases = [name for name in names if not self.plan[name].kind]
-        ordered = [name for name in names if self.plan[name].kind]
-        ordered.sort(key=lambda name: -self._parameters[name].numel())
-        size = max(1, -(-len(ordered) // parts))
-        found = [ordered[i : i + size] for i in range(0, len(ordered), size)] or [[]]
+        weights = [name for name in names if self.plan[name].kind]
+        weights.sort(key=lambda name: -self._parameters[name].numel())
+        size = max(1, -(-len(weights) // parts))
+        found = [weights[i : i + size] for i in range(0, len(weights), size)] or [[]]
         found[-1] += biases
         return found
+
+    @property
+    def parts_left(self) -> int:
+        return len(self._parts)
 
     def share_next(self) -> bool:
         """Share the next part of the tensors; False if there is none left.
@@ -152,53 +148,30 @@ class WeightSharing(StepHooks):
         if not self._parts:
             return False
         names = self._parts.pop(0)
-        for name in names:
-            self._masks.pop(name, None)
-        self._share_by_rate([name for name in names if name in self._by_rate])
-        self._share_by_clustering([name for name in names if name not in self._by_rate])
+        with self._at_work() as work:
+            for each in TREATMENTS:
+                each.prepare([name for name in names if self.plan[name].how == each.how], work)
+            for name in names:
+                self._masks.pop(name, None)
+                self._share(name, work)
         if not self._parts:
-            self._inputs = None  # which may be large, and fine-tuning goes on for long
+            self._work.samples = None  # which may be large, and fine-tuning goes on for long
         return True
 
-    @property
-    def parts_left(self) -> int:
-        return len(self._parts)
-
-    def _share_by_rate(self, names: list[str]) -> None:
-        if not names:
-            return
-        own = {name: self._by_rate[name] for name in names}
-        values, reasons = shared_values(self._model, own, self._steps, self._inputs)
-        self.without_data |= reasons
-        for name in names:
-            found = self._with_directions(name, values.pop(name))
-            self._add(name, SharedTensor.of_values, found)
+    @contextmanager
+    def _at_work(self) -> Iterator[Work]:
+        """The work with the tensors as they are now; kept, they would hold what has moved since."""
+        self._work.tensors = self._model.state_dict()
+        yield self._work
+        self._work.tensors = {}
 
     @torch.no_grad()
-    def _with_directions(self, name: str, shared: torch.Tensor) -> torch.Tensor:
-        """`shared`, where weight normalisation divides it by its norm without that being zero: the
-        largest weight then has the smallest of the values, which is as good as any."""
-        axes = normed_axes(self._model, name)
-        if not axes or not shared.any():
-            return shared
-        weight = self._parameters[name].abs()
-        lone = (weight == weight.amax(axes, keepdim=True)) & ~shared.any(axes, keepdim=True)
-        smallest = shared[shared != 0].abs().min()
-        return torch.where(lone, smallest * self._parameters[name].sign(), shared)
-
-    def _share_by_clustering(self, names: list[str]) -> None:
-        for name in names:
-            config = self.config
-            make = partial(SharedTensor.clustered, init=config.init, seed=config.seed)
-            self._add(name, make, self.plan[name].bits)
-
-    @torch.no_grad()
-    def _add(self, name: str, make: Callable, how: Any) -> None:
-        """Share the parameter `name`, by make(parameter, how), and put the values in its place."""
+    def _share(self, name: str, work: Work) -> None:
+        """Put the shared values of a parameter in its place."""
         parameter = self._parameters[name]
-        trained = self.reassign_steps > 0 and parameter.requires_grad
+        reassignable = self.config.reassign > 0 and parameter.requires_grad
         with naming(f"cannot share {name}"):  # not finite
-            shared = make(parameter, how, reassignable=trained)
+            shared = self.plan[name].trainable(parameter, name, work, reassignable)
         before = parameter.clone()
         # Not what `weight * mask`, as others prune, leaves: -0.0 would have to be stored.
         parameter.zero_()
@@ -210,12 +183,13 @@ class WeightSharing(StepHooks):
 
     @torch.no_grad()
     def _round_vectors(self) -> None:
-        state = self._model.state_dict()
-        for name in self._vectors:
-            rounded = rounded_vector(name, state, self._rounding)
-            change = relative_change(state[name], rounded, scale_of(name, state))
-            self.rounded[name] = max(change, self.rounded.get(name, 0.0))
-            state[name].copy_(rounded)
+        with self._at_work() as work:
+            for name in self._vectors:
+                tensor = work.tensors[name]
+                rounded = self.plan[name].values(tensor, name, work)
+                change = relative_change(tensor, rounded, scale_of(name, work.tensors))
+                self.rounded[name] = max(change, self.rounded.get(name, 0.0))
+                tensor.copy_(rounded)
 
     def detach(self) -> None:
         """Leave all optimizers, with shared values in the model.
@@ -227,16 +201,12 @@ class WeightSharing(StepHooks):
         self._reached, self._trained = set(), set()
         self._round_vectors()
 
-    def put_right(self) -> None:
-        for name, shared in self.tensors.items():
-            shared.settle(self._parameters[name])
-            self._versions[name] = _version(self._parameters[name])
-
-    def _take_over(self) -> None:
-        """The values of weights that something else has written since: load_state_dict."""
+    def put_right(self, known: bool = False) -> None:
+        """Take over what something else has written since: load_state_dict, averaging; with `known`
+        only what autograd knows of."""
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
-            if self._versions[name] != _version(parameter):
+            if not known or self._versions[name] != _version(parameter):
                 shared.settle(parameter)
                 self._versions[name] = _version(parameter)
 
@@ -270,7 +240,7 @@ class WeightSharing(StepHooks):
             and rounded.issuperset(f"{name}.{each}" for each in FOLDED)
         }
         for module in found.values():
-            fold_statistics(module, self._rounding)
+            fold_statistics(module, self._work.noise)
         return list(found)
 
     _made_of = "sharing.parameters()"
@@ -279,10 +249,7 @@ class WeightSharing(StepHooks):
         return self.tensors
 
     def trained(self) -> Iterator[nn.Parameter]:
-        for shared in self.tensors.values():
-            yield shared.centroids
-            if shared.latent is not None:
-                yield shared.latent
+        return (each for shared in self.tensors.values() for each in shared.trained())
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What an optimizer is to train: the centroids, the latent weights while there are
@@ -295,20 +262,11 @@ class WeightSharing(StepHooks):
         self._follow()
         for name, shared in self.tensors.items():
             shared.follow(self._parameters[name])
-        trained = {
-            name: shared
-            for name, shared in self.tensors.items()
-            if self._parameters[name].requires_grad
-        }
-        shared_ones = {id(self._parameters[name]) for name in self.tensors}
-        others = [
-            parameter
-            for parameter in self._model.parameters()
-            if id(parameter) not in shared_ones and parameter.requires_grad
-        ]
-        centroids = [shared.centroids for shared in trained.values()]
-        latent = [shared.latent for shared in trained.values() if shared.latent is not None]
-        groups = [{"params": [*others, *centroids], "lr": lr}]
+        own = {id(self._parameters[name]) for name in self.tensors}
+        single = [p for p in self._model.parameters() if p.requires_grad and id(p) not in own]
+        trained = [each for n, each in self.tensors.items() if self._parameters[n].requires_grad]
+        latent = [each.latent for each in trained if each.latent is not None]
+        groups = [{"params": [*single, *(each.centroids for each in trained)], "lr": lr}]
         if latent:
             groups.append({"params": latent, "lr": lr * LATENT_RATE})
         return groups
@@ -321,7 +279,6 @@ class WeightSharing(StepHooks):
         """
         if isinstance(optimizer, torch.optim.SparseAdam):
             raise ValueError("gradients of shared values are dense; use Adam, not SparseAdam")
-        self._follow()
         super().attach(optimizer)
 
     def _held(self, attached: Any) -> dict[str, nn.Parameter]:
@@ -355,7 +312,7 @@ class WeightSharing(StepHooks):
 
     def _take(self) -> list[str]:
         """The names of the tensors whose gradients were taken."""
-        self._take_over()
+        self.put_right(known=True)
         found = []
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
@@ -374,14 +331,9 @@ class WeightSharing(StepHooks):
 
     def _is_unscaled(self, scaler: Any) -> bool:
         """Whether a scaler has unscaled the gradients of this step already."""
-        states = scaler._per_optimizer_states
-        stages = (
-            states[id(optimizer)]["stage"]
-            for each in self._attached
-            for optimizer in each.stepping
-            if id(optimizer) in states
-        )
-        return any(stage.name == "UNSCALED" for stage in stages)
+        of = scaler._per_optimizer_states.get
+        found = (of(id(each), {}) for attached in self._attached for each in attached.stepping)
+        return any(state.get("stage") is OptState.UNSCALED for state in found)
 
     def gather(self, optimizer: torch.optim.Optimizer) -> None:
         scaler = gradient_scaler()
@@ -392,17 +344,12 @@ class WeightSharing(StepHooks):
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.gather(optimizer)
-        held = self._ids_in(optimizer)
-        for name, shared in self.tensors.items():
-            if id(shared.centroids) not in held:
-                continue
-            # Of an earlier step, where this one did not reach the tensor.
-            if name not in self._gathered and name not in self._waiting:
-                shared.centroids.grad = None
-                if shared.latent is not None:
-                    shared.latent.grad = None
-            else:
+        for name in self._names_in(optimizer):
+            if name in self._gathered or name in self._waiting:
                 self._trained.add(name)
+            else:  # of an earlier step, where this one did not reach the tensor
+                for each in self.tensors[name].trained():
+                    each.grad = None
 
     def _check_unscaled(self, scaler: Any, optimizer: torch.optim.Optimizer) -> None:
         """Raises UserError where a scaler, whose step this is, did not see a gradient."""
@@ -420,7 +367,7 @@ class WeightSharing(StepHooks):
 
     def after_step(self, optimizer: torch.optim.Optimizer, counted: bool) -> None:
         self.step_is_over(optimizer)
-        if counted and self.steps_done <= self.reassign_steps:
+        if counted and self.steps_done <= self.config.reassign:
             for shared in self.tensors.values():
                 if shared.latent is not None:
                     shared.reassign()
@@ -499,3 +446,65 @@ SCALED = (
 def _version(parameter: nn.Parameter) -> tuple[int, int]:
     """Another one after every change of a parameter that autograd knows of."""
     return id(parameter), 0 if parameter.is_inference() else parameter._version
+
+
+class SharedState(Mapping[str, torch.Tensor]):
+    """A state dict with shared values, without architecture, data and training; state[name] reads,
+    shares and returns one tensor.
+
+    Nothing is kept, so that a checkpoint larger than memory can be shared and encoded, but for
+    tied tensors of a plain dict, which stay one tensor. The options are those of WeightSharing, the
+    fields of SharingConfig, or one of these in place of `bits`; `plan` is {name: Treatment}.
+    `clusterings` and `rounded`, {name: relative change}, fill with every tensor that was asked for.
+    Raises ValueError for options out of range, UserError for a pattern that matches nothing and for
+    a tensor that is not finite, or not dense.
+    """
+
+    def __init__(
+        self,
+        source: Mapping[str, torch.Tensor],
+        bits: Bits | SharingConfig = "auto",
+        **options: Any,
+    ) -> None:
+        if not hasattr(source, "info"):  # in memory; what is read from a file is dense
+            for name in source:
+                try:
+                    check_dense(name, source[name])
+                except TensorError as error:
+                    raise UserError(f"cannot share {error}") from None
+        self.source = source
+        self.config = SharingConfig.of(bits, options)
+        self.plan = plan(source, self.config)
+        self.clusterings: dict[str, Clustering] = {}
+        self.rounded: dict[str, float] = {}
+        self._work = Work(source, self.config, self.plan)
+        self._tied = {each.tied for each in self.plan.values() if each.tied}
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def info(self, name: str) -> Info:
+        """The type and shape of a tensor."""
+        return info_of(self.source, name)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        treatment = self.plan.get(name)
+        if treatment is None:  # no tensor
+            return self.source[name]
+        name = treatment.tied or name
+        if name in self._kept:
+            return self._kept[name]
+        before = self.source[name]
+        with naming(f"cannot share {name}"):  # not finite
+            after = treatment.values(before, name, self._work)
+        if treatment.shares:
+            self.clusterings[name] = Clustering.of(before, after)
+        elif after is not before:
+            self.rounded[name] = relative_change(before, after, scale_of(name, self.source))
+        if name in self._tied:
+            self._kept[name] = after
+        return after
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)

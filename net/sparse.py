@@ -8,13 +8,14 @@ measured: a layer stays dense unless a sparse form is faster.
 """
 
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from .parameters import compressible, copied, layer_of, shortest_name
 
@@ -25,42 +26,40 @@ SAMPLE_SECONDS = 1e-3  # a sample repeats a call for this long: the clock is coa
 class TorchCSR(nn.Module):
     """y = W x + b with W as torch.sparse_csr.  Equals the dense layer to float rounding."""
 
-    name = "torch"
-
     def __init__(self, layer: nn.Linear):
         super().__init__()
+        self.weight = self.sparse(layer.weight.detach())  # [out, in]
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., out]
+        y = self.product(x.detach().reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+    def sparse(self, weight: torch.Tensor) -> Any:
         with warnings.catch_warnings():  # PyTorch calls its CSR support a beta
             warnings.simplefilter("ignore")
-            self.weight = layer.weight.detach().to_sparse_csr()  # [out, in]
-        self.bias = None if layer.bias is None else layer.bias.detach()
+            return weight.to_sparse_csr()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., out]
-        rows = x.reshape(-1, x.shape[-1])
+    def product(self, rows: torch.Tensor) -> torch.Tensor:  # [n, in] -> [n, out]
         if len(rows) == 1:  # matrix x vector: a fifth of the overhead of matrix x matrix
-            y = torch.mv(self.weight, rows[0])[None]
-        else:
-            y = torch.mm(self.weight, rows.t()).t()
-        y = y if self.bias is None else y + self.bias
-        return y.reshape(*x.shape[:-1], -1)
+            return torch.mv(self.weight, rows[0])
+        return torch.mm(self.weight, rows.t()).t()
 
 
-class ScipyCSR(nn.Module):
+class ScipyCSR(TorchCSR):
     """The same with SciPy's CSR matrix, on one thread."""
 
-    name = "scipy"
-
-    def __init__(self, layer: nn.Linear):
-        super().__init__()
+    def sparse(self, weight: torch.Tensor) -> Any:
         from scipy.sparse import csr_matrix
 
-        self.weight = csr_matrix(layer.weight.detach().numpy())  # [out, in]
-        self.bias = None if layer.bias is None else layer.bias.detach()
+        return csr_matrix(weight.numpy())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., out]
-        rows = x.detach().reshape(-1, x.shape[-1]).numpy()
-        y = self.weight @ rows[0] if len(rows) == 1 else (self.weight @ rows.T).T
-        y = torch.from_numpy(y).reshape(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias
+    def product(self, rows: torch.Tensor) -> torch.Tensor:
+        x = rows.numpy()
+        return torch.from_numpy(self.weight @ x[0] if len(x) == 1 else (self.weight @ x.T).T)
+
+
+FORMS = {"torch": TorchCSR, "scipy": ScipyCSR}
 
 
 def sparse_model(model: nn.Module, batch_size: int = 1) -> nn.Module:
@@ -86,11 +85,10 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 def replaced(model: nn.Module, choice: dict[str, str]) -> nn.Module:
     """A copy of `model` with the layers of `choice`, {name: form}, in that form."""
     model = copied(model)
-    forms = {form.name: form for form in (TorchCSR, ScipyCSR)}
     for name, layer in linear_layers(model).items():
-        if choice.get(name, "dense") != "dense":
+        if choice.get(name) in FORMS:
             parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, forms[choice[name]](layer))
+            setattr(model.get_submodule(parent), last, FORMS[choice[name]](layer))
     return model
 
 
@@ -118,26 +116,22 @@ def layer_times(model: nn.Module, batch_size: int) -> dict[str, dict[str, list[f
     found = {}
     for name, layer in linear_layers(model).items():
         x = torch.randn(batch_size, layer.in_features, dtype=layer.weight.dtype)
-        forms = {"dense": layer, "torch": TorchCSR(layer), "scipy": ScipyCSR(layer)}
+        forms = {"dense": layer, **{form: make(layer) for form, make in FORMS.items()}}
         found[name] = alternate({form: partial(f, x) for form, f in forms.items()})
     return found
 
 
 def alternate(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Seconds per call of each function, taken in turns: all suffer the same disturbances."""
-    repeats = {}
-    for name, call in calls.items():
-        call()  # warm-up
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, int(SAMPLE_SECONDS / (time.perf_counter() - start)))
+    threads = torch.get_num_threads()
+    timers = {
+        name: Timer("f()", globals={"f": f}, num_threads=threads) for name, f in calls.items()
+    }
+    repeats = {n: max(1, int(SAMPLE_SECONDS / each.timeit(1).mean)) for n, each in timers.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(SAMPLES):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(repeats[name]).mean)
     return times
 
 
@@ -154,39 +148,37 @@ def latency(model: nn.Module, images: torch.Tensor, batch_sizes: Sequence[int] =
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return latency_figures(on_cpu(model), images.cpu(), batch_sizes)
+        model, images = on_cpu(model), images.cpu()
+        layers = linear_layers(model)
+        others = [shortest_name(n) for n in compressible(model) if layer_of(n) not in layers]
+        return {
+            "dense_layers": others,
+            "batches": [_at_batch_size(model, images[:size], size) for size in batch_sizes],
+        }
     finally:
         torch.set_num_threads(threads)
 
 
-def latency_figures(model: nn.Module, images: torch.Tensor, batch_sizes: Sequence[int]) -> dict:
-    layers = linear_layers(model)
-    others = [shortest_name(name) for name in compressible(model) if layer_of(name) not in layers]
-    figures: dict = {"dense_layers": others, "batches": []}
-    for batch_size in batch_sizes:
-        times = layer_times(model, batch_size)
-        choice = {name: fastest(each) for name, each in times.items()}
-        mixed, x = replaced(model, choice), images[:batch_size]
-        calls = {"dense": partial(model, x), "sparse_model": partial(mixed, x)}
-        difference = (model(x) - mixed(x)).abs().max().item()
-        figures["batches"].append(
-            {
-                "batch_size": batch_size,
-                "layers": [
-                    {
-                        "name": name,
-                        "density": layers[name].weight.count_nonzero().item()
-                        / layers[name].weight.numel(),
-                        "chosen": choice[name],
-                        "times": {form: microseconds(t) for form, t in times[name].items()},
-                    }
-                    for name in layers
-                ],
-                "total": {form: microseconds(t) for form, t in alternate(calls).items()},
-                "largest_difference": difference,  # of the outputs, by float rounding
-            }
-        )
-    return figures
+def _at_batch_size(model: nn.Module, x: torch.Tensor, batch_size: int) -> dict:
+    times = layer_times(model, batch_size)
+    choice = {name: fastest(each) for name, each in times.items()}
+    mixed = replaced(model, choice)
+    total = alternate({"dense": partial(model, x), "sparse_model": partial(mixed, x)})
+    layers = [
+        {
+            "name": name,
+            "density": int(layer.weight.count_nonzero()) / layer.weight.numel(),
+            "chosen": choice[name],
+            "times": {form: microseconds(each) for form, each in times[name].items()},
+        }
+        for name, layer in linear_layers(model).items()
+    ]
+    return {
+        "batch_size": batch_size,
+        "layers": layers,
+        "total": {form: microseconds(each) for form, each in total.items()},
+        "largest_difference": (model(x) - mixed(x)).abs().max().item(),  # by float rounding
+    }
 
 
 def microseconds(samples: list[float]) -> dict:

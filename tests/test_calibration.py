@@ -7,7 +7,7 @@ from torch import nn
 from net import calibration
 from net.calibration import calibrate
 from net.parameters import compressible
-from net.post_training import share_tensor, spread, steps
+from net.rounding import share_tensor, spread, steps
 
 
 def steps_of(model, kinds, noise=1.0):

@@ -78,7 +78,7 @@ def test_the_python_page_has_every_name_of_the_contract():
     for name in (
         *("Pruner", "WeightSharing", "encoding.save", "encoding.load", "encoding.open"),
         *("huffman.encode", "huffman.decode", "quantization.kmeans_1d"),
-        *("checkpoint.save", "checkpoint.load", "sparse.sparse_model", "bare.SharedState"),
+        *("checkpoint.save", "checkpoint.load", "sparse.sparse_model", "SharedState"),
     ):
         assert f"net.{name}(" in code, name
 

@@ -106,6 +106,7 @@ assert net.encoding.save and "numba" not in sys.modules, "half a second to load"
 model = torch.nn.Sequential(torch.nn.Linear(50, 40), torch.nn.ReLU(), torch.nn.Linear(40, 3))
 net.Pruner(model, density=0.2)
 net.WeightSharing(model, bits=3)
+assert "numba" not in sys.modules, "nothing here needs a compiled loop"
 """
 CODEC = """
 written = net.encoding.save(model.state_dict(), "encodings")

@@ -5,11 +5,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import net
-from net.bare import SharedState
 from net.errors import UserError
-from net.plan import SharingConfig, plan
+from net.plan import plan
 from net.shards import Shards
-from net.sharing import WeightSharing
+from net.sharing import SharedState, WeightSharing
+from net.treatments import SharingConfig
 
 AUTO = SharingConfig("auto")
 W = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))

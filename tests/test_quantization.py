@@ -99,21 +99,6 @@ def test_no_more_distinct_values_than_clusters_are_kept_exactly(values, k, init)
     assert np.array_equal(centroids[labels], values)
 
 
-@given(VALUES.filter(len), CLUSTERS, STARTS, st.floats(0.0, 1e6))
-def test_rate_keeps_intervals_of_used_clusters_and_lowers_the_cost(values, k, init, rate):
-    def cost(centroids, labels):
-        shares = np.bincount(labels)[labels] / labels.size
-        return inertia(values, centroids, labels) + rate * np.sum(-np.log2(shares))
-
-    centroids, labels = kmeans_1d(values, k, init, rate=rate)
-    assert 1 <= centroids.size <= k
-    assert np.all(np.diff(centroids) > 0)
-    assert np.array_equal(np.unique(labels), np.arange(centroids.size))
-    assert np.all(np.diff(labels[np.argsort(values, kind="stable")]) >= 0)
-    plain = cost(*kmeans_1d(values, k, init))
-    assert cost(centroids, labels) <= plain + 1e-9 * (1 + plain)
-
-
 # Many values are counted in bins first
 
 
@@ -163,16 +148,15 @@ def test_where_bins_are_too_coarse_values_are_sorted(few_are_many, values):
     assert len(centroids) == len(np.unique(labels)) == min(32, len(np.unique(values)))
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("k", [1, 2, 32, 300])
-def test_empty_one_constant(k, init, rate):
-    centroids, labels = kmeans_1d(np.empty((0, 4), np.float32), k, init, rate=rate)
+def test_empty_one_constant(k, init):
+    centroids, labels = kmeans_1d(np.empty((0, 4), np.float32), k, init)
     assert centroids.shape == labels.shape == (0,)
     assert centroids.dtype == np.float64
     assert labels.dtype == np.int64
     for n in (1, 100):
-        centroids, labels = kmeans_1d(np.full(n, 0.1, np.float32), k, init, rate=rate)
+        centroids, labels = kmeans_1d(np.full(n, 0.1, np.float32), k, init)
         assert centroids.tolist() == [float(np.float32(0.1))]
         assert labels.tolist() == [0] * n
 
@@ -205,7 +189,6 @@ def test_extreme_magnitudes_neither_overflow_nor_vanish(init):
         assert kmeans_1d([1e-200, 2e-200, 9e-200], 2, init)[1].tolist() == [0, 0, 1]
         offset = 1e9 + np.array([0.0, 0.001, 1.0, 1.001])
         assert kmeans_1d(offset, 2, init)[1].tolist() == [0, 0, 1, 1]
-        assert kmeans_1d([1e-200, 2e-200, 9e-200], 2, init, rate=1e300)[0].size == 1
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -243,18 +226,6 @@ def test_seed_matters_to_the_random_start_alone():
         assert np.array_equal(starts[0], starts[2]) == (init != "random")
 
 
-def test_rate_trades_distortion_for_entropy():
-    values = pruned_weights(20_000)
-    entropies, inertias = [], []
-    for rate in (0.0, 1e-6, 1e-5, 1e-4):
-        centroids, labels = kmeans_1d(values, 32, rate=rate)
-        share = np.bincount(labels) / labels.size
-        entropies.append(-np.sum(share * np.log2(share)))
-        inertias.append(inertia(values, centroids, labels))
-    assert np.all(np.diff(entropies) < 0)
-    assert np.all(np.diff(inertias) > 0)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -267,9 +238,6 @@ def test_rate_trades_distortion_for_entropy():
         (([1.0], 2.0), "k must be an integer of at least 1, not 2.0"),
         (([1.0], None), "k must be an integer of at least 1, not None"),
         (([1.0], 2, "forgy"), "init must be one of linear, density, random, not 'forgy'"),
-        (([1.0], 2, "linear", 1, -1.0), "rate must be a finite number of at least 0, not -1.0"),
-        (([1.0], 2, "linear", 1, np.nan), "rate must be a finite number of at least 0, not nan"),
-        (([1.0], 2, "linear", 1, np.inf), "rate must be a finite number of at least 0, not inf"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

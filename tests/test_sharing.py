@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from net import Pruner, WeightSharing, encoding, sharing
-from net.bare import SharedState
 from net.errors import UserError
 from net.shared_tensor import SharedTensor
+from net.sharing import SharedState
 from tests.optimizers import OPTIMIZERS
 
 

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from net import encoding
-from net.bare import SharedState
 from net.errors import UserError
+from net.sharing import SharedState
 from net.tensors import check_dense, is_computed
 
 

@@ -14,15 +14,15 @@ from .. import choose
 from ..choose import Choice
 from ..errors import UserError
 from ..parameters import copied
-from ..plan import SharingConfig
-from ..post_training import NOISE
 from ..prune import Pruner
+from ..rounding import NOISE
 from ..sharing import WeightSharing
 from ..training.distillation import Distorted
 from ..training.log import Log
 from ..training.loop import batch_size_for, measure_statistics
 from ..training.precision import in_bfloat16
 from ..training.splits import Dataset
+from ..treatments import SharingConfig
 from .options import Options, PruningOptions, SharingOptions
 
 HELD_OUT = 2000  # inputs

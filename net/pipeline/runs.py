@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from .. import checkpoint, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
-from ..clustering import Clustering
 from ..files import check_output, check_writable, locked
 from ..report.tables import plan_text, sharing_notes
+from ..shared_tensor import Clustering
 from ..training import architectures, datasets, distributed, restore, weights
 from ..training.log import Log
 from ..training.resume import RunProgress

@@ -19,17 +19,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import checkpoint, encoding
-from ..bare import SharedState
 from ..checkpoint import Checkpoint
-from ..clustering import Clustering
 from ..codec.manifest import MANIFEST
 from ..errors import UserError
 from ..files import one_line
 from ..parameters import compressible, resolve
-from ..plan import Treatment, plan
+from ..plan import plan
 from ..prune import Pruner, prunable, shrink
 from ..report.tables import plan_text, sharing_notes
-from ..sharing import WeightSharing
+from ..shared_tensor import Clustering
+from ..sharing import SharedState, WeightSharing
 from ..state_dicts import from_json, plain, to_json
 from ..training import architectures, restore, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
@@ -38,6 +37,7 @@ from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
+from ..treatments import Treatment
 from . import choosing
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ..clustering import COUNTED, Clustering
 from ..codec.tensors import DTYPES, write_tensor
 from ..encoding import Encoded, TensorInfo
 from ..errors import printable
 from ..files import atomic_write
-from ..plan import QUANTIZED, Treatment
+from ..plan import QUANTIZED
 from ..shards import info_of
+from ..shared_tensor import COUNTED, Clustering
+from ..treatments import Treatment
 
 NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
 NAMED = 5  # tensors of one kind in a note

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from net import encoding
-from net.bare import SharedState
 from net.report import comparison_tables, paper, tables
+from net.sharing import SharedState
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from net import clustering
-from net.clustering import Clustering, entropy
+from net import shared_tensor
 from net.report.tables import sharing_table
+from net.shared_tensor import Clustering, entropy
 
 
 def test_what_it_says():
@@ -23,22 +23,11 @@ def test_other_types(dtype):
 
 def test_a_change_beside_something_larger():
     before, after = torch.tensor([3e-7, 4e-7]), torch.zeros(2)
-    assert clustering.relative_change(before, after) == 1
-    assert clustering.relative_change(before, after, torch.tensor([3.0, 4.0])) == pytest.approx(
+    assert shared_tensor.relative_change(before, after) == 1
+    assert shared_tensor.relative_change(before, after, torch.tensor([3.0, 4.0])) == pytest.approx(
         1e-7
     )
-    assert clustering.relative_change(before, after, torch.zeros(2)) == 1
-
-
-def test_parts_add_up(monkeypatch):
-    torch.manual_seed(0)
-    before = torch.randn(1000)
-    after = before.round()
-    whole = Clustering.of(before, after)
-    monkeypatch.setattr(clustering, "CHUNK", 7)
-    parts = Clustering.of(before, after)
-    assert parts[:3] == whole[:3]
-    assert parts[3:] == pytest.approx(whole[3:])
+    assert shared_tensor.relative_change(before, after, torch.zeros(2)) == 1
 
 
 def test_nothing_and_zeros():
@@ -47,7 +36,7 @@ def test_nothing_and_zeros():
 
 
 def test_values_before_are_not_counted_among_millions(monkeypatch):
-    monkeypatch.setattr(clustering, "COUNTED", 50)
+    monkeypatch.setattr(shared_tensor, "COUNTED", 50)
     found = Clustering.of(torch.arange(60.0), torch.arange(60.0))
     assert found.values_before is None
     assert "  -  " in sharing_table({"fc1.weight": found})

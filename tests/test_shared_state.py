@@ -3,9 +3,9 @@ import torch
 from safetensors.torch import save_file
 
 from net import encoding, shards
-from net.bare import SharedState
 from net.errors import UserError
 from net.shards import Shards
+from net.sharing import SharedState
 
 
 @pytest.fixture
