@@ -27,9 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from net.training import datasets
 from net.training.architectures import build, input_of
 from net.training.distillation import Distorted
-from net.training.loop import Schedule, adam, evaluate, fit
-from net.training.precision import bfloat16_pays, in_bfloat16
-from net.training.restore import placed
+from net.training.loop import Schedule, adam, bfloat16_pays, evaluate, fit, in_bfloat16
+from net.training.weights import placed
 
 
 class PerSample(Dataset):

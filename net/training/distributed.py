@@ -1,4 +1,4 @@
-"""Several processes that train one model, as `torchrun --nproc-per-node N pruning.py` starts them.
+"""Several processes that train one model, as `torchrun --nproc-per-node N` starts them.
 
 Every process holds the model and draws its share of each batch; DistributedDataParallel averages
 the gradients, so that weights, masks and centroids are the same on all of them.  One process, the

@@ -37,7 +37,7 @@ class Adapt:
     """From a batch as it is stored, [N, C, ...], to the batch that the model takes: float32, or
     bytes that nothing normalises.
 
-    `mean` and `std` [1, C or 1, 1, ...] normalise what is stored as it was read; None: it stays.
+    `mean` and `std`, [C] or [1], normalise what is stored as it was read; None: it stays.
     `channels` and `size` (height, width), of images [N, C, H, W], change nothing if they are None.
     """
 
@@ -49,14 +49,14 @@ class Adapt:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if self.mean is not None and self.std is not None:
             # Grey images that are normalised as colours become colours first.
-            channels = max(images.shape[1], self.mean.shape[1])
+            channels = max(images.shape[1], len(self.mean))
             images = images.expand(-1, channels, *images.shape[2:])
             images = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-            images = images.sub_(self.mean).div_(self.std)
-        return as_floats(self.fitted, images)
+            of_batch = (-1, *[1] * (images.dim() - 2))
+            images = images.sub_(self.mean.view(of_batch)).div_(self.std.view(of_batch))
+        return as_floats(self._fitted, images)
 
-    def fitted(self, images: torch.Tensor) -> torch.Tensor:
-        """Images float32 [N, C, H, W] of the channels and the size."""
+    def _fitted(self, images: torch.Tensor) -> torch.Tensor:
         if self.channels == 1:
             images = images.mean(1, keepdim=True)
         if self.size is not None:
@@ -83,65 +83,49 @@ def as_floats(change: Callable[[torch.Tensor], torch.Tensor], images: torch.Tens
 
 
 def normaliser(
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device | str,
-    white: float = 1.0,
-    dim: int = 4,
+    mean: Sequence[float], std: Sequence[float], device: torch.device | str, white: float = 1.0
 ) -> Adapt:
-    """For batches of `dim` dimensions in [0, `white`], by figures of inputs in [0, 1]."""
-    mean_of_batch, std_of_batch = (
-        (torch.tensor(figures, dtype=torch.float64) * white)
-        .float()
-        .view(1, -1, *[1] * (dim - 2))
-        .to(device)
+    """For batches in [0, `white`], by figures of inputs in [0, 1]."""
+    mean_of_stored, std_of_stored = (
+        (torch.tensor(figures, dtype=torch.float64) * white).float().to(device)
         for figures in (mean, std)
     )
-    return Adapt(mean_of_batch, std_of_batch)
-
-
-def chosen(how: Normalise, wanted: Input, own: bool) -> str:
-    """ "model", "data", "unit" or "none": what `how` stands for; `own` for a user's own factory."""
-    if how != "auto":
-        return how
-    if wanted.mean and wanted.std:
-        return "model"
-    return "none" if own else "data"
+    return Adapt(mean_of_stored, std_of_stored)
 
 
 def normalisation(
     how: str,
     wanted: Input,
     own: Callable[[], tuple[list[float], list[float]]],
-    shape: Sequence[int],
+    channels: int,
     device: torch.device | str,
-    white: float = 255.0,
+    white: float,
 ) -> tuple[Adapt | None, str]:
-    """(what normalises inputs of a `shape` with values in [0, `white`], the same in words).
+    """(what normalises inputs of so many `channels` with values in [0, `white`], the same in
+    words).
 
-    `how` is what `chosen` returns, `own()` the mean and the deviation of the training inputs as
-    they are stored. Raises UserError for a model's figures of another number of channels.
+    `how` is "none", "unit", "data" or "model"; `own()` gives the mean and the deviation of the
+    training inputs as they are stored. Raises UserError for a model's figures of another number of
+    channels.
     """
-    dim = 1 + len(shape)
     if how == "none":
         return None, AS_THEY_ARE
     if how == "unit":
-        return normaliser([0.0], [white], device, dim=dim), f"values in [0, {white:g}] to [0, 1]"
+        return normaliser([0.0], [white], device), f"values in [0, {white:g}] to [0, 1]"
     if how == "model" and wanted.mean and wanted.std:
-        if len(wanted.mean) not in (1, shape[0]) and shape[0] != 1:
+        if len(wanted.mean) not in (1, channels) and channels != 1:
             raise UserError(
                 f"the model's input_mean has {len(wanted.mean)} numbers, the inputs have "
-                f"{shape[0]} channels; give one number for each"
+                f"{channels} channels; give one number for each"
             )
-        text = f"normalised by the model's {in_words(wanted.mean, wanted.std)} of values in [0, 1]"
-        return normaliser(wanted.mean, wanted.std, device, white, dim), text
+        text = f"normalised by the model's {_in_words(wanted.mean, wanted.std)} of values in [0, 1]"
+        return normaliser(wanted.mean, wanted.std, device, white), text
     mean, std = own()
-    text = f"normalised by the training inputs' own {in_words(mean, std)}"
-    return normaliser(mean, std, device, dim=dim), text
+    text = f"normalised by the training inputs' own {_in_words(mean, std)}"
+    return normaliser(mean, std, device), text
 
 
-def in_words(mean: Sequence[float], std: Sequence[float]) -> str:
-    """ "mean 0.1307 and deviation 0.3081"; of more than a few channels without the numbers."""
+def _in_words(mean: Sequence[float], std: Sequence[float]) -> str:
     if len(mean) > FEW_CHANNELS:
         return f"means and deviations ({len(mean)})"
     shown = (" ".join(f"{value:.4g}" for value in part) for part in (mean, std))

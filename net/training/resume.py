@@ -1,4 +1,4 @@
-"""What a killed run of pruning.py needs to go on, saved after every epoch."""
+"""What a killed run needs to go on, saved after every epoch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +12,6 @@ from ..files import one_line
 from . import distributed
 
 PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
-
-
 START_AGAIN = "start again without resuming"
 
 
