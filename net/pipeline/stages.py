@@ -118,6 +118,7 @@ def train(
 
 def schedule(options: CommonOptions, epochs: int) -> Schedule:
     assert options.batch_size != "auto"
+    assert options.amp != "auto"
     return Schedule(epochs, options.batch_size, options.amp)
 
 
@@ -132,6 +133,7 @@ def targets(
     """The training images with a teacher's logits instead of labels, where there is a teacher."""
     if teacher is None:
         return Targets(Distorted(dataset.train, options.distortion), F.cross_entropy)
+    assert options.amp != "auto"
     model = weights.restored(teacher, runtime.device)
     torch.manual_seed(options.seed + 3)
     split = distilled(

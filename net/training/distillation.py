@@ -10,16 +10,15 @@ from tqdm import tqdm
 
 from . import splits
 from .augmentation import WHOLE, augment
-from .loop import Amp, autocast
 from .splits import Batches, Split, training_batches
 
 
 class Distorted:
     """A split whose every batch is changed afresh, in the way of its kind of images; with a
-    `teacher`, what it says of them, in the precision of `amp`, in the place of the labels."""
+    `teacher`, what it says of them, in bfloat16 if `amp`, in the place of the labels."""
 
     def __init__(
-        self, split: Split, strength: float, teacher: nn.Module | None = None, amp: Amp = False
+        self, split: Split, strength: float, teacher: nn.Module | None = None, amp: bool = False
     ) -> None:
         self.split, self.strength, self.amp = split, strength, amp
         self.teacher = teacher.eval() if teacher else None
@@ -34,7 +33,8 @@ class Distorted:
         for inputs, targets in self.split.batches(batch_size, shuffle, shard):
             inputs = augment(inputs, self.split.kind, self.strength, shard)
             if self.teacher:
-                with torch.no_grad(), autocast(inputs.device, self.amp):
+                bfloat16 = torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp)
+                with torch.no_grad(), bfloat16:
                     targets = self.teacher(inputs)
                 targets = targets.float()
             yield inputs, targets
@@ -46,11 +46,11 @@ def distilled(
     copies: int,
     strength: float,
     batch_size: int = 500,
-    amp: Amp = False,
+    amp: bool = False,
 ) -> Batches:
     """`split` as the teacher sees it: `copies` versions of every image, made once; a new one in
-    every epoch for 0, or where these do not fit into memory, which the teacher sees in the
-    precision of `amp`. What is no image has one version."""
+    every epoch for 0, or where these do not fit into memory, which the teacher sees in
+    bfloat16 if `amp`. What is no image has one version."""
     if split.kind is None:
         with torch.no_grad():
             logits = [teacher.eval()(inputs) for inputs, _ in split.batches(batch_size)]

@@ -73,8 +73,8 @@ def by_writer(write: Callable[[], object]) -> None:
 def leave() -> bool:
     """Part from the other processes; whether this one goes on alone."""
     goes_on = is_writer()
+    wait_for_all()
     if distributed.is_initialized():
-        distributed.barrier()
         distributed.destroy_process_group()
     return goes_on
 

@@ -19,10 +19,6 @@ from .splits import Batches
 
 MEASURED = 10_000  # inputs of BatchNorm's statistics; the mean of more is hardly another
 
-# Whether matrix products are in bfloat16; "auto" is bfloat16_pays. No need to scale the loss: the
-# exponents reach as far as float32's.
-Amp = bool | Literal["auto"]
-
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -32,7 +28,7 @@ class Schedule:
 
     epochs: int
     batch_size: int  # of all processes together
-    amp: Amp = False
+    amp: bool = False  # matrix products in bfloat16
 
     def steps_per_epoch(self, examples: int) -> int:
         return math.ceil(examples / self.batch_size)
@@ -53,19 +49,16 @@ def adam(parameters: Iterable[Any], lr: float) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
-def autocast(device: torch.device, amp: Amp) -> torch.autocast:
-    """The context in which a model's matrix products are in bfloat16 if `amp` says so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device, amp))
+def in_bfloat16(device: torch.device, amp: bool | Literal["auto"]) -> bool:
+    """Whether matrix products are in bfloat16; "auto": where `device` is a processor with
+    instructions for it.
 
-
-def in_bfloat16(device: torch.device, amp: Amp) -> bool:
-    return bfloat16_pays(device) if amp == "auto" else amp
-
-
-def bfloat16_pays(device: torch.device) -> bool:
-    """Whether `device` is a processor with instructions for bfloat16: a ResNet-20 trains 1.6 times
-    as fast there. An H100 is no faster in it, since launching the kernels of so small networks
-    takes most of the time. A torch that is too old to tell is taken to have none."""
+    A ResNet-20 trains 1.6 times as fast there. An H100 is no faster in it, since launching the
+    kernels of so small networks takes most of the time. A torch that is too old to tell is taken
+    to have none. There is no need to scale the loss: the exponents reach as far as float32's.
+    """
+    if amp != "auto":
+        return amp
     if device.type != "cpu":
         return False
     able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -153,7 +146,7 @@ def fit(
             for group in optimizer.param_groups:
                 step = epoch * steps_per_epoch + i
                 group["lr"] = learning_rate(step, steps, group["initial_lr"])
-            with autocast(device, schedule.amp):
+            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.amp):
                 found = network(inputs)
             # bfloat16 has too few digits for log-likelihoods.
             wide = torch.promote_types(found.dtype, torch.float32)

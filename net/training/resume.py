@@ -15,18 +15,6 @@ PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run
 START_AGAIN = "start again without resuming"
 
 
-def _is_record(record: dict) -> bool:
-    """Whether a file holds what `PhaseProgress.save` has written, parts of the run aside."""
-    kinds = {"options": dict, "parts": dict, "found": dict, "rng": torch.Tensor, "cuda_rng": list}
-    return (
-        all(isinstance(record.get(name), kind) for name, kind in kinds.items())
-        and all(type(number) in (int, float) for number in record["found"].values())
-        and record.get("phase") in PHASES
-        and type(record.get("epoch")) is int
-        and record["epoch"] >= 0
-    )
-
-
 class Stateful(Protocol):
     """A module, an optimizer, a Pruner."""
 
@@ -51,12 +39,11 @@ class RunProgress:
             record = checkpoint.load_dict(path)
             if not _is_record(record):
                 raise UserError(f"{path} is no progress of a run; {START_AGAIN}")
-            if record.get("options") != options:
+            if record["options"] != options:
                 raise UserError(
                     f"{path} is of a run with other options; give the same ones, or {START_AGAIN}"
                 )
-            self.record = record
-            self.found = record["found"]
+            self.record, self.found = record, record["found"]
 
     def passed(self, phase: str) -> bool:
         """Whether the interrupted run was in a later phase than this."""
@@ -115,3 +102,16 @@ class PhaseProgress:
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         distributed.by_writer(lambda: checkpoint.save_dict(self.run.path, content))
+
+
+def _is_record(record: dict) -> bool:
+    """Whether a file, which anyone may have written, holds what PhaseProgress.save writes, the
+    parts aside."""
+    kinds = {"options": dict, "parts": dict, "found": dict, "rng": torch.Tensor, "cuda_rng": list}
+    return (
+        all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+        and all(type(number) in (int, float) for number in record["found"].values())
+        and record.get("phase") in PHASES
+        and type(record.get("epoch")) is int
+        and record["epoch"] >= 0
+    )

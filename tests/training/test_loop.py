@@ -148,33 +148,27 @@ def test_set_dropout():
 CPU = torch.device("cpu")
 
 
-def product(amp):
-    a = torch.ones(2, 2)
-    with loop.autocast(CPU, amp):
-        return (a @ a).dtype
-
-
 @pytest.mark.parametrize("able", [{}, {"avx512_bf16": True}, {"amx_bf16": True}, {"avx2": True}])
 def test_auto_is_on_where_the_processor_has_the_instructions(monkeypatch, able):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     has_bfloat16 = any("bf16" in name for name in able)
-    assert loop.bfloat16_pays(CPU) == has_bfloat16
-    assert product("auto") == (torch.bfloat16 if has_bfloat16 else torch.float32)
-    assert product(True) == torch.bfloat16
-    assert product(False) == torch.float32
-    assert not loop.bfloat16_pays(torch.device("cuda"))
+    assert loop.in_bfloat16(CPU, "auto") == has_bfloat16
+    assert loop.in_bfloat16(CPU, True)
+    assert not loop.in_bfloat16(CPU, False)
+    assert not loop.in_bfloat16(torch.device("cuda"), "auto")
 
 
 def test_a_torch_that_does_not_tell(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert not loop.bfloat16_pays(CPU)
+    assert not loop.in_bfloat16(CPU, "auto")
 
 
 def test_losses_and_what_a_teacher_says_are_in_full_precision():
     torch.manual_seed(0)
     split = Split(torch.randn(64, 6), torch.randint(3, (64,)))
     model = nn.Linear(6, 3)
-    outputs, targets = [], []
+    model.register_forward_hook(lambda module, given, found: computed.append(found.dtype))
+    computed, outputs, targets = [], [], []
 
     def loss(found, wanted):
         outputs.append(found.dtype)
@@ -183,6 +177,7 @@ def test_losses_and_what_a_teacher_says_are_in_full_precision():
 
     taught = Distorted(split, 0.0, nn.Linear(6, 3), amp=True)
     fit(model, adam(model.parameters(), 0.1), taught, Schedule(20, 16, amp=True), loss=loss)
+    assert set(computed) == {torch.bfloat16}
     assert set(outputs) == set(targets) == {torch.float32}
     inputs, said = next(taught.batches(64))
     assert F.mse_loss(model(inputs).softmax(1), said.softmax(1)) < 1e-3
