@@ -132,10 +132,12 @@ def is_torchvisions(name: str) -> bool:
     return name not in BUILT_IN and ":" not in name
 
 
+@functools.lru_cache  # torchvision takes 60 ms for its list, and every stage asks several times
 def torchvision_factory(name: str) -> Callable[..., nn.Module]:
     from torchvision import models  # takes a second, which a LeNet need not wait for
 
-    names = classifiers()
+    # Detection, segmentation and video are in modules of their own.
+    names = models.list_models(module=models)
     if name not in names:
         close = difflib.get_close_matches(name, [*BUILT_IN, *names], cutoff=0.5)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
@@ -149,19 +151,11 @@ def torchvision_factory(name: str) -> Callable[..., nn.Module]:
         if name in ("googlenet", "inception_v3"):
             # Their auxiliary classifiers need a loss of their own, and only in training; the
             # published weights expect inputs that the models change first.
-            more = {"aux_logits": False, "init_weights": weights is None}
-            more["transform_input"] = weights is not None
+            fresh = weights is None
+            more = {"aux_logits": False, "init_weights": fresh, "transform_input": not fresh}
         return models.get_model(name, weights=None, num_classes=num_classes, **more)
 
     return build
-
-
-@functools.lru_cache  # torchvision takes 60 ms, and every stage asks several times
-def classifiers() -> list[str]:
-    from torchvision import models
-
-    # Detection, segmentation and video are in modules of their own.
-    return models.list_models(module=models)
 
 
 def published_weights(name: str, weights: str) -> "WeightsEnum":

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from . import splits
 from .augmentation import WHOLE, augment
+from .loop import outputs
 from .splits import Batches, Split, training_batches
 
 
@@ -21,7 +22,7 @@ class Distorted:
         self, split: Split, strength: float, teacher: nn.Module | None = None, amp: bool = False
     ) -> None:
         self.split, self.strength, self.amp = split, strength, amp
-        self.teacher = teacher.eval() if teacher else None
+        self.teacher = None if teacher is None else teacher.eval()
 
     def __len__(self) -> int:
         return len(self.split)
@@ -32,7 +33,7 @@ class Distorted:
         """Yield (inputs, labels) or (inputs, the teacher's logits)."""
         for inputs, targets in self.split.batches(batch_size, shuffle, shard):
             inputs = augment(inputs, self.split.kind, self.strength, shard)
-            if self.teacher:
+            if self.teacher is not None:
                 bfloat16 = torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp)
                 with torch.no_grad(), bfloat16:
                     targets = self.teacher(inputs)
@@ -52,9 +53,7 @@ def distilled(
     every epoch for 0, or where these do not fit into memory, which the teacher sees in
     bfloat16 if `amp`. What is no image has one version."""
     if split.kind is None:
-        with torch.no_grad():
-            logits = [teacher.eval()(inputs) for inputs, _ in split.batches(batch_size)]
-        return replace(split, labels=torch.cat(logits).to(split.labels.device))
+        return replace(split, labels=outputs(teacher, split, batch_size)[0])
     images, _ = next(iter(split.batches(1)))
     if 0 < copies * len(split) * images.numel() <= splits.IN_MEMORY:
         return Distilled(split, teacher, copies, strength, batch_size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -13,14 +13,6 @@ from . import distributed
 
 PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
 START_AGAIN = "start again without resuming"
-
-
-class Stateful(Protocol):
-    """A module, an optimizer, a Pruner."""
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: Any) -> Any: ...
 
 
 class RunProgress:
@@ -57,8 +49,8 @@ class RunProgress:
             self.found[name] = search()
         return self.found[name]
 
-    def of(self, phase: str, **parts: Stateful) -> "PhaseProgress":
-        """The progress of one phase, in which `parts` change."""
+    def of(self, phase: str, **parts: Any) -> "PhaseProgress":
+        """The progress of one phase, in which `parts` change: a module, an optimizer, a Pruner."""
         return PhaseProgress(self, phase, parts)
 
     def finish(self) -> None:
@@ -69,7 +61,7 @@ class RunProgress:
 class PhaseProgress:
     """What the training loop needs of it: where a phase stands, and to say that it went on."""
 
-    def __init__(self, run: RunProgress, phase: str, parts: dict[str, Stateful]) -> None:
+    def __init__(self, run: RunProgress, phase: str, parts: dict[str, Any]) -> None:
         self.run, self.phase, self.parts = run, phase, parts
 
     @property
