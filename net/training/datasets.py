@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from . import own_data
-from .augmentation import Kind
 from .download import downloading
-from .inputs import NORMALISE, Input, Normalise, normalisation
+from .inputs import NORMALISE, Input, Kind, Normalise, normalisation
 from .log import Log
 from .reading import Sums
 from .splits import Dataset, Split, adapted, with_held_out

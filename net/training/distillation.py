@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import splits
-from .augmentation import WHOLE, augment
+from .inputs import WHOLE, augment
 from .loop import outputs
 from .splits import Batches, Split, training_batches
 

@@ -16,8 +16,7 @@ import torch
 
 from ..errors import UserError
 from . import own_code, splits
-from .augmentation import Kind
-from .inputs import Adapt, Input, normalisation
+from .inputs import Adapt, Input, Kind, normalisation
 from .log import Log
 from .reading import Source, first_pass
 from .splits import Dataset, Split, with_held_out

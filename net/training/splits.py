@@ -14,8 +14,7 @@ import torch
 
 from ..errors import UserError
 from . import distributed
-from .augmentation import WHOLE, Kind
-from .inputs import AS_THEY_ARE, Adapt, Input
+from .inputs import AS_THEY_ARE, WHOLE, Adapt, Input, Kind
 from .reading import Streamed, drawn
 
 HELD_OUT = 1 / 12  # of the training images: 5,000 of MNIST's 60,000
@@ -41,7 +40,7 @@ class Split:
     inputs: torch.Tensor | Streamed
     labels: torch.Tensor
     adapt: Adapt | None = None
-    kind: Kind = None  # of images: how training may change them (net.training.augmentation)
+    kind: Kind = None  # of images: how training may change them (net.training.inputs)
 
     def __len__(self) -> int:
         return len(self.labels)
