@@ -110,7 +110,7 @@ def sensitivity_of(dense, density: float) -> float:
     """The threshold in standard deviations of each layer that keeps `density` of all weights."""
     import torch
 
-    from net.training.restore import kinds_of
+    from net.training.weights import kinds_of
 
     weights = (dense.state_dict[name] for name in kinds_of(dense))
     relative = torch.cat([(w.abs() / w.std(correction=0)).flatten() for w in weights])

@@ -27,9 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from net.training import datasets
 from net.training.architectures import build, input_of
 from net.training.distillation import Distorted
-from net.training.loop import Schedule, adam, evaluate, fit
-from net.training.precision import bfloat16_pays, in_bfloat16
-from net.training.restore import placed
+from net.training.loop import Schedule, adam, evaluate, fit, in_bfloat16
+from net.training.weights import placed
 
 
 class PerSample(Dataset):
@@ -103,8 +102,8 @@ def main(argv=None) -> None:
         f"torch {torch.__version__}, {args.device}; {args.arch}, {args.dataset}, "
         f"{len(train):,} images, medians of {args.runs}"
     )
-    amp = bfloat16_pays(torch.device(args.device))
-    print("ours in bfloat16" if in_bfloat16(device, amp) else "both in float32")
+    amp = in_bfloat16(device, "auto")
+    print("ours in bfloat16" if amp else "both in float32")
     print(
         "batch  ours s/epoch  usual s/epoch  ratio  held-out error after these epochs, ours/usual"
     )

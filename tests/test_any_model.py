@@ -14,7 +14,7 @@ import pruning
 import weight_share
 from net import checkpoint
 from net.report import plots
-from net.training import architectures, datasets, restore, splits
+from net.training import architectures, datasets, splits, weights
 from tests.training.test_folder import write_images
 
 QUICK = (
@@ -49,7 +49,7 @@ def assert_shared(found, most_values):
     assert decoded.keys() == shared.keys()
     for name, tensor in shared.items():
         assert torch.equal(decoded[name], tensor)
-    for name, kind in restore.kinds_of(found["shared"]).items():
+    for name, kind in weights.kinds_of(found["shared"]).items():
         assert torch.equal(shared[name] == 0, retrained[name] == 0)
         assert (retrained[name] == 0).any() == (kind != "embedding")
         assert len(shared[name].unique()) <= most_values
@@ -66,7 +66,7 @@ def test_a_model_of_the_users_own_with_every_kind_of_layer(tmp_path):
     assert errors["decoded"] <= errors["initial"] + 2
     assert errors["decoded"] < 30
     kinds = ("stem", "grouped", "depthwise", "up", "volume", "line", "words")
-    names = list(restore.kinds_of(found["shared"]))
+    names = list(weights.kinds_of(found["shared"]))
     assert names == [f"{kind}.weight" for kind in kinds]
     shared = found["shared"].state_dict
     assert torch.equal(shared["head.weight"], shared["words.weight"])  # tied
@@ -76,7 +76,7 @@ def test_a_model_of_the_users_own_with_every_kind_of_layer(tmp_path):
     encoded = sum(layer["encoded_bytes"] for layer in (*figures["layers"], figures["other"]))
     assert encoded == figures["encoded_bytes"]
     assert shared["norm.num_batches_tracked"].dtype == torch.int64
-    model = restore.restored(found["shared"])
+    model = weights.restored(found["shared"])
     assert figures["original_bytes"] == 4 * sum(p.numel() for p in model.parameters())
 
 
@@ -89,7 +89,7 @@ def test_recurrent_and_attention_weights(few_digits, tmp_path, capsys, arch, sta
     figures, found = run(tmp_path, *options, "--bits", "4", "--sensitivity", "1")
     assert_shared(found, 17)
     matrices = {n for n, tensor in found["shared"].state_dict.items() if tensor.dim() > 1}
-    assert matrices - restore.kinds_of(found["shared"]).keys() == {whole} - {None}
+    assert matrices - weights.kinds_of(found["shared"]).keys() == {whole} - {None}
     assert any(name.endswith(stacked) for name in matrices)
     names = {layer["name"].removesuffix(".weight") for layer in figures["layers"]}
     assert names == {n.removesuffix(".weight") for n in matrices} - {whole}
@@ -134,7 +134,7 @@ def test_a_text_classifier_on_token_ids(tmp_path, monkeypatch, in_memory):
         "tests.own_text:Text(num_classes=4)",
     )
     assert_shared(found, 17)
-    assert "words.weight" in restore.kinds_of(found["shared"])
+    assert "words.weight" in weights.kinds_of(found["shared"])
     errors = {row["stage"]: row["error_percent"] for row in figures["stages"]}
     assert errors["initial"] < 15
     assert errors["decoded"] < 20

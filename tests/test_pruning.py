@@ -7,7 +7,7 @@ import pruning
 from net import checkpoint
 from net.parameters import compressible
 from net.pipeline import choosing, stages
-from net.training import restore, resume
+from net.training import resume, weights
 from net.training.architectures import build
 from net.training.resume import PhaseProgress
 from tests.conftest import FAST, use_few_digits
@@ -155,10 +155,10 @@ def test_gradual_pruning_to_a_density(record):
     assert names == sorted([checkpoint.INITIAL, checkpoint.RETRAINED, checkpoint.TEACHER])
     assert checkpoint.load(record / checkpoint.TEACHER).arch == "lenet-5"
     retrained = checkpoint.load(record / checkpoint.RETRAINED)
-    weights = [retrained.state_dict[name] for name in restore.kinds_of(retrained)]
-    total = sum(weight.numel() for weight in weights)
+    kept = [retrained.state_dict[name] for name in weights.kinds_of(retrained)]
+    total = sum(weight.numel() for weight in kept)
     # No more than that, and a little less: what fed only dead units is dropped as well.
-    assert 0.06 * total < sum(int(w.count_nonzero()) for w in weights) <= 0.1 * total + 1
+    assert 0.06 * total < sum(int(w.count_nonzero()) for w in kept) <= 0.1 * total + 1
 
 
 def test_the_phases_are_known_in_their_order(few_digits, tmp_path, monkeypatch):

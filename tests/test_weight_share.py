@@ -3,7 +3,7 @@ import torch
 
 import weight_share
 from net import checkpoint
-from net.training import restore
+from net.training import weights
 from net.training.architectures import build
 from tests.conftest import FAST
 
@@ -34,7 +34,7 @@ def test_few_values_and_the_pruned_positions_of_the_stage_before(pipeline, tmp_p
     source = checkpoint.load(pipeline.saves / checkpoint.RETRAINED)
     share(pipeline.saves / checkpoint.RETRAINED, tmp_path / "m", *OPTIONS, "--bits", str(bits))
     shared = checkpoint.load(tmp_path / "m")
-    for name in restore.kinds_of(source):
+    for name in weights.kinds_of(source):
         weight = shared.state_dict[name]
         assert torch.equal(weight != 0, source.state_dict[name] != 0)
         assert 1 < len(weight[weight != 0].unique()) <= 2**bits

@@ -19,8 +19,7 @@ from ..rounding import NOISE
 from ..sharing import WeightSharing
 from ..training.distillation import Distorted
 from ..training.log import Log
-from ..training.loop import batch_size_for, measure_statistics
-from ..training.precision import in_bfloat16
+from ..training.loop import batch_size_for, in_bfloat16, measure_statistics
 from ..training.splits import Dataset
 from ..treatments import SharingConfig
 from .options import Options, PruningOptions, SharingOptions

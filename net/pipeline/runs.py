@@ -13,7 +13,7 @@ from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..files import check_output, check_writable, locked
 from ..report.tables import plan_text, sharing_notes
 from ..shared_tensor import Clustering
-from ..training import architectures, datasets, distributed, restore, weights
+from ..training import architectures, datasets, distributed, weights
 from ..training.log import Log
 from ..training.resume import RunProgress
 from ..training.splits import Dataset
@@ -66,7 +66,7 @@ class Run:
 
             def search() -> float:
                 torch.manual_seed(options.seed + 1)
-                model = restore.restored(initial, self.runtime.device)
+                model = weights.restored(initial, self.runtime.device)
                 return choosing.density(model, self.dataset, chosen, self.runtime.log)
 
             chosen = replace(chosen, density=progress.once("density", search))
@@ -141,7 +141,7 @@ class Run:
         chosen = choosing.without_auto(self._numbers(options))
         if chosen.bits == "auto" and chosen.noise == "auto":
             torch.manual_seed(options.seed + 2)
-            model = restore.restored(source, self.runtime.device)
+            model = weights.restored(source, self.runtime.device)
             noise = choosing.noise(model, self.dataset, chosen, self.runtime.log)
             chosen = replace(chosen, noise=noise)
         shared, clusterings = stages.share(

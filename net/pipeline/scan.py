@@ -11,9 +11,9 @@ from torch import nn
 
 from ..parameters import compressible, shortest_name
 from ..prune import top_masks
-from ..training import restore
+from ..training import weights
 from ..training.loop import evaluate
-from ..training.splits import AnySplit
+from ..training.splits import Split
 from .options import TrainingOptions
 from .runs import Run
 
@@ -25,7 +25,7 @@ DENSITIES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0
 def scan_initial(run: Run, options: TrainingOptions, target: float) -> dict:
     """The scan of the run's dense model, trained first unless it is there with these options, and
     the densities that suit `target`, the fraction of all weights to keep."""
-    model = restore.restored(run.initial(options), run.runtime.device)
+    model = weights.restored(run.initial(options), run.runtime.device)
     figures = scan(model, run.dataset.validation, run.runtime.test_batch_size)
     chosen = choose(figures, target)
     return {
@@ -41,7 +41,7 @@ def scan_initial(run: Run, options: TrainingOptions, target: float) -> dict:
 @torch.no_grad()
 def scan(
     model: nn.Module,
-    split: AnySplit,
+    split: Split,
     batch_size: int = 1000,
     densities: Sequence[float] = DENSITIES,
 ) -> dict:

@@ -30,7 +30,7 @@ from ..report.tables import plan_text, sharing_notes
 from ..shared_tensor import Clustering
 from ..sharing import SharedState, WeightSharing
 from ..state_dicts import from_json, plain, to_json
-from ..training import architectures, restore, weights
+from ..training import architectures, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
 from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
@@ -92,7 +92,7 @@ def train(
     if start:
         for note in weights.start_from(start, model, arch):
             runtime.log.note(note)
-    model = restore.placed(model, runtime.device)
+    model = weights.placed(model, runtime.device)
     architectures.check_fits(model, arch, dataset)
     set_dropout(model, options.dropout)
     optimizer = adam(model.parameters(), options.lr)
@@ -118,6 +118,7 @@ def train(
 
 def schedule(options: CommonOptions, epochs: int) -> Schedule:
     assert options.batch_size != "auto"
+    assert options.amp != "auto"
     return Schedule(epochs, options.batch_size, options.amp)
 
 
@@ -132,7 +133,8 @@ def targets(
     """The training images with a teacher's logits instead of labels, where there is a teacher."""
     if teacher is None:
         return Targets(Distorted(dataset.train, options.distortion), F.cross_entropy)
-    model = restore.restored(teacher, runtime.device)
+    assert options.amp != "auto"
+    model = weights.restored(teacher, runtime.device)
     torch.manual_seed(options.seed + 3)
     split = distilled(
         dataset.train,
@@ -159,7 +161,7 @@ def prune(
     """Prune at once by threshold (Han et al. 2015) or gradually to a density, then retrain."""
     torch.manual_seed(options.seed + 1)
     split, loss = learn_from or targets(dataset, options, None, runtime)
-    model = restore.restored(initial, runtime.device)
+    model = weights.restored(initial, runtime.device)
     set_dropout(model, 0.0)
 
     def train_with(pruner: Pruner, phase: str, epochs: int) -> None:
@@ -222,7 +224,7 @@ def share(
     by its name, beside the checkpoint.
     """
     torch.manual_seed(options.seed + 2)
-    model = restore.restored(source, runtime.device)
+    model = weights.restored(source, runtime.device)
     architectures.check_fits(model, source.arch or "the model", dataset)
     set_dropout(model, 0.0)
     runtime.test_error(model, "before weight sharing", dataset)

@@ -14,7 +14,7 @@ from ..encoding import TensorInfo
 from ..errors import UserError
 from ..parameters import bias_of, shortest_name
 from ..tensors import identity
-from ..training import restore, weights
+from ..training import weights
 from ..training.loop import error_percent, outputs
 from ..training.splits import Dataset
 from . import comparison_tables, distributions, plots, tables
@@ -106,13 +106,13 @@ def compare(
     """
     found, tensors, encoded = stages.found, stages.tensors, stages.encoded_bytes
     state = stages.encoded_state or {}
-    names = list(restore.kinds_of(stages.reference))
+    names = list(weights.kinds_of(stages.reference))
     rows, first = [], None
     for stage, model in found.items():
         row = stage_row(stage, model, stages.file_bytes[stage])
         rows.append(row)
         if dataset is not None and model.arch:
-            logits, labels = outputs(restore.restored(model, device), dataset.test, batch_size)
+            logits, labels = outputs(weights.restored(model, device), dataset.test, batch_size)
             row["error_percent"] = error_percent(logits, labels)
             first = logits if first is None else first
             row["kl_divergence"] = divergence(logits, first)
@@ -149,7 +149,7 @@ def latency(stages: Stages, dataset: Dataset | None) -> dict:
     if dataset is None or not stages.last.arch:
         raise UserError("latency needs the architecture: a bare state dict cannot be run")
     inputs, _ = next(iter(dataset.test.batches(64)))  # as many as the greatest batch that is timed
-    return sparse.latency(restore.restored(stages.last), inputs)
+    return sparse.latency(weights.restored(stages.last), inputs)
 
 
 def show(
@@ -188,7 +188,7 @@ def parameters_of(model: Checkpoint) -> list[torch.Tensor]:
     Tied ones count once.
     """
     if model.arch:
-        names = restore.parameter_names(model.arch)
+        names = weights.parameter_names(model.arch)
         return [tensor for name, tensor in model.state_dict.items() if name in names]
     floating = [tensor for tensor in model.state_dict.values() if tensor.is_floating_point()]
     return list({identity(tensor): tensor for tensor in floating}.values())

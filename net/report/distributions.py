@@ -4,7 +4,7 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..parameters import shortest_name
-from ..training import architectures, restore
+from ..training import architectures, weights
 
 BINS = 80
 MAX_SHARED_VALUES = 4096
@@ -80,7 +80,7 @@ def first_layer_mask(source: Checkpoint) -> dict | None:
     input channels, the first MAX_FILTERS filters.  None for anything else.
     "counts" is flat, in row order; "most" is what a dense layer would have at each place.
     """
-    names = list(restore.kinds_of(source))
+    names = list(weights.kinds_of(source))
     if not names:
         return None
     weight = source.state_dict[names[0]] != 0

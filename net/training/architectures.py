@@ -1,4 +1,4 @@
-"""The architectures that `--arch` names: how they are built, and what inputs they want.
+"""The architectures that a name stands for: how they are built, and what inputs they want.
 
 Names: `lenet-5`, a model of torchvision, `package.module:factory`; each may carry the options that
 differ from its defaults, as in `resnet18(num_classes=10)`. Checkpoints record that text, which is
@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,14 +45,12 @@ def build(arch: str, num_classes: int | None = None, in_channels: int | None = N
     not return a module, and an option that the architecture does not take.
     """
     name, options = parse(describe(arch, num_classes, in_channels))
-    try:
+    with own_code.one_line(f"building {arch}"):
         model = factory(name)(**options)
-    except (Exception, SystemExit) as error:
-        raise own_code.failed(f"building {arch}", error) from None
     if not isinstance(model, nn.Module):
-        kind = type(model).__name__
         raise UserError(
-            f"the architecture {arch} returns a {kind}; it must return a torch.nn.Module"
+            f"the architecture {arch} returns a {type(model).__name__}; it must return a "
+            "torch.nn.Module"
         )
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise UserError(
@@ -134,10 +132,12 @@ def is_torchvisions(name: str) -> bool:
     return name not in BUILT_IN and ":" not in name
 
 
+@functools.lru_cache  # torchvision takes 60 ms for its list, and every stage asks several times
 def torchvision_factory(name: str) -> Callable[..., nn.Module]:
     from torchvision import models  # takes a second, which a LeNet need not wait for
 
-    names = classifiers()
+    # Detection, segmentation and video are in modules of their own.
+    names = models.list_models(module=models)
     if name not in names:
         close = difflib.get_close_matches(name, [*BUILT_IN, *names], cutoff=0.5)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
@@ -151,19 +151,11 @@ def torchvision_factory(name: str) -> Callable[..., nn.Module]:
         if name in ("googlenet", "inception_v3"):
             # Their auxiliary classifiers need a loss of their own, and only in training; the
             # published weights expect inputs that the models change first.
-            more = {"aux_logits": False, "init_weights": weights is None}
-            more["transform_input"] = weights is not None
+            fresh = weights is None
+            more = {"aux_logits": False, "init_weights": fresh, "transform_input": not fresh}
         return models.get_model(name, weights=None, num_classes=num_classes, **more)
 
     return build
-
-
-@functools.lru_cache  # torchvision takes 60 ms, and every stage asks several times
-def classifiers() -> list[str]:
-    from torchvision import models
-
-    # Detection, segmentation and video are in modules of their own.
-    return models.list_models(module=models)
 
 
 def published_weights(name: str, weights: str) -> "WeightsEnum":
@@ -233,7 +225,7 @@ def input_of(arch: str) -> Input:
             raise UserError(f"{arch}: input_shape must be (channels, height, width), not {shape}")
         size = (shape[1], shape[2])
         channels = channels if "in_channels" in takes else shape[0]
-    mean, std = normalisation_of(model, arch)
+    mean, std = _normalisation_of(model, arch)
     if mean and len(mean) > 1:
         if channels not in (None, len(mean)):
             raise UserError(
@@ -244,16 +236,18 @@ def input_of(arch: str) -> Input:
     return Input(channels, size, mean=mean, std=std)
 
 
-def normalisation_of(
+def _normalisation_of(
     model: nn.Module, arch: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
     """The attributes input_mean and input_std of `model`, where it has them."""
-    mean: Any = getattr(model, "input_mean", None)
-    std: Any = getattr(model, "input_std", None)
-    if mean is None and std is None:
+    figures = [getattr(model, name, None) for name in ("input_mean", "input_std")]
+    if all(figure is None for figure in figures):
         return None, None
     try:
-        mean, std = numbers(mean), numbers(std)
+        mean, std = (
+            tuple(torch.as_tensor(each, dtype=torch.float64, device="cpu").flatten().tolist())
+            for each in figures
+        )
         valid = len(mean) == len(std) > 0 and all(map(math.isfinite, mean + std)) and min(std) > 0
     except (TypeError, ValueError, RuntimeError):
         valid = False
@@ -265,25 +259,17 @@ def normalisation_of(
     return mean, std
 
 
-def numbers(figures: Sequence[float] | torch.Tensor | float) -> tuple[float, ...]:
-    return tuple(torch.as_tensor(figures, dtype=torch.float64, device="cpu").flatten().tolist())
-
-
 @torch.no_grad()
 def check_fits(model: nn.Module, arch: str, data: Dataset) -> None:
     """Raise UserError unless `model` takes the inputs of `data` and has an output per class."""
     inputs = next(iter(data.test.batches(2)))[0]
     model.eval()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            logits = model(inputs)
-        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-            shape = "x".join(map(str, inputs.shape[1:])) or "numbers"
-            if inputs.dtype == torch.uint8:
-                shape += " bytes as they are (normalise by unit or data for floating-point numbers)"
-            raise own_code.failed(
-                f"{arch} does not take the inputs of {data.name}, {shape}: it", error
-            ) from None
+    shape = "x".join(map(str, inputs.shape[1:])) or "numbers"
+    if inputs.dtype == torch.uint8:
+        shape += " bytes as they are (normalise by unit or data for floating-point numbers)"
+    problem = f"{arch} does not take the inputs of {data.name}, {shape}: it"
+    with torch.random.fork_rng(devices=[]), own_code.one_line(problem):
+        logits = model(inputs)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise UserError(f"{arch} must return one tensor [inputs, classes]")
     if logits.shape[1] < data.classes:

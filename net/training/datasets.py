@@ -11,12 +11,12 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import UserError
-from . import folder, own_data
-from .download import bounded_waiting, reachable, reason_of
-from .inputs import NORMALISE, Input, Normalise, chosen, normalisation
+from . import own_data
+from .download import downloading
+from .inputs import NORMALISE, Input, Kind, Normalise, normalisation
 from .log import Log
+from .reading import Sums
 from .splits import Dataset, Split, adapted, with_held_out
-from .streaming import Sums
 
 # torchvision's classes; these three share the file layout and the shape [N, 28, 28].
 DOWNLOADABLE = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -44,7 +44,7 @@ def load(
     `normalise` says how (net.training.inputs); other than "auto" it becomes a part of the name of
     what is returned, and may be one of `name`. The log says what is done. "auto" is MNIST where its
     files are in `data_dir` or can be downloaded, and scikit-learn's digits otherwise, of which a
-    note tells. `val_fraction` and `skip_broken`: see folder.load; package.module:factory: see
+    note tells. For folder:PATH, `val_fraction`, `skip_broken` and package.module:factory see
     own_data.load. Raises UserError for an unknown name, a named data set that is neither there nor
     to be had, and one that cannot be adapted to the model.
     """
@@ -52,12 +52,13 @@ def load(
     if described := NORMALISED.fullmatch(name):
         name = described[1]
         normalise = cast(Normalise, described[2]) if normalise == "auto" else normalise
-    if name.startswith("folder:"):
-        found = folder.load(name, device, wanted, val_fraction, skip_broken, normalise, log)
-    elif ":" in name:
-        found = own_data.load(name, device, wanted, normalise)
+    how: str = normalise
+    if how == "auto":
+        by_default = "none" if own_data.is_factory(name) else "data"
+        how = "model" if wanted.mean and wanted.std else by_default
+    if ":" in name:
+        found = own_data.load(name, device, wanted, how, val_fraction, skip_broken, log)
     elif name in NAMES:
-        how = chosen(normalise, wanted, own=False)
         found = load_named(name, Path(data_dir), device, wanted, how, log)
     else:
         raise UserError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
@@ -72,71 +73,39 @@ def load(
 def load_named(
     name: str, data_dir: Path, device: torch.device | str, wanted: Input, how: str, log: Log
 ) -> Dataset:
-    """`how` is what inputs.chosen returns."""
-    if name == "digits":
-        return digits(device, wanted, how)
-    if name == "cifar10":
-        return photographs("cifar10", read_cifar10(data_dir), device, wanted, how)
-    found = "mnist" if name == "auto" else name
-    try:
-        return grey(found, read_torchvision(found, data_dir), device, wanted, how)
-    except UserError as error:
-        if name != "auto":
-            raise
-        log.note(f"MNIST is not available ({error}).")
+    """Images stay as they are read, in bytes: a quarter of the memory."""
+    if name == "auto":
+        try:
+            return load_named("mnist", data_dir, device, wanted, how, log)
+        except UserError as error:
+            log.note(f"MNIST is not available ({error}).")
         log.note(
             "using scikit-learn's bundled digits instead: 1,797 scans of 8x8, scaled to 28x28. "
             "The figures below are for digits, NOT for MNIST."
         )
-        return digits(device, wanted, how)
-
-
-def digits(device: torch.device | str, wanted: Input, how: str) -> Dataset:
-    return grey("digits", read_digits(), device, wanted, how, white=16)
-
-
-def grey(
-    name: str,
-    arrays: Arrays,
-    device: torch.device | str,
-    wanted: Input,
-    how: str,
-    white: float = 255,
-) -> Dataset:
-    """From images [N, 1, H, W] in [0, `white`]: stored as normalised float32 where their own
-    figures do that, else as they are; those of the model may be of colours."""
-    train_images, train_labels, test_images, test_labels = (t.to(device) for t in arrays)
-    train_labels, test_labels = train_labels.long(), test_labels.long()
-    mean, std = train_images.float().mean(), train_images.float().std()
+        name = "digits"
+    kind: Kind = "strokes"
+    white = 255.0
+    if name == "digits":
+        arrays, white = read_digits(), 16.0
+    elif name == "cifar10":
+        arrays, kind = read_cifar10(data_dir), "photographs"
+    else:
+        arrays = read_torchvision(name, data_dir)
+    images, labels, test_images, test_labels = (tensor.to(device) for tensor in arrays)
 
     def own() -> tuple[list[float], list[float]]:
-        return [mean.item()], [std.item()]
-
-    adapt, treatment = normalisation(how, wanted, own, train_images.shape[1:], device, white)
-    if how == "data":
-        adapt = None
-        train_images, test_images = train_images.float(), test_images.float()
-        train_images.sub_(mean).div_(std)
-        test_images.sub_(mean).div_(std)
-    train = Split(train_images, train_labels, adapt, "strokes")
-    return with_held_out(name, train, Split(test_images, test_labels, adapt, "strokes"), treatment)
-
-
-def photographs(
-    name: str, arrays: Arrays, device: torch.device | str, wanted: Input, how: str
-) -> Dataset:
-    """From images uint8 [N, 3, H, W], which stay bytes: a quarter of the memory."""
-    train_images, train_labels, test_images, test_labels = arrays
-
-    def own() -> tuple[list[float], list[float]]:
+        if kind == "strokes":
+            floats = images.float()
+            return [floats.mean().item()], [floats.std().item()]
         sums = Sums()
-        for part in train_images.split(1000):
+        for part in images.split(1000):
             sums.add(part)
         return sums.mean_and_std()
 
-    adapt, treatment = normalisation(how, wanted, own, train_images.shape[1:], device)
-    train = Split(train_images.to(device), train_labels.long().to(device), adapt, "photographs")
-    test = Split(test_images.to(device), test_labels.long().to(device), adapt, "photographs")
+    adapt, treatment = normalisation(how, wanted, own, images.shape[1], device, white)
+    train = Split(images, labels.long(), adapt, kind)
+    test = Split(test_images, test_labels.long(), adapt, kind)
     return with_held_out(name, train, test, treatment)
 
 
@@ -154,7 +123,6 @@ def read_digits() -> Arrays:
     return images[360:], labels[360:], images[:360], labels[:360]
 
 
-CIFAR10_BINARY = "cifar-10-batches-bin"
 RECORD = 1 + 3 * 32 * 32  # the class, then the red, the green and the blue plane, row by row
 
 
@@ -163,28 +131,20 @@ def read_cifar10(data_dir: Path) -> Arrays:
     or DATA_DIR/cifar-10-batches-bin/; downloaded if it is in none."""
     from torchvision.datasets import CIFAR10
 
-    pickled = data_dir / CIFAR10.base_folder
+    pickled, binary = data_dir / CIFAR10.base_folder, data_dir / "cifar-10-batches-bin"
     files = [pickled / name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
-    if not all(file.is_file() for file in files):
-        if (data_dir / CIFAR10_BINARY).is_dir():
-            return read_cifar10_binary(data_dir / CIFAR10_BINARY)
-        problem = f"the data set 'cifar10' is not in {pickled} or {data_dir / CIFAR10_BINARY}"
-        download(CIFAR10, [CIFAR10.url], data_dir, problem)
-    try:  # torchvision checks the files' MD5 sums before it unpickles them
-        train, test = CIFAR10(data_dir, train=True), CIFAR10(data_dir, train=False)
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"the files in {pickled} are damaged ({error}); delete them") from None
-    images = [
+    if binary.is_dir() and not all(file.is_file() for file in files):
+        names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+        *parts, test_part = [read_records(binary / name) for name in names]
+        images, labels = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(labels), *test_part
+    problem = f"the data set 'cifar10' is not in {pickled} or {binary}"
+    # torchvision checks the files' MD5 sums before it unpickles them.
+    train, test = _torchvisions(CIFAR10, files, [CIFAR10.url], data_dir, problem)
+    train_images, test_images = (
         torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)
-    ]
-    return images[0], torch.tensor(train.targets), images[1], torch.tensor(test.targets)
-
-
-def read_cifar10_binary(path: Path) -> Arrays:
-    """The binary layout; each file may hold any whole number of records."""
-    parts = [read_records(path / f"data_batch_{i}.bin") for i in range(1, 6)]
-    images, labels = zip(*parts, strict=True)
-    return torch.cat(images), torch.cat(labels), *read_records(path / "test_batch.bin")
+    )
+    return train_images, torch.tensor(train.targets), test_images, torch.tensor(test.targets)
 
 
 def read_records(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,25 +177,22 @@ def read_torchvision(name: str, data_dir: Path) -> Arrays:
     kind = getattr(datasets, DOWNLOADABLE[name])
     raw = data_dir / DOWNLOADABLE[name] / "raw"
     files = [raw / Path(archive).stem for archive, _ in kind.resources]
-    if not all(file.is_file() for file in files):
-        download(kind, kind.mirrors, data_dir, f"the data set {name!r} is not in {raw}")
-    try:
-        train, test = kind(data_dir, train=True), kind(data_dir, train=False)
-    except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
-        raise UserError(f"the files in {raw} are damaged ({error}); delete them") from None
+    problem = f"the data set {name!r} is not in {raw}"
+    train, test = _torchvisions(kind, files, kind.mirrors, data_dir, problem)
     return train.data[:, None], train.targets, test.data[:, None], test.targets
 
 
-def download(kind: Any, hosts: Sequence[str], data_dir: Path, problem: str) -> None:
-    """Let torchvision's class `kind` download, after a probe that bounds what a silent host can
-    cost to 6 s."""
-    hint = "put its files there, give another folder, or take the data set digits"
-    if not reachable(hosts):
-        raise UserError(f"{problem} and no host that has it answers; {hint}")
-    try:
-        with bounded_waiting():
+def _torchvisions(
+    kind: Any, files: Sequence[Path], hosts: Sequence[str], data_dir: Path, problem: str
+) -> tuple[Any, Any]:
+    """The training and the test set of torchvision's class `kind`, downloaded unless all `files`
+    are there; `problem` says that they are not."""
+    if not all(file.is_file() for file in files):
+        hint = "put its files there, give another folder, or take the data set digits"
+        with downloading(hosts, problem, hint):
             kind(data_dir, download=True)
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"{problem} and cannot be downloaded ({reason_of(error)}); {hint}"
-        ) from None
+    try:
+        return kind(data_dir, train=True), kind(data_dir, train=False)
+    except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
+        where = files[0].parent
+        raise UserError(f"the files in {where} are damaged ({error}); delete them") from None

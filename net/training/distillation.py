@@ -1,6 +1,7 @@
 """Train on what a teacher says of distorted images, rather than on labels alone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -8,16 +9,20 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import splits
-from .augmentation import WHOLE, augment
-from .precision import Amp, autocast
-from .splits import AnySplit, Batches, training_batches
+from .inputs import WHOLE, augment
+from .loop import outputs
+from .splits import Batches, Split, training_batches
 
 
 class Distorted:
-    """A split whose every batch is changed afresh, in the way of its kind of images."""
+    """A split whose every batch is changed afresh, in the way of its kind of images; with a
+    `teacher`, what it says of them, in bfloat16 if `amp`, in the place of the labels."""
 
-    def __init__(self, split: AnySplit, strength: float) -> None:
-        self.split, self.strength = split, strength
+    def __init__(
+        self, split: Split, strength: float, teacher: nn.Module | None = None, amp: bool = False
+    ) -> None:
+        self.split, self.strength, self.amp = split, strength, amp
+        self.teacher = None if teacher is None else teacher.eval()
 
     def __len__(self) -> int:
         return len(self.split)
@@ -25,56 +30,34 @@ class Distorted:
     def batches(
         self, batch_size: int, shuffle: bool = False, shard: tuple[int, int] = WHOLE
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for inputs, labels in self.split.batches(batch_size, shuffle, shard):
-            yield augment(inputs, self.split.kind, self.strength, shard), labels
+        """Yield (inputs, labels) or (inputs, the teacher's logits)."""
+        for inputs, targets in self.split.batches(batch_size, shuffle, shard):
+            inputs = augment(inputs, self.split.kind, self.strength, shard)
+            if self.teacher is not None:
+                bfloat16 = torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp)
+                with torch.no_grad(), bfloat16:
+                    targets = self.teacher(inputs)
+                targets = targets.float()
+            yield inputs, targets
 
 
 def distilled(
-    split: AnySplit,
+    split: Split,
     teacher: nn.Module,
     copies: int,
     strength: float,
     batch_size: int = 500,
-    amp: Amp = False,
+    amp: bool = False,
 ) -> Batches:
     """`split` as the teacher sees it: `copies` versions of every image, made once; a new one in
-    every epoch for 0, or where these do not fit into memory, which the teacher sees in the
-    precision of `amp`. What is no image has one version."""
+    every epoch for 0, or where these do not fit into memory, which the teacher sees in
+    bfloat16 if `amp`. What is no image has one version."""
     if split.kind is None:
-        return labelled(split, teacher, batch_size)
+        return replace(split, labels=outputs(teacher, split, batch_size)[0])
     images, _ = next(iter(split.batches(1)))
     if 0 < copies * len(split) * images.numel() <= splits.IN_MEMORY:
         return Distilled(split, teacher, copies, strength, batch_size)
-    return DistilledAfresh(split, teacher, strength, amp)
-
-
-@torch.no_grad()
-def labelled(split: AnySplit, teacher: nn.Module, batch_size: int = 500) -> Batches:
-    """`split` with the teacher's logits for labels, float32 [N, classes]."""
-    teacher.eval()
-    logits = [teacher(inputs) for inputs, _ in split.batches(batch_size)]
-    return split.changed(labels=torch.cat(logits).to(split.labels.device))
-
-
-class DistilledAfresh:
-    """A split whose every batch is changed afresh, with what the teacher says of it."""
-
-    def __init__(
-        self, split: AnySplit, teacher: nn.Module, strength: float, amp: Amp = False
-    ) -> None:
-        self.distorted, self.teacher, self.amp = Distorted(split, strength), teacher.eval(), amp
-
-    def __len__(self) -> int:
-        return len(self.distorted)
-
-    def batches(
-        self, batch_size: int, shuffle: bool = False, shard: tuple[int, int] = WHOLE
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (images, the teacher's logits)."""
-        for images, _ in self.distorted.batches(batch_size, shuffle, shard):
-            with torch.no_grad(), autocast(images.device, self.amp):
-                logits = self.teacher(images)
-            yield images, logits.float()
+    return Distorted(split, strength, teacher, amp)
 
 
 class Distilled:
@@ -87,12 +70,7 @@ class Distilled:
     """
 
     def __init__(
-        self,
-        split: AnySplit,
-        teacher: nn.Module,
-        copies: int,
-        strength: float,
-        batch_size: int = 500,
+        self, split: Split, teacher: nn.Module, copies: int, strength: float, batch_size: int = 500
     ) -> None:
         extremes = [batch.aminmax() for batch, _ in split.batches(batch_size)]
         low, high = min(e.min for e in extremes), max(e.max for e in extremes)

@@ -1,4 +1,4 @@
-"""Several processes that train one model, as `torchrun --nproc-per-node N pruning.py` starts them.
+"""Several processes that train one model, as `torchrun --nproc-per-node N` starts them.
 
 Every process holds the model and draws its share of each batch; DistributedDataParallel averages
 the gradients, so that weights, masks and centroids are the same on all of them.  One process, the
@@ -73,8 +73,8 @@ def by_writer(write: Callable[[], object]) -> None:
 def leave() -> bool:
     """Part from the other processes; whether this one goes on alone."""
     goes_on = is_writer()
+    wait_for_all()
     if distributed.is_initialized():
-        distributed.barrier()
         distributed.destroy_process_group()
     return goes_on
 

@@ -7,6 +7,31 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ..errors import UserError
+from ..files import reason
+
+
+@contextmanager
+def downloading(urls: Sequence[str], problem: str, hint: str) -> Iterator[None]:
+    """A block that downloads from one of `urls`. Raises UserError, "`problem` and ...; `hint`",
+    where no host answers, and for whatever goes wrong.
+
+    A probe bounds what a silent host can cost. Sockets give up: torch and torchvision set no
+    timeout, and a host that stalls would hang the run.
+    """
+    if not reachable(urls):
+        raise UserError(f"{problem} and no host that has it answers; {hint}")
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(8.0)
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # of the network, the hash or the disk
+        raise UserError(f"{problem} and cannot be downloaded ({reason(error)}); {hint}") from None
+    finally:
+        socket.setdefaulttimeout(previous)
+
 
 def reachable(urls: Sequence[str], seconds: float = 6.0) -> bool:
     """Whether one of `urls` answers in time.
@@ -34,20 +59,3 @@ def reachable(urls: Sequence[str], seconds: float = 6.0) -> bool:
     while any(thread.is_alive() for thread in threads) and seconds > 0 and not answered.wait(0.1):
         seconds -= 0.1
     return answered.is_set()
-
-
-@contextmanager
-def bounded_waiting(seconds: float = 8.0) -> Iterator[None]:
-    """Sockets that give up: torch and torchvision set no timeout, and a host that stalls would
-    hang the run."""
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(previous)
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of what an exception says, or its type."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

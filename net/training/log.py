@@ -1,4 +1,4 @@
-"""Training figures: to the terminal, and one line per event to `--log`."""
+"""Training figures: to the terminal, and one line per event to a file."""
 
 import json
 import sys

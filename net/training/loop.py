@@ -1,11 +1,11 @@
 """Train and evaluate: one loop for dense training, pruning, retraining and fine-tuning."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from . import distributed
 from .log import Log
-from .precision import Amp, autocast, widened
 from .resume import PhaseProgress
 from .splits import Batches
 
@@ -29,7 +28,7 @@ class Schedule:
 
     epochs: int
     batch_size: int  # of all processes together
-    amp: Amp = False
+    amp: bool = False  # matrix products in bfloat16
 
     def steps_per_epoch(self, examples: int) -> int:
         return math.ceil(examples / self.batch_size)
@@ -48,6 +47,22 @@ def batch_size_for(examples: int, largest: int) -> int:
 def adam(parameters: Iterable[Any], lr: float) -> torch.optim.Adam:
     """The optimizer of every phase, for parameters or groups of them."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+def in_bfloat16(device: torch.device, amp: bool | Literal["auto"]) -> bool:
+    """Whether matrix products are in bfloat16; "auto": where `device` is a processor with
+    instructions for it.
+
+    A ResNet-20 trains 1.6 times as fast there. An H100 is no faster in it, since launching the
+    kernels of so small networks takes most of the time. A torch that is too old to tell is taken
+    to have none. There is no need to scale the loss: the exponents reach as far as float32's.
+    """
+    if amp != "auto":
+        return amp
+    if device.type != "cpu":
+        return False
+    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 @torch.no_grad()
@@ -128,10 +143,14 @@ def fit(
             disable=True if log.silent else None,  # None: none where stderr is no terminal
         )
         for i, (inputs, targets) in enumerate(bar):
-            set_learning_rate(optimizer, epoch * steps_per_epoch + i, steps)
-            with autocast(device, schedule.amp):
+            for group in optimizer.param_groups:
+                step = epoch * steps_per_epoch + i
+                group["lr"] = learning_rate(step, steps, group["initial_lr"])
+            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.amp):
                 found = network(inputs)
-            value = loss(widened(found), targets)
+            # bfloat16 has too few digits for log-likelihoods.
+            wide = torch.promote_types(found.dtype, torch.float32)
+            value = loss(found.to(wide), targets)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -179,11 +198,6 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, steps, group["initial_lr"])
 
 
 def set_dropout(model: nn.Module, p: float) -> None:

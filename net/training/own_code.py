@@ -6,7 +6,8 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,8 @@ def find(name: str, option: str) -> Callable[..., Any]:
             f"{option} {name}: {top!r} is not code of your own; write a function in a file of the "
             "working directory, and name that"
         )
-    try:
+    with one_line(f"{option} {name}: importing {module_name}"):
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise failed(f"{option} {name}: importing {module_name}", error) from None
     found = getattr(module, attribute, None)
     if not callable(found):
         raise UserError(
@@ -64,8 +63,12 @@ def is_own_code(spec: ModuleSpec) -> bool:
     )
 
 
-def failed(what: str, error: BaseException) -> UserError:
-    """One line for an exception in code of the user's, with its place."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    reason = f"{type(error).__name__}: {error}"
-    return UserError(f"{what} failed in {place.filename}, line {place.lineno}: {reason}")
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turn an exception of the user's code in the block into a UserError with its place."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{what} failed in {at.filename}, line {at.lineno}: {why}") from None

@@ -1,8 +1,8 @@
-"""What a killed run of pruning.py needs to go on, saved after every epoch."""
+"""What a killed run needs to go on, saved after every epoch."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -12,29 +12,7 @@ from ..files import one_line
 from . import distributed
 
 PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
-
-
 START_AGAIN = "start again without resuming"
-
-
-def _is_record(record: dict) -> bool:
-    """Whether a file holds what `PhaseProgress.save` has written, parts of the run aside."""
-    kinds = {"options": dict, "parts": dict, "found": dict, "rng": torch.Tensor, "cuda_rng": list}
-    return (
-        all(isinstance(record.get(name), kind) for name, kind in kinds.items())
-        and all(type(number) in (int, float) for number in record["found"].values())
-        and record.get("phase") in PHASES
-        and type(record.get("epoch")) is int
-        and record["epoch"] >= 0
-    )
-
-
-class Stateful(Protocol):
-    """A module, an optimizer, a Pruner."""
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: Any) -> Any: ...
 
 
 class RunProgress:
@@ -53,12 +31,11 @@ class RunProgress:
             record = checkpoint.load_dict(path)
             if not _is_record(record):
                 raise UserError(f"{path} is no progress of a run; {START_AGAIN}")
-            if record.get("options") != options:
+            if record["options"] != options:
                 raise UserError(
                     f"{path} is of a run with other options; give the same ones, or {START_AGAIN}"
                 )
-            self.record = record
-            self.found = record["found"]
+            self.record, self.found = record, record["found"]
 
     def passed(self, phase: str) -> bool:
         """Whether the interrupted run was in a later phase than this."""
@@ -72,8 +49,8 @@ class RunProgress:
             self.found[name] = search()
         return self.found[name]
 
-    def of(self, phase: str, **parts: Stateful) -> "PhaseProgress":
-        """The progress of one phase, in which `parts` change."""
+    def of(self, phase: str, **parts: Any) -> "PhaseProgress":
+        """The progress of one phase, in which `parts` change: a module, an optimizer, a Pruner."""
         return PhaseProgress(self, phase, parts)
 
     def finish(self) -> None:
@@ -84,7 +61,7 @@ class RunProgress:
 class PhaseProgress:
     """What the training loop needs of it: where a phase stands, and to say that it went on."""
 
-    def __init__(self, run: RunProgress, phase: str, parts: dict[str, Stateful]) -> None:
+    def __init__(self, run: RunProgress, phase: str, parts: dict[str, Any]) -> None:
         self.run, self.phase, self.parts = run, phase, parts
 
     @property
@@ -117,3 +94,16 @@ class PhaseProgress:
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         distributed.by_writer(lambda: checkpoint.save_dict(self.run.path, content))
+
+
+def _is_record(record: dict) -> bool:
+    """Whether a file, which anyone may have written, holds what PhaseProgress.save writes, the
+    parts aside."""
+    kinds = {"options": dict, "parts": dict, "found": dict, "rng": torch.Tensor, "cuda_rng": list}
+    return (
+        all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+        and all(type(number) in (int, float) for number in record["found"].values())
+        and record.get("phase") in PHASES
+        and type(record.get("epoch")) is int
+        and record["epoch"] >= 0
+    )

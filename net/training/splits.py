@@ -1,20 +1,21 @@
-"""Data sets in memory: three splits of inputs and labels, and the batches that are drawn of them.
+"""Data sets: three splits of inputs and labels, and the batches that are drawn of them.
 
 Batches are adapted to the model as they are drawn, so that 60,000 small images for a network that
-takes 3x224x224 are still 60,000 small images in memory.
+takes 3x224x224 are still 60,000 small images in memory. What does not fit there is read in every
+epoch (net.training.reading).
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from ..errors import UserError
 from . import distributed
-from .augmentation import WHOLE, Kind
-from .inputs import AS_THEY_ARE, Adapt, Input
+from .inputs import AS_THEY_ARE, WHOLE, Adapt, Input, Kind
+from .reading import Streamed, drawn
 
 HELD_OUT = 1 / 12  # of the training images: 5,000 of MNIST's 60,000
 IN_MEMORY = 2 << 30  # bytes of inputs that are kept; more are read or made anew in every epoch
@@ -32,36 +33,14 @@ class Batches(Protocol):
         ...
 
 
-class AnySplit(Batches, Protocol):
-    """A part of a data set, in memory (Split) or read in every epoch (streaming.StreamedSplit)."""
-
-    @property
-    def labels(self) -> torch.Tensor: ...
-
-    @property
-    def adapt(self) -> Adapt | None: ...
-
-    @property
-    def kind(self) -> Kind: ...
-
-    def __getitem__(self, part: slice) -> "AnySplit": ...
-
-    def changed(self, **fields: Any) -> "AnySplit":
-        """The same split but for these of its fields."""
-        ...
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]: ...
-
-
 @dataclass(frozen=True)
 class Split:
     """`inputs` [N, ...] of any type, images as [N, C, H, W]; `labels` int64 [N]; on one device."""
 
-    inputs: torch.Tensor
+    inputs: torch.Tensor | Streamed
     labels: torch.Tensor
     adapt: Adapt | None = None
-    kind: Kind = None  # of images: how training may change them (net.training.augmentation)
+    kind: Kind = None  # of images: how training may change them (net.training.inputs)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,22 +48,14 @@ class Split:
     def __getitem__(self, part: slice) -> "Split":
         return replace(self, inputs=self.inputs[part], labels=self.labels[part])
 
-    def changed(self, **fields: Any) -> "Split":
-        return replace(self, **fields)
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """Of one input, before it is adapted."""
-        return tuple(self.inputs.shape[1:])
-
     def batches(
         self, batch_size: int, shuffle: bool = False, shard: tuple[int, int] = WHOLE
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (inputs, labels); shuffled by torch's global generator."""
-        for index in batch_indexes(len(self), batch_size, shuffle, shard):
-            index = index.to(self.labels.device)
-            inputs = self.inputs[index]
-            yield self.adapt(inputs) if self.adapt else inputs, self.labels[index]
+        indexes = batch_indexes(len(self), batch_size, shuffle, shard)
+        for index, inputs in zip(indexes, drawn(self.inputs, indexes), strict=True):
+            labels = self.labels[index.to(self.labels.device)]
+            yield self.adapt(inputs) if self.adapt else inputs, labels
 
 
 def batch_indexes(
@@ -124,13 +95,13 @@ class Dataset:
     """
 
     name: str
-    train: AnySplit
-    validation: AnySplit
-    test: AnySplit
+    train: Split
+    validation: Split
+    test: Split
     treatment: str = AS_THEY_ARE
 
     @property
-    def splits(self) -> tuple[AnySplit, AnySplit, AnySplit]:
+    def splits(self) -> tuple[Split, Split, Split]:
         return self.train, self.validation, self.test
 
     @property
@@ -140,7 +111,7 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one input in a batch; of an image (channels, height, width)."""
-        stored = self.train.stored_shape
+        stored = tuple(self.train.inputs.shape[1:])
         return self.train.adapt.shape(stored) if self.train.adapt else stored
 
     @property
@@ -149,7 +120,7 @@ class Dataset:
         return self.train.kind
 
 
-def with_held_out(name: str, train: AnySplit, test: AnySplit, treatment: str) -> Dataset:
+def with_held_out(name: str, train: Split, test: Split, treatment: str) -> Dataset:
     """The last of the training inputs are held out; they must be in a random order."""
     n = max(1, round(len(train) * HELD_OUT))
     return Dataset(name, train[:-n], train[-n:], test, treatment)
@@ -162,19 +133,18 @@ def adapted(dataset: Dataset, wanted: Input) -> Dataset:
     """
     if dataset.kind is None:
         return dataset
-    channels, *sides = dataset.train.stored_shape
-    size = sides[0], sides[1]
+    channels, height, width = dataset.train.inputs.shape[1:]
     if wanted.channels not in (None, 1, channels) and channels != 1:
         raise UserError(
             f"the model takes images of {wanted.channels} channels, {dataset.name} has {channels}"
         )
-    to_channels = None if wanted.channels in (None, channels) else wanted.channels
-    target = wanted.size or (max(size[0], wanted.smallest), max(size[1], wanted.smallest))
-    to_size = None if target == size else target
+    size = wanted.size or (max(height, wanted.smallest), max(width, wanted.smallest))
+    to_size = None if size == (height, width) else size
+    to_channels = None if wanted.channels == channels else wanted.channels
     if not (to_channels or to_size):
         return dataset
     train, validation, test = (
-        split.changed(adapt=replace(split.adapt or Adapt(), channels=to_channels, size=to_size))
+        replace(split, adapt=replace(split.adapt or Adapt(), channels=to_channels, size=to_size))
         for split in dataset.splits
     )
     treatment = dataset.treatment

@@ -16,7 +16,7 @@ from net.training.architectures import (
     weights_of,
 )
 from net.training.inputs import Input
-from net.training.restore import restored
+from net.training.weights import restored
 
 
 @pytest.mark.parametrize(("arch", "parameters"), [("lenet-300-100", 266_610), ("lenet-5", 431_080)])

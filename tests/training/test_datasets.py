@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from net.errors import UserError
-from net.training import datasets
+from net.training import datasets, download
 from net.training.inputs import Input
 from net.training.log import Log
 
@@ -17,19 +17,24 @@ def digits():
     return datasets.load("digits", "unused", torch.device("cpu"))
 
 
+def all_of(split):
+    """The inputs as the model gets them."""
+    return next(split.batches(len(split)))[0]
+
+
 def test_digits_splits(digits):
     assert (digits.name, digits.classes) == ("digits", 10)
     assert [len(s) for s in (digits.train, digits.validation, digits.test)] == [1317, 120, 360]
-    assert digits.train.inputs.shape[1:] == (1, 28, 28)
-    assert digits.train.inputs.dtype == torch.float32
+    assert all_of(digits.train).shape[1:] == digits.shape == (1, 28, 28)
+    assert all_of(digits.train).dtype == torch.float32
     assert digits.train.labels.dtype == torch.int64
 
 
 def test_normalised_by_the_training_images(digits):
-    images = torch.cat([digits.train.inputs, digits.validation.inputs])
+    images = torch.cat([all_of(digits.train), all_of(digits.validation)])
     assert abs(images.mean()) < 1e-4
     assert abs(images.std() - 1) < 1e-4
-    assert abs(digits.test.inputs.mean()) > 1e-5  # the test images had no say
+    assert abs(all_of(digits.test).mean()) > 1e-5  # the test images had no say
 
 
 def test_no_image_is_in_two_splits(digits):
@@ -47,7 +52,7 @@ def test_unknown_data_set():
 
 @pytest.fixture
 def offline(monkeypatch):
-    monkeypatch.setattr(datasets, "reachable", lambda urls: False)
+    monkeypatch.setattr(download, "reachable", lambda urls: False)
 
 
 def test_auto_falls_back_to_digits_and_says_so_in_the_log(offline, tmp_path, capsys):
@@ -124,7 +129,7 @@ def test_cifar10(cifar_files, offline):
     assert [len(split) for split in found.splits] == [37, 3, 20]
     assert (found.classes, found.shape) == (10, (3, 32, 32))
     assert found.train.inputs.dtype == torch.uint8  # a quarter of the memory
-    every = torch.cat([next(s.batches(100))[0] for s in (found.train, found.validation)])
+    every = torch.cat([all_of(split) for split in (found.train, found.validation)])
     assert every.mean((0, 2, 3)).abs().max() < 1e-5
     assert (every.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
@@ -164,7 +169,7 @@ def test_cifar10_in_its_binary_layout(cifar_binary, offline):
     assert torch.equal(found.train.inputs, torch.from_numpy(pixels[:60]))
     assert found.train.labels[:13].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3]
     assert torch.equal(found.test.inputs, torch.from_numpy(records(7)[1]))
-    every = torch.cat([next(s.batches(100))[0] for s in (found.train, found.validation)])
+    every = torch.cat([all_of(split) for split in (found.train, found.validation)])
     assert every.mean((0, 2, 3)).abs().max() < 1e-5
     assert (every.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
@@ -202,10 +207,10 @@ def test_binary_files_that_are_damaged(cifar_binary, offline, name, content, mes
 
 def test_grey_images_by_figures_of_their_own(digits):
     found = datasets.load("digits", "unused", "cpu", Input(1, (28, 28), mean=(0.5,), std=(0.25,)))
-    images = next(found.train.batches(2000))[0]
+    images = all_of(found.train)
     assert images.min() == -2  # black: (0 - 0.5) / 0.25
     assert images.max() == pytest.approx(2)  # white, 16 of 16
-    ours = next(digits.train.batches(2000))[0]
+    ours = all_of(digits.train)
     slope = (images.max() - images.min()) / (ours.max() - ours.min())
     assert torch.allclose(images, (ours - ours.min()) * slope - 2, atol=1e-5)
 
@@ -217,9 +222,9 @@ def test_grey_images_by_an_option(digits):
     for how, scale in (("none", 1), ("unit", 16)):
         found = datasets.load("digits", "unused", "cpu", wanted, normalise=how)
         assert found.name == f"digits(normalise={how})"
-        assert torch.equal(next(found.test.batches(360))[0], raw / scale)
+        assert torch.equal(all_of(found.test), raw / scale)
     found = datasets.load("digits", "unused", "cpu", wanted, normalise="data")
-    assert torch.equal(found.test.inputs, digits.test.inputs)
+    assert torch.equal(all_of(found.test), all_of(digits.test))
 
 
 def test_the_log_says_once_what_is_done_to_inputs(cifar_files, offline, tmp_path, capsys):
@@ -244,7 +249,7 @@ def test_grey_images_by_figures_of_colours(mnist_files, offline):
     wanted = Input(3, (32, 32), mean=(0.1, 0.2, 0.4), std=(1.0, 0.5, 0.25))
     found = datasets.load("mnist", mnist_files, "cpu", wanted)
     assert found.shape == (3, 32, 32)
-    images = next(found.test.batches(6))[0]
+    images = all_of(found.test)
     assert images.shape == (6, 3, 32, 32)
     grey = [images[:, i] * wanted.std[i] + wanted.mean[i] for i in range(3)]
     assert torch.allclose(grey[0], grey[1], atol=1e-6)
@@ -255,7 +260,7 @@ def test_grey_images_by_figures_of_colours(mnist_files, offline):
 def test_photographs_by_the_models_figures(cifar_binary, offline):
     wanted = Input(3, (32, 32), mean=(0.1, 0.2, 0.4), std=(1.0, 0.5, 0.25))
     found = datasets.load("cifar10", cifar_binary, "cpu", wanted)
-    images = next(found.test.batches(7))[0]
+    images = all_of(found.test)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (wanted.mean, wanted.std))
     expected = (torch.from_numpy(records(7)[1]) / 255 - mean) / std
     assert torch.allclose(images, expected, atol=1e-5)
@@ -288,8 +293,7 @@ def test_grey_from_colours(cifar_files, offline):
     colour = datasets.load("cifar10", cifar_files, "cpu")
     grey = datasets.load("cifar10", cifar_files, "cpu", Input(1, (28, 28)))
     assert grey.shape == (1, 28, 28)
-    images = next(colour.test.batches(20))[0]
-    assert abs(images.mean() - next(grey.test.batches(20))[0].mean()) < 0.01
+    assert abs(all_of(colour.test).mean() - all_of(grey.test).mean()) < 0.01
 
 
 def test_channels_that_cannot_be_adapted(cifar_files, offline):
@@ -298,13 +302,13 @@ def test_channels_that_cannot_be_adapted(cifar_files, offline):
 
 
 def test_a_download_that_fails_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets, "reachable", lambda urls: True)
+    monkeypatch.setattr(download, "reachable", lambda urls: True)
 
-    def download(self):
+    def fail(self):
         raise RuntimeError("Error downloading train-images\nmore")
 
     from torchvision.datasets import MNIST
 
-    monkeypatch.setattr(MNIST, "download", download)
-    with pytest.raises(UserError, match=r"cannot be downloaded \(Error downloading train-images\)"):
+    monkeypatch.setattr(MNIST, "download", fail)
+    with pytest.raises(UserError, match=r"downloaded \(Error downloading train-images more\)"):
         datasets.load("mnist", tmp_path, "cpu")

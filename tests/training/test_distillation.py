@@ -5,7 +5,6 @@ from torch import nn
 from net.training import splits
 from net.training.distillation import (
     Distilled,
-    DistilledAfresh,
     Distorted,
     distillation_loss,
     distilled,
@@ -64,10 +63,10 @@ def test_an_epoch_takes_one_version_of_each_image(split):
 
 def test_what_does_not_fit_into_memory_is_made_anew(split, monkeypatch):
     assert isinstance(distilled(split, Brightness(), 3, 1.0), Distilled)
-    assert isinstance(distilled(split, Brightness(), 0, 1.0), DistilledAfresh)
+    assert isinstance(distilled(split, Brightness(), 0, 1.0), Distorted)
     monkeypatch.setattr(splits, "IN_MEMORY", 3 * 20 * 28 * 28 - 1)
     taught = distilled(split, Brightness(), 3, 1.0)
-    assert isinstance(taught, DistilledAfresh)
+    assert isinstance(taught, Distorted)
     assert len(taught) == 20
     torch.manual_seed(0)
     epochs = [list(taught.batches(8, shuffle=True)) for _ in range(2)]
@@ -80,7 +79,7 @@ def test_what_does_not_fit_into_memory_is_made_anew(split, monkeypatch):
 
 def test_a_teacher_gets_no_gradients(split):
     layer = nn.Linear(28 * 28, 3)
-    taught = DistilledAfresh(split, nn.Sequential(nn.Flatten(), layer), 0.0)
+    taught = Distorted(split, 0.0, nn.Sequential(nn.Flatten(), layer))
     assert not next(taught.batches(4))[1].requires_grad
 
 

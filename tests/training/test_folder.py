@@ -5,7 +5,7 @@ from PIL import Image
 from torch import multiprocessing
 
 from net.errors import UserError
-from net.training import datasets, splits, streaming
+from net.training import datasets, reading, splits
 from net.training.inputs import Input
 from net.training.log import Log
 
@@ -73,10 +73,10 @@ def test_without_val_a_fraction_is_the_test_set(tmp_path, part):
 def test_streamed_batches_are_those_in_memory(images, monkeypatch, few):
     kept = load(images)
     monkeypatch.setattr(splits, "IN_MEMORY", 0)
-    monkeypatch.setattr(streaming, "FEW", few)  # 0: read by processes
+    monkeypatch.setattr(reading, "FEW", few)  # 0: read by processes
     streamed = load(images)
-    assert isinstance(kept.train, splits.Split)
-    assert isinstance(streamed.train, streaming.StreamedSplit)
+    assert isinstance(kept.train.inputs, torch.Tensor)
+    assert isinstance(streamed.train.inputs, reading.Streamed)
     assert streamed.shape == kept.shape
     for shuffle in (False, True):
         for a, b in zip(kept.splits, streamed.splits, strict=True):
@@ -92,11 +92,11 @@ def read_with_few_open_files(_, path):
     import resource
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    streaming.FEW = 0  # read by processes, which share memory with this one
-    for in_memory, kind in ((2**30, splits.Split), (0, streaming.StreamedSplit)):
+    reading.FEW = 0  # read by processes, which share memory with this one
+    for in_memory, kind in ((2**30, torch.Tensor), (0, reading.Streamed)):
         splits.IN_MEMORY = in_memory
         found = load(path)
-        assert isinstance(found.train, kind)
+        assert isinstance(found.train.inputs, kind)
         for batch_size in (2, 100):
             batches = list(found.train.batches(batch_size, shuffle=True))
             assert sum(len(labels) for _, labels in batches) == len(found.train) == 147

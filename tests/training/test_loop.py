@@ -11,7 +11,7 @@ from net.prune import shrink
 from net.sharing import _version
 from net.training import loop
 from net.training.architectures import build
-from net.training.distillation import DistilledAfresh, Distorted, distillation_loss
+from net.training.distillation import Distorted, distillation_loss
 from net.training.loop import Schedule, adam, evaluate, fit, learning_rate, set_dropout
 from net.training.splits import Split
 
@@ -142,6 +142,68 @@ def test_set_dropout():
     assert model.dropout.p == 0.25
 
 
+# Precision
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("able", [{}, {"avx512_bf16": True}, {"amx_bf16": True}, {"avx2": True}])
+def test_auto_is_on_where_the_processor_has_the_instructions(monkeypatch, able):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    has_bfloat16 = any("bf16" in name for name in able)
+    assert loop.in_bfloat16(CPU, "auto") == has_bfloat16
+    assert loop.in_bfloat16(CPU, True)
+    assert not loop.in_bfloat16(CPU, False)
+    assert not loop.in_bfloat16(torch.device("cuda"), "auto")
+
+
+def test_a_torch_that_does_not_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not loop.in_bfloat16(CPU, "auto")
+
+
+def test_losses_and_what_a_teacher_says_are_in_full_precision():
+    torch.manual_seed(0)
+    split = Split(torch.randn(64, 6), torch.randint(3, (64,)))
+    model = nn.Linear(6, 3)
+    model.register_forward_hook(lambda module, given, found: computed.append(found.dtype))
+    computed, outputs, targets = [], [], []
+
+    def loss(found, wanted):
+        outputs.append(found.dtype)
+        targets.append(wanted.dtype)
+        return distillation_loss(found, wanted, 1.0)
+
+    taught = Distorted(split, 0.0, nn.Linear(6, 3), amp=True)
+    fit(model, adam(model.parameters(), 0.1), taught, Schedule(20, 16, amp=True), loss=loss)
+    assert set(computed) == {torch.bfloat16}
+    assert set(outputs) == set(targets) == {torch.float32}
+    inputs, said = next(taught.batches(64))
+    assert F.mse_loss(model(inputs).softmax(1), said.softmax(1)) < 1e-3
+    # What the teacher says was computed in bfloat16, of 8 bits.
+    exact = taught.teacher(inputs)
+    assert not torch.equal(said, exact)
+    torch.testing.assert_close(said, exact, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")],
+)
+def test_outputs_are_never_narrowed(given, wanted):
+    split = Split(torch.randn(8, 6, dtype=getattr(torch, given)), torch.randint(3, (8,)))
+    model = nn.Linear(6, 3).to(getattr(torch, given))
+    seen = []
+
+    def loss(found, labels):
+        seen.append(found.dtype)
+        return F.cross_entropy(found, labels)
+
+    fit(model, adam(model.parameters(), 0.1), split, Schedule(1, 8), loss=loss)
+    assert seen == [getattr(torch, wanted)]
+
+
 # A stand-in for a GPU, which these tests must not need
 
 
@@ -197,7 +259,7 @@ def test_no_step_of_fine_tuning_waits_for_the_device(far_device):
     sharing = moved(sharing, model)
     optimizer = torch.optim.Adam(sharing.parameter_groups(1e-2), 1e-2, foreach=True)
     sharing.attach(optimizer)
-    split = DistilledAfresh(far_split(far_device), build("lenet-5").to(far_device), 1.0)
+    split = Distorted(far_split(far_device), 1.0, build("lenet-5").to(far_device))
     assert steps_of(model, optimizer, split, loss=distillation_loss) == 12
     assert sharing.tensors["fc1.weight"].labels.device == far_device
 

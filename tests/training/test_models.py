@@ -24,12 +24,25 @@ def test_the_published_names():
     assert not any("downsample" in name or "shortcut" in name for name in names)
 
 
-def test_inputs_and_outputs():
-    found = input_of("resnet-20(num_classes=7)")
+@pytest.mark.parametrize(
+    ("arch", "mean", "std"),
+    [
+        ("resnet-20", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("vgg-16", None, None),
+    ],
+)
+def test_inputs_and_outputs(arch, mean, std):
+    found = input_of(f"{arch}(num_classes=7)")
     assert (found.channels, found.size) == (3, (32, 32))
-    assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    model = build("resnet-20", num_classes=7).eval()
+    assert (found.mean, found.std) == (mean, std)
+    model = build(arch, num_classes=7).eval()
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_the_size_and_the_layers_that_others_report_of_vgg():
+    model = build("vgg-16")
+    assert sum(p.numel() for p in model.parameters()) == 14_724_042
+    assert sum(p.dim() == 4 for p in model.parameters()) == 13
 
 
 def test_the_shortcut_halves_the_size_and_adds_channels_of_zeros():

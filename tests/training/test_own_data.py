@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from net.errors import UserError
-from net.training import datasets, splits, streaming
+from net.training import datasets, reading, splits
 from net.training.distillation import Distorted, distilled
 from net.training.inputs import Input
 from net.training.own_data import image_kind
@@ -57,11 +57,11 @@ def test_inputs_of_any_shape_and_type_reach_the_model_as_they_are(
     if not in_memory:
         monkeypatch.setattr(splits, "IN_MEMORY", 0)
     if processes:
-        monkeypatch.setattr(streaming, "FEW", 0)
+        monkeypatch.setattr(reading, "FEW", 0)
     train, test = numbered(24, shape, dtype), numbered(9, shape, dtype, start=100)
     found = load(train, test)
-    kind = splits.Split if in_memory else streaming.StreamedSplit
-    assert all(isinstance(split, kind) for split in found.splits)
+    kind = torch.Tensor if in_memory else reading.Streamed
+    assert all(isinstance(split.inputs, kind) for split in found.splits)
     assert [len(split) for split in found.splits] == [22, 2, 9]
     assert (found.shape, found.classes, found.kind) == (shape, 3, None)
     inputs, labels = all_of(found.test)
@@ -110,7 +110,7 @@ class Random(torch.utils.data.Dataset):
 
 def test_a_data_set_that_changes_its_inputs_does_so_in_every_epoch(load, monkeypatch):
     monkeypatch.setattr(splits, "IN_MEMORY", 0)
-    monkeypatch.setattr(streaming, "FEW", 0)
+    monkeypatch.setattr(reading, "FEW", 0)
     found = load(Random(), Random())
     torch.manual_seed(0)
     epochs = [torch.cat([x for x, _ in found.train.batches(4, shuffle=True)]) for _ in range(2)]
@@ -323,7 +323,7 @@ X = torch.zeros(4)
 @pytest.mark.parametrize("processes", [True, False])
 def test_data_that_cannot_be_used(load, monkeypatch, parts, message, processes):
     if processes:
-        monkeypatch.setattr(streaming, "FEW", 0)
+        monkeypatch.setattr(reading, "FEW", 0)
     with pytest.raises(UserError, match=message) as error:
         load(*parts)
     assert "\n" not in str(error.value)

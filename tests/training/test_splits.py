@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from net.errors import UserError
-from net.training.inputs import Adapt, Input, normaliser
+from net.training.inputs import Adapt, Input
 from net.training.splits import Dataset, Split, adapted
 
 
@@ -45,34 +45,3 @@ def test_only_images_are_adapted():
 def test_images_that_cannot_be_adapted():
     with pytest.raises(UserError, match="the model takes images of 4 channels, made has 3"):
         adapted(dataset(torch.zeros(6, 3, 9, 9), "photographs"), Input(4))
-
-
-@pytest.mark.parametrize(
-    ("stored", "adapt", "expected"),
-    [
-        ((5,), Adapt(), (5,)),
-        ((1, 8, 8), Adapt(), (1, 8, 8)),
-        ((1, 8, 8), Adapt(channels=3, size=(4, 6)), (3, 4, 6)),
-        ((3, 8, 8), Adapt(channels=1), (1, 8, 8)),
-    ],
-)
-def test_the_shape_of_a_batch_is_known_before(stored, adapt, expected):
-    assert adapt.shape(stored) == expected
-    if len(stored) == 3:
-        assert adapt(torch.zeros(2, *stored)).shape[1:] == expected
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("mean", [(0.2,), (0.2, 0.4, 0.6)])
-def test_normalisation_by_figures_of_images_from_0_to_1(dtype, channels, mean):
-    generator = torch.Generator().manual_seed(0)
-    stored = torch.randint(256, (2, channels, 4, 5), generator=generator).to(dtype)
-    before = stored.clone()
-    std = tuple(0.5 * m for m in mean)
-    found = normaliser(mean, std, "cpu", white=255)(stored)
-    assert found.dtype == torch.float32
-    assert found.shape == (2, max(channels, len(mean)), 4, 5)
-    figures = [torch.tensor(each).view(-1, 1, 1) for each in (mean, std)]
-    assert torch.allclose(found, (stored / 255 - figures[0]).float() / figures[1], atol=1e-5)
-    assert torch.equal(stored, before)

@@ -9,7 +9,7 @@ from torch import nn
 
 from net import checkpoint, state_dicts
 from net.errors import UserError
-from net.training import architectures, weights
+from net.training import architectures, download, weights
 from net.training.weights import downloaded, is_published, load_into, start_from, without_prefixes
 
 
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_named(old, change, first):
 def hub(tmp_path, monkeypatch):
     """Put a file of weights where torch.hub keeps those that are published under this name."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(weights, "reachable", lambda urls: False)
+    monkeypatch.setattr(download, "reachable", lambda urls: False)
 
     def put(arch, content, name="DEFAULT"):
         url = architectures.published_weights(arch, name).url
@@ -208,7 +208,7 @@ def test_weights_whose_host_does_not_answer(hub, tmp_path):
 @pytest.mark.parametrize("content", [b"wrong hash", None])
 def test_a_download_that_fails_is_one_line(hub, tmp_path, monkeypatch, content, capsys):
     """A host that sends something else, whose hash torch.hub checks, or nothing at all."""
-    monkeypatch.setattr(weights, "reachable", lambda urls: True)
+    monkeypatch.setattr(download, "reachable", lambda urls: True)
 
     def urlopen(request, **options):
         if content is None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from net.training.augmentation import augment, distort, shift_and_mirror
+from net.training.inputs import Adapt, augment, distort, normaliser, shift_and_mirror
 
 
 @pytest.fixture
@@ -84,3 +84,37 @@ def test_processes_change_their_parts_as_one_would_the_whole(photographs, kind):
         torch.manual_seed(0)
         part = augment(photographs[rank::2], kind, 1.0, (rank, 2))
         assert torch.allclose(part, whole[rank::2], atol=1e-6)
+
+
+# Batches as a model takes them
+
+
+@pytest.mark.parametrize(
+    ("stored", "adapt", "expected"),
+    [
+        ((5,), Adapt(), (5,)),
+        ((1, 8, 8), Adapt(), (1, 8, 8)),
+        ((1, 8, 8), Adapt(channels=3, size=(4, 6)), (3, 4, 6)),
+        ((3, 8, 8), Adapt(channels=1), (1, 8, 8)),
+    ],
+)
+def test_the_shape_of_a_batch_is_known_before(stored, adapt, expected):
+    assert adapt.shape(stored) == expected
+    if len(stored) == 3:
+        assert adapt(torch.zeros(2, *stored)).shape[1:] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mean", [(0.2,), (0.2, 0.4, 0.6)])
+def test_normalisation_by_figures_of_images_from_0_to_1(dtype, channels, mean):
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randint(256, (2, channels, 4, 5), generator=generator).to(dtype)
+    before = stored.clone()
+    std = tuple(0.5 * m for m in mean)
+    found = normaliser(mean, std, "cpu", white=255)(stored)
+    assert found.dtype == torch.float32
+    assert found.shape == (2, max(channels, len(mean)), 4, 5)
+    figures = [torch.tensor(each).view(-1, 1, 1) for each in (mean, std)]
+    assert torch.allclose(found, (stored / 255 - figures[0]).float() / figures[1], atol=1e-5)
+    assert torch.equal(stored, before)

@@ -4,7 +4,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,9 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from ..errors import UserError
-from .augmentation import WHOLE, Kind
-from .inputs import Adapt
-from .splits import Split, batch_indexes
+from ..files import reason
 
 FEW = 512  # inputs that are read sooner than processes to read them would have started
 
@@ -22,13 +20,22 @@ FEW = 512  # inputs that are read sooner than processes to read them would have 
 class Source(Protocol):
     """Where inputs come from, all of one shape and type."""
 
+    @property
+    def like(self) -> torch.Tensor:
+        """An input of this shape and type."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         """(input, class number). Any exception means that this one cannot be read."""
         ...
 
-    def broken(self, i: int, reason: str) -> UserError:
+    def name_of(self, i: int) -> str:
+        """What a user knows it by."""
+        ...
+
+    def broken(self, i: int, why: str) -> UserError:
         """What to tell the user of an input that cannot be read."""
         ...
 
@@ -47,27 +54,28 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Guarded(TorchDataset):
-    """What a DataLoader's workers index: an exception in one of them would end the run as it is,
-    with the traceback of the worker."""
+class _Reader(TorchDataset):
+    """What a DataLoader's workers index, by the indexes of a batch.
+
+    An exception in one of them would end the run as it is, with the traceback of the worker.
+    """
 
     source: Source
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, i: int) -> tuple[int, torch.Tensor | str, int]:
-        try:
-            return i, *self.source[i]
-        except Exception as error:  # whatever a damaged file or a user's code leads to
-            return i, str(error).splitlines()[0] if str(error) else type(error).__name__, -1
-
-
-def gathered(batch: list[tuple[int, torch.Tensor | str, int]]) -> Read:
-    good = [(i, x, label) for i, x, label in batch if isinstance(x, torch.Tensor)]
-    inputs = torch.stack([x for _, x, _ in good]) if good else torch.empty(0)
-    where, labels = (torch.tensor([item[k] for item in good], dtype=torch.int64) for k in (0, 2))
-    return Read(inputs, labels, where, [(i, x) for i, x, _ in batch if isinstance(x, str)])
+    def __getitem__(self, batch: Sequence[int]) -> Read:
+        inputs: list[torch.Tensor] = []
+        labels, where, broken = [], [], []
+        for i in batch:
+            try:
+                item, label = self.source[i]
+            except Exception as error:  # whatever a damaged file or a user's code leads to
+                broken.append((i, reason(error)))
+                continue
+            inputs.append(item)
+            labels.append(label)
+            where.append(i)
+        stacked = torch.stack(inputs) if inputs else torch.empty(0)
+        return Read(stacked, torch.tensor(labels), torch.tensor(where), broken)
 
 
 def read(source: Source, batches: Sequence[torch.Tensor]) -> Iterator[Read]:
@@ -77,47 +85,41 @@ def read(source: Source, batches: Sequence[torch.Tensor]) -> Iterator[Read]:
     # global one; other inputs, another seed, for a source that changes its inputs at random.
     seed = zlib.crc32(batches[0].numpy().tobytes()) if batches else 0
     yield from DataLoader(
-        Guarded(source),
-        batch_sampler=[index.tolist() for index in batches],
+        _Reader(source),
+        sampler=[index.tolist() for index in batches],
+        batch_size=None,
         num_workers=workers,
-        collate_fn=gathered,
         generator=torch.Generator().manual_seed(seed),
     )
 
 
 @dataclass(frozen=True)
-class StreamedSplit:
-    """A split that is read from its source in every epoch; otherwise as splits.Split is."""
+class Streamed:
+    """Inputs that are read from their source in every epoch, where others are a tensor."""
 
     source: Source
     order: torch.Tensor  # int64 [N], indexes of the source
-    labels: torch.Tensor  # int64 [N]
-    stored_shape: tuple[int, ...]
     device: torch.device | str
-    adapt: Adapt | None = None
-    kind: Kind = None
 
-    def __len__(self) -> int:
-        return len(self.order)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.order), *self.source.like.shape
 
-    def __getitem__(self, part: slice) -> "StreamedSplit":
-        return replace(self, order=self.order[part], labels=self.labels[part])
+    def __getitem__(self, part: slice) -> "Streamed":
+        return replace(self, order=self.order[part])
 
-    def changed(self, **fields: Any) -> "StreamedSplit":
-        return replace(self, **fields)
 
-    def batches(
-        self, batch_size: int, shuffle: bool = False, shard: tuple[int, int] = WHOLE
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (inputs, labels); shuffled by torch's global generator."""
-        indexes = batch_indexes(len(self), batch_size, shuffle, shard)
-        batches = read(self.source, [self.order[index] for index in indexes])
-        for index, batch in zip(indexes, batches, strict=True):
-            for i, reason in batch.broken:  # it could be read when the run began
-                raise self.source.broken(i, reason)
-            inputs = batch.inputs.to(self.device)
-            labels = self.labels[index].to(self.device)
-            yield self.adapt(inputs) if self.adapt else inputs, labels
+def drawn(
+    inputs: torch.Tensor | Streamed, batches: Sequence[torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """Yield the inputs [n, ...] of each batch of indexes."""
+    if isinstance(inputs, torch.Tensor):
+        yield from (inputs[index.to(inputs.device)] for index in batches)
+        return
+    for batch in read(inputs.source, [inputs.order[index] for index in batches]):
+        for i, why in batch.broken:  # it could be read when the run began
+            raise inputs.source.broken(i, why)
+        yield batch.inputs.to(inputs.device)
 
 
 @dataclass
@@ -149,7 +151,8 @@ class Sums:
 class FirstPass(NamedTuple):
     """What reading all inputs of a split once has found."""
 
-    split: Split | StreamedSplit
+    inputs: torch.Tensor | Streamed  # [N, ...]
+    labels: torch.Tensor  # int64 [N]
     skipped: list[int]  # indexes of the broken ones
     sums: Sums  # if they were wanted
 
@@ -159,44 +162,34 @@ def first_pass(
     order: torch.Tensor,
     device: torch.device | str,
     keep: bool,
-    kind: Kind = None,
     measure: bool = False,
     skip_broken: bool = False,
 ) -> FirstPass:
     """Read the inputs that `order`, int64 indexes of `source`, names.
 
-    With `keep` they stay in memory, as a Split; with `measure` their values are summed. Raises the
-    source's UserError for the first that cannot be read, unless `skip_broken`.
+    With `keep` they stay in memory; with `measure` their values are summed. Raises the source's
+    UserError for the first that cannot be read, unless `skip_broken`.
     """
-    kept = torch.empty(0)
+    kept = torch.empty(len(order) if keep else 0, *source.like.shape, dtype=source.like.dtype)
     good, labels = torch.empty_like(order), torch.empty_like(order)
     skipped: list[int] = []
-    shape: tuple[int, ...] = ()
     sums, n = Sums(), 0
     batches = order.split(64)
     for inputs, targets, where, broken in tqdm(
         read(source, batches), "reading", total=len(batches), leave=False, disable=None
     ):
-        for i, reason in broken:
+        for i, why in broken:
             if not skip_broken:
-                raise source.broken(i, reason)
+                raise source.broken(i, why)
             skipped.append(i)
         if not len(where):
             continue
-        shape = tuple(inputs.shape[1:])
         if measure:
             sums.add(inputs)
-        if keep and not n:
-            kept = torch.empty(len(order), *shape, dtype=inputs.dtype)
         now = slice(n, n + len(where))
         if keep:
             kept[now] = inputs
         good[now], labels[now] = where, targets
         n += len(where)
-    good, labels = good[:n], labels[:n]
-    split: Split | StreamedSplit
-    if keep:
-        split = Split(kept[:n].to(device), labels.to(device), kind=kind)
-    else:
-        split = StreamedSplit(source, good, labels, shape, device, kind=kind)
-    return FirstPass(split, skipped, sums)
+    found = kept[:n].to(device) if keep else Streamed(source, good[:n], device)
+    return FirstPass(found, labels[:n].to(device), skipped, sums)
