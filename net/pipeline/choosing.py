@@ -52,7 +52,9 @@ def density(model: nn.Module, dataset: Dataset, options: PruningOptions, log: Lo
         Pruner(changed, density=value, include=options.include, exclude=options.exclude)
         measure_statistics(changed, known, BATCH)
 
-    return search(model, dataset, options, log, "density", prune, DENSITIES)
+    retrained = options.prune_epochs + options.retrain_epochs > 0
+    nats = choose.PER_POINT_RETRAINED if retrained else choose.PER_POINT
+    return search(model, dataset, options, log, "density", prune, DENSITIES, nats)
 
 
 def noise(model: nn.Module, dataset: Dataset, options: SharingOptions, log: Log) -> float:
@@ -73,9 +75,10 @@ def search(
     what: str,
     change: Callable[[nn.Module, float], object],
     span: tuple[float, float],
+    per_point: float = choose.PER_POINT,
 ) -> float:
-    """choose.farthest to three digits, told to the log."""
-    limit = choose.PER_POINT * options.error_budget
+    """choose.farthest to three digits, told to the log; `per_point` are nats per point of budget."""
+    limit = per_point * options.error_budget
     batches = held_out(dataset, options.distortion)
 
     def tell(tried: Choice) -> None:
@@ -83,7 +86,7 @@ def search(
         log.result(text, event="tried", **{what: tried.value}, divergence=tried.divergence)
 
     found = choose.farthest(*span, choose.moved_by(model, batches, change), limit, tell)
-    reason = f"what moves held-out outputs by at most {limit:.3g} nats without training"
+    reason = f"what moves held-out outputs by at most {limit:.3g} nats before training"
     value = float(f"{found.value:.3g}")
     log.result(
         f"{what} {value:g}: {reason} (an error budget of {options.error_budget:g} points)",
