@@ -53,7 +53,7 @@ def body(args: Namespace) -> None:
             runtime.log.note(note)
         if source.arch is None and built(args, ModelOptions).arch is None:
             options = cli.chosen(args, recorded="untrained").sharing
-            _, clusterings = runs.share_bare(source, options, args.output, runtime.log)
+            clusterings = runs.share_bare(source, options, args.output, runtime.log)
             runtime.log.note(
                 "shared without data, so that nobody has seen what the model answers now: compare "
                 "it with the original, or name --arch and --dataset"

@@ -14,7 +14,6 @@ of deep_compressing.py; --quick is a check on the digits, and shows nothing.
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -90,11 +89,10 @@ def measured(run, options, densities):
     data, runtime = run.dataset, run.runtime
     pruning = choosing.schedules(options.pruning, data, runtime.device)
     sharing = choosing.without_auto(choosing.schedules(options.sharing, data, runtime.device))
-    learn_from = partial(run.targets, sharing, run.teacher(sharing, initial))
     for density in progress("density", densities):
         changed = replace(pruning, density=density)
-        targets = run.targets(changed, run.teacher(changed, initial))
-        pruned = stages.prune(initial, data, changed, runtime, targets)
+        pruned = stages.prune(initial, data, changed, runtime, run.targets(changed, initial))
+        learn_from = run.targets(sharing, initial)
         shared, _ = stages.share(pruned, data, sharing, runtime, learn_from)
         yield {
             "density": density,
