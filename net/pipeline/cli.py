@@ -10,7 +10,14 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import (
+    closing,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -216,18 +223,21 @@ def device(args: Namespace) -> "torch.device":
 
 
 @contextmanager
-def runtime(args: Namespace) -> Iterator["Runtime"]:
-    """The net.pipeline.stages.Runtime of a script; its log is closed at the end of the block."""
+def runtime(args: Namespace, folder: str | Path | None = None) -> Iterator["Runtime"]:
+    """The net.pipeline.stages.Runtime of a script; its log is closed at the end of the block, in
+    which no other run may begin in `folder`."""
     from ..training import distributed
     from ..training.log import Log
+    from .runs import alone
     from .stages import Runtime
 
-    where = device(args)  # refuses one that is not there, before any file is made
+    where = device(args)  # refuses one that is not there, before any folder or file is made
     machine = built(args, MachineOptions)
     path = machine.log if distributed.is_writer() else None
-    append = getattr(args, "resume", False)
-    with closing(Log(path, machine.log_interval, append=append)) as log:
-        yield Runtime(where, log, machine.test_batch_size)
+    with alone(folder) if folder else nullcontext():  # before the log of another is overwritten
+        append = getattr(args, "resume", False)
+        with closing(Log(path, machine.log_interval, append=append)) as log:
+            yield Runtime(where, log, machine.test_batch_size)
 
 
 def data_options(args: Namespace, trained_on: str | None = None) -> DataOptions:
