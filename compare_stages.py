@@ -28,8 +28,7 @@ def parser() -> Parser:
     )
     cli.add_folders(parser, output=False)
     parser.add_fields("comparison", ReportOptions)
-    cli.add_common(parser, hide=["log"])
-    cli.add_seed(parser)
+    cli.add_common(parser, hide=["log"], seed=True)
     return parser
 
 

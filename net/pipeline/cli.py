@@ -4,20 +4,13 @@ stages take.
 Imports nothing heavy: `--help` must answer at once, so torch is imported after parsing.
 """
 
+import contextlib
 import os
 import re
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import (
-    closing,
-    contextmanager,
-    nullcontext,
-    redirect_stderr,
-    redirect_stdout,
-    suppress,
-)
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -65,7 +58,7 @@ class Output:
             except (OSError, ValueError) as error:  # ValueError: closed since
                 self.failure = getattr(error, "strerror", None) or str(error)
                 # What is still in the buffer would fail again when the interpreter ends.
-                with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
                     os.dup2(nowhere.fileno(), self._stream.fileno())
         return len(text)
 
@@ -90,7 +83,7 @@ def run(
     """
     output: Any = Output(sys.stdout)
     errors: Any = Output(sys.stderr, keep="\n\r")  # progress bars begin with a carriage return
-    with redirect_stdout(output), redirect_stderr(errors):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = attempt(parser, body, argv)
         if output.failure and not code:
             return fail(f"cannot print the results: stdout: {output.failure}")
@@ -182,21 +175,18 @@ def add_path(parser: Parser, flag: str, default: str, text: str, metavar: str = 
     parser.add_argument(flag, default=default, metavar=metavar, help=f"{text} (default: {default})")
 
 
-def add_common(parser: Parser, hide: Sequence[str] = ()) -> None:
+def add_common(parser: Parser, hide: Sequence[str] = (), seed: bool = False) -> None:
+    """`seed`: for a script in which nothing is random, but which takes what all take."""
     parser.add_fields("data", DataOptions, hide=hide)
     parser.add_fields("machine and log", MachineOptions, hide=hide)
+    if seed:
+        parser.add_fields("data", CommonOptions, only=["seed"], hide=["seed"])
 
 
 def add_without_effect(parser: Parser) -> None:
     """The common options, for a script that needs none of them: accepted, and shown by --help-all
     alone."""
-    add_common(parser, hide=[*declared(DataOptions), *declared(MachineOptions)])
-    add_seed(parser)
-
-
-def add_seed(parser: Parser) -> None:
-    """For a script in which nothing is random, but which takes what all take."""
-    parser.add_fields("data", CommonOptions, only=["seed"], hide=["seed"])
+    add_common(parser, hide=[*declared(DataOptions), *declared(MachineOptions)], seed=True)
 
 
 # --- from the namespace of a parser to what the stages take; nothing below this file knows of it --
@@ -222,7 +212,7 @@ def device(args: Namespace) -> "torch.device":
     return torch.device("cpu")
 
 
-@contextmanager
+@contextlib.contextmanager
 def runtime(args: Namespace, folder: str | Path | None = None) -> Iterator["Runtime"]:
     """The net.pipeline.stages.Runtime of a script; its log is closed at the end of the block, in
     which no other run may begin in `folder`."""
@@ -234,9 +224,11 @@ def runtime(args: Namespace, folder: str | Path | None = None) -> Iterator["Runt
     where = device(args)  # refuses one that is not there, before any folder or file is made
     machine = built(args, MachineOptions)
     path = machine.log if distributed.is_writer() else None
-    with alone(folder) if folder else nullcontext():  # before the log of another is overwritten
+    with (
+        alone(folder) if folder else contextlib.nullcontext()
+    ):  # before the log of another is overwritten
         append = getattr(args, "resume", False)
-        with closing(Log(path, machine.log_interval, append=append)) as log:
+        with contextlib.closing(Log(path, machine.log_interval, append=append)) as log:
             yield Runtime(where, log, machine.test_batch_size)
 
 

@@ -55,10 +55,7 @@ class DataOptions:
     )
     data_dir: str = option("data", "where data sets are, or are downloaded to", metavar="DIR")
     val_fraction: float = expert(
-        0.2,
-        "of the images of folder:PATH, to test on where there is no PATH/val",
-        low=0.01,
-        high=0.99,
+        0.2, "part of folder:PATH to test on where it has no val/", low=0.01, high=0.99
     )
     skip_broken: bool = expert(
         False, "pass over images of folder:PATH that cannot be read; otherwise they end the run"
@@ -126,15 +123,11 @@ class CommonOptions:
     preset: str = "paper"  # whose values these are, but for what the user has given
     seed: int = option(42, "of everything that is random", high=2**63 - 1)
     batch_size: int | Literal["auto"] = option(
-        "auto",
-        "inputs per step, of all processes together; auto: 250, down to 32 on a small data set",
-        low=1,
+        "auto", "inputs per step, of all processes; auto: 250, fewer on a small data set", low=1
     )
     largest_batch: int = expert(250, "the most that --batch-size auto takes", low=1)
     distortion: float = option(
-        1.0,
-        "strength of the random changes of training images, 0 for none: grey ones are rotated, "
-        "scaled and sheared, coloured ones shifted and mirrored",
+        1.0, "strength of the random changes (rotation, shift, ...) of training images; 0: none"
     )
     teacher: str = expert(
         "none",
@@ -142,9 +135,7 @@ class CommonOptions:
         "before pruning), another architecture, which is trained first, or a .ptmodel file",
     )
     teacher_copies: int = expert(
-        8,
-        "distorted versions of each image that the teacher sees, made once; 0: a new one in every "
-        "epoch",
+        8, "distorted versions of each image that the teacher sees; 0: a new one every epoch"
     )
     temperature: float = expert(
         2.0, "softens the outputs of teacher and student (Hinton et al. 2015)", low=0.01, high=1000
@@ -181,10 +172,7 @@ class ChoiceOptions:
         (), "leave these as they are, exactly", metavar="PATTERNS", check=patterns
     )
     error_budget: float = option(
-        0.5,
-        "about how many points of error the choices of auto may cost, before training takes some "
-        "back; higher: fewer bytes",
-        high=100,
+        0.5, "points of error that auto may cost, before training; higher: fewer bytes", high=100
     )
 
 
@@ -211,14 +199,12 @@ class PruningOptions(TrainingOptions, ChoiceOptions):
     """Of pruning and retraining."""
 
     sensitivity: float | PerLayer = option(
-        1.5,
-        "weights smaller than this many standard deviations of their layer are pruned; higher: "
-        "fewer weights",
+        1.5, "prune weights below so many standard deviations of their layer; higher: fewer stay"
     )
     density: float | PerLayer | Literal["auto"] | None = option(
         None,
-        "instead of --sensitivity: the fraction of weights to keep, of all layers together or per "
-        "layer, reached gradually; lower: fewer bytes; auto: as low as --error-budget allows",
+        "instead of --sensitivity: the fraction of weights to keep, in all or per layer, reached "
+        "gradually; lower: fewer bytes; auto: as low as --error-budget allows",
         high=1,
     )
     prune_epochs: int = expert(20, "epochs of gradual pruning (--density)")
@@ -253,9 +239,7 @@ class SharingOptions(CommonOptions, ChoiceOptions):
         high=100,
     )
     calibration_images: int = expert(
-        1000,
-        "of --bits auto: training inputs, without labels, on which the errors of each layer are "
-        "compensated; 0 for none",
+        1000, "of --bits auto: training inputs on which errors are compensated; 0: none"
     )
     exact_vectors: bool = expert(
         False, "leave biases and normalisation as they are, instead of rounding them"
@@ -278,9 +262,7 @@ class SharingOptions(CommonOptions, ChoiceOptions):
     finetune_epochs: int = option(3, "epochs of fine-tuning the shared values; 0: sharing alone")
     finetune_lr: float = expert(5e-4, "peak of Adam's learning rate for the shared values")
     reassign: float = expert(
-        0.0,
-        "fraction of the fine-tuning in which weights may still change their shared value",
-        high=1,
+        0.0, "part of the fine-tuning in which weights may change their shared value", high=1
     )
     share_parts: int = expert(
         1,

@@ -67,21 +67,22 @@ def read(folder: str | Path, directory: str | Path, initial: str | Path | None =
         dataset = next((model.dataset for model in found.values() if model.dataset), None)
         adopted, _ = weights.adopted(found["initial"], initial, arch)
         found["initial"] = replace(adopted, dataset=dataset)
-    missing = [missing_line(stage, files[stage], found) for stage in files if stage not in found]
+    shared = found.get("weight_shared")
+    untrained = shared is not None and shared.options.get("finetune_epochs") == 0
+    missing = []
+    for stage, file in files.items():
+        if stage in found:
+            continue
+        line = f"no {file}{checkpoint.origin(file)}"
+        if untrained and stage in ("initial", "retrained"):
+            line = f"{stage}, since the model was shared as it was, without training"
+        missing.append(line)
     file_bytes = {stage: files[stage].stat().st_size for stage in found}
     if not (directory.is_dir() and any(directory.glob("[!.]*"))):
         return Stages(found, file_bytes, missing, {}, [], None)
     state, _, tensors = encoding.read(directory)
     size = encoding.directory_bytes(directory)
     return Stages(found, file_bytes, missing, state, tensors, size)
-
-
-def missing_line(stage: str, file: Path, found: dict[str, Checkpoint]) -> str:
-    shared = found.get("weight_shared")
-    untrained = shared is not None and shared.options.get("finetune_epochs") == 0
-    if untrained and stage in ("initial", "retrained"):
-        return f"{stage}, since the model was shared as it was, without training"
-    return f"no {file}{checkpoint.origin(file)}"
 
 
 def compare(
@@ -99,7 +100,16 @@ def compare(
     names = list(restore.kinds_of(stages.reference))
     rows, first = [], None
     for stage, model in found.items():
-        row = stage_row(stage, model, stages.file_bytes[stage])
+        parameters = parameters_of(model)
+        row: dict = {
+            "stage": stage,
+            "error_percent": None,
+            "error_change": None,  # against the initial model, in percentage points
+            "kl_divergence": None,  # of the outputs from those of the first stage, in nats
+            "parameters": sum(tensor.numel() for tensor in parameters),
+            "nonzero": sum(int(tensor.count_nonzero()) for tensor in parameters),
+            "bytes": stages.file_bytes[stage],
+        }
         rows.append(row)
         if dataset is not None and model.arch:
             logits, labels = outputs(restore.restored(model, device), dataset.test, batch_size)
@@ -156,20 +166,6 @@ def show(
         plots.save(plots.comparison_page(figures), plot)
 
 
-def stage_row(stage: str, model: Checkpoint, file_bytes: int) -> dict:
-    """One row of the table, without what takes running the model."""
-    parameters = parameters_of(model)
-    return {
-        "stage": stage,
-        "error_percent": None,
-        "error_change": None,  # against the initial model, in percentage points
-        "kl_divergence": None,  # of the outputs from those of the first stage, in nats
-        "parameters": sum(tensor.numel() for tensor in parameters),
-        "nonzero": sum(int(tensor.count_nonzero()) for tensor in parameters),
-        "bytes": file_bytes,
-    }
-
-
 def parameters_of(model: Checkpoint) -> list[torch.Tensor]:
     """The tensors that are parameters; of a bare state dict all of floating point.
 
@@ -200,37 +196,36 @@ def identical(a: Checkpoint | None, b: Checkpoint | None) -> bool | None:
 def layer_rows(stages: Stages, names: list[str]) -> list[dict]:
     """One row per compressible layer; its bias, a file of its own, counts among its "parts"."""
     by_name = {name: tensor for tensor in stages.tensors for name in (tensor.name, *tensor.tied)}
-    return [
-        layer_row(name, by_name[name], by_name.get(bias_of(name)), stages.state[name])
-        for name in names
-        if name in by_name
-    ]
-
-
-def layer_row(name: str, weight: TensorInfo, bias: TensorInfo | None, tensor: torch.Tensor) -> dict:
-    sections = weight.sections
-    return {
-        "name": shortest_name(name),
-        "parameters": weight.parameters,
-        "nonzero": weight.nonzero,
-        "weight_bits": weight.weight_bits,
-        "index_bits": weight.index_bits,
-        "encoded_bytes": weight.encoded_bytes,
-        "weight_bits_before_huffman": weight.weight_bits_before,
-        "index_bits_before_huffman": weight.index_bits_before,
-        # The paper's P and P+Q: sizes that the steps before Huffman coding would give.
-        "bytes_pruned": fixed_width_bytes(tensor, 8 * tensor.element_size()),
-        "bytes_before_huffman": bytes_before_huffman(weight, tensor),
-        "parts": {  # bytes of the weight's file, and of the bias's
-            "values": sections["values"],
-            "positions": sections["positions"],
-            "codebook": sections["codebook"],
-            "bias": bias.encoded_bytes if bias else 0,
-            "header": sections["header"] + sections["checksum"],
-        },
-        "value_code": code(weight.value_stream) if weight.value_stream else None,
-        "gap_codes": [code(stream) for stream in weight.gap_streams],
-    }
+    rows = []
+    for name in names:
+        if name not in by_name:
+            continue
+        weight, bias, tensor = by_name[name], by_name.get(bias_of(name)), stages.state[name]
+        sections = weight.sections
+        row = {
+            "name": shortest_name(name),
+            "parameters": weight.parameters,
+            "nonzero": weight.nonzero,
+            "weight_bits": weight.weight_bits,
+            "index_bits": weight.index_bits,
+            "encoded_bytes": weight.encoded_bytes,
+            "weight_bits_before_huffman": weight.weight_bits_before,
+            "index_bits_before_huffman": weight.index_bits_before,
+            # The paper's P and P+Q: sizes that the steps before Huffman coding would give.
+            "bytes_pruned": fixed_width_bytes(tensor, 8 * tensor.element_size()),
+            "bytes_before_huffman": bytes_before_huffman(weight, tensor),
+            "parts": {  # bytes of the weight's file, and of the bias's
+                "values": sections["values"],
+                "positions": sections["positions"],
+                "codebook": sections["codebook"],
+                "bias": bias.encoded_bytes if bias else 0,
+                "header": sections["header"] + sections["checksum"],
+            },
+            "value_code": code(weight.value_stream) if weight.value_stream else None,
+            "gap_codes": [code(stream) for stream in weight.gap_streams],
+        }
+        rows.append(row)
+    return rows
 
 
 def code(stream: encoding.Stream) -> dict:
@@ -306,48 +301,28 @@ def distribution(name: str, found: dict[str, Checkpoint]) -> dict:
     "retrained" the survivors; each is None without its stage, as are "shared_values" and
     "shared_counts" where no stage has shared values.
     """
-    last = "decoded" if "decoded" in found else "weight_shared"
-    before, after, shared = (
-        found[stage].state_dict[name].flatten().float()
-        if stage in found and name in found[stage].state_dict
-        else None
-        for stage in ("initial", "retrained", last)
-    )
-    before = None if before is None else before[before.isfinite()]
-    after = None if after is None else survivors(after)
-    present = [values for values in (before, after) if values is not None and len(values)]
-    low = min((float(values.min()) for values in present), default=-1.0)
-    high = max((float(values.max()) for values in present), default=1.0)
+    weights = {}  # finite ones, of the stages that have them
+    for stage in ("initial", "retrained", "weight_shared", "decoded"):
+        if stage in found and name in found[stage].state_dict:
+            values = found[stage].state_dict[name].flatten().float()
+            weights[stage] = values[values.isfinite() & ((values != 0) | (stage == "initial"))]
+    histograms = [weights[stage] for stage in ("initial", "retrained") if stage in weights]
+    low = min((float(values.min()) for values in histograms if len(values)), default=-1.0)
+    high = max((float(values.max()) for values in histograms if len(values)), default=1.0)
     if low == high:  # a constant weight
         low, high = low - 1, high + 1
-    values, counts = (None, None) if shared is None else shared_values(shared)
-    return {
-        "name": shortest_name(name),
-        "low": low,
-        "high": high,
-        "initial": histogram(before, low, high),
-        "retrained": histogram(after, low, high),
-        "shared_values": values,
-        "shared_counts": counts,
-    }
-
-
-def survivors(values: torch.Tensor) -> torch.Tensor:
-    return values[(values != 0) & values.isfinite()]
-
-
-def histogram(values: torch.Tensor | None, low: float, high: float) -> list[int] | None:
-    if values is None:
-        return None
-    return torch.histc(values, BINS, low, high).long().tolist()
-
-
-def shared_values(weight: torch.Tensor) -> tuple[list, list] | tuple[None, None]:
-    """The distinct non-zero values and how often each occurs; None where there are too many."""
-    values, counts = survivors(weight).unique(return_counts=True)
-    if len(values) > MAX_SHARED_VALUES:
-        return None, None
-    return values.tolist(), counts.tolist()
+    row: dict = {"name": shortest_name(name), "low": low, "high": high}
+    for stage in ("initial", "retrained"):
+        row[stage] = None
+        if stage in weights:
+            row[stage] = torch.histc(weights[stage], BINS, low, high).long().tolist()
+    row |= {"shared_values": None, "shared_counts": None}
+    shared = weights.get("decoded", weights.get("weight_shared"))
+    if shared is not None:
+        values, counts = shared.unique(return_counts=True)
+        if len(values) <= MAX_SHARED_VALUES:
+            row |= {"shared_values": values.tolist(), "shared_counts": counts.tolist()}
+    return row
 
 
 def first_layer_mask(source: Checkpoint) -> dict | None:

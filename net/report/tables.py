@@ -19,9 +19,9 @@ from ..errors import printable, some_names
 from ..files import atomic_write
 from ..plan import QUANTIZED, Treatment
 from ..shards import info_of
-from . import paper
 
 NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
+PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())["networks"]
 NAME_WIDTH = 24  # of layer names in tables: keeps a line within 100 columns
 
 
@@ -88,12 +88,8 @@ def width_of(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
-def percent_of(part: float, whole: float) -> float | None:
+def percent(part: float, whole: float) -> float | None:
     return 100 * part / whole if whole else None
-
-
-def percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.2f} %" if whole else "-"
 
 
 def ratio(whole: float, part: float) -> str:
@@ -112,7 +108,7 @@ def pruning_table(state: Mapping[str, torch.Tensor]) -> str:
         rows.append([name, shape, n, tensor.numel(), percent(n, tensor.numel())])
         nonzeros, parameters = nonzeros + n, parameters + tensor.numel()
     total = ["total", "", nonzeros, parameters, percent(nonzeros, parameters)]
-    return table(["tensor", "shape", "non-zeros", "parameters", "density"], rows, [total])
+    return table(["tensor", "shape", "non-zeros", "parameters", "density %"], rows, [total])
 
 
 def sharing_table(clusterings: Mapping[str, Clustering]) -> str:
@@ -170,7 +166,9 @@ def sharing_notes(
         size = sum(sizes[name] for name in names)
         if size > NOTED * total or reason == QUANTIZED:
             largest = some_names(sorted(names, key=lambda name: -sizes[name]))
-            notes.append(f"left as they are ({reason}): {largest}; {percent(size, total)}")
+            notes.append(
+                f"left as they are ({reason}): {largest}; {percent(size, total) or 0:.2f} %"
+            )
     return notes
 
 
@@ -211,7 +209,8 @@ def encoding_text(encoded: Encoded) -> str:
     if whole:
         names = ", ".join(shown(t.name) for t in whole)
         share = percent(sum(t.encoded_bytes for t in whole), size)
-        lines.append(f"note: stored as they are, neither pruned nor shared: {names} ({share})")
+        what = f"stored as they are, neither pruned nor shared: {names} ({share:.2f} %)"
+        lines.append(f"note: {what}")
     return "\n".join(lines)
 
 
@@ -280,11 +279,11 @@ def stage_table(figures: dict) -> str:
         rows.append(["encodings/", *cells, encoded, ratio(original, encoded)])
     beside: list[list] = []
     if network := paper_network(figures):
-        before, after = network.reference_error, network.compressed_error
-        dense = [before, None, None, None, network.original_bytes, "1.0x"]
-        small = [after, f"{after - before:+.2f}", None, float(network.total.density)]
-        small += [network.compressed_bytes, f"{network.ratio:.1f}x"]
-        beside = [[f"paper ({network.dataset}), dense", *dense], ["paper, compressed", *small]]
+        before, after = network["reference_error"], network["compressed_error"]
+        dense = [before, None, None, None, network["original_bytes"], "1.0x"]
+        small = [after, f"{after - before:+.2f}", None, float(network["total"][2])]
+        small += [network["compressed_bytes"], f"{network['ratio']:.1f}x"]
+        beside = [[f"paper ({network['dataset']}), dense", *dense], ["paper, compressed", *small]]
     head = ["stage", "error %", "change", "KL", "density %", "bytes", "ratio"]
     return table(head, rows, beside)
 
@@ -297,7 +296,7 @@ def stage_cells(stage: dict) -> list:
         stage["error_percent"],
         None if change is None or first else f"{change:+.2f}",
         None if divergence is None or first else f"{divergence:.4f}",
-        percent_of(stage["nonzero"], stage["parameters"]),
+        percent(stage["nonzero"], stage["parameters"]),
     ]
 
 
@@ -305,11 +304,11 @@ def layer_table(figures: dict) -> str:
     """One row per layer, in the form of the paper's tables 2 to 5, and the paper's row below."""
     network = paper_network(figures)
     layers, total, other = figures["layers"], figures["total"], figures["other"]
-    beside = network.layers if network and len(network.layers) == len(layers) else ()
+    beside = network["layers"] if network and len(network["layers"]) == len(layers) else []
 
     def rates(row: dict) -> list:
         keys = ("bytes_before_huffman", "encoded_bytes")
-        return [percent_of(row[key], 4 * row["parameters"]) for key in keys]
+        return [percent(row[key], 4 * row["parameters"]) for key in keys]
 
     rows = []
     for i, layer in enumerate(layers):
@@ -321,10 +320,10 @@ def layer_table(figures: dict) -> str:
     rows.append(["the rest", other["parameters"], *blank, *rates(other), other["encoded_bytes"]])
     before = sum(row["bytes_before_huffman"] for row in (*layers, other))
     sizes = before, total["encoded_bytes"]
-    of_all = [percent_of(size, total["original_bytes"]) for size in sizes]
+    of_all = [percent(size, total["original_bytes"]) for size in sizes]
     totals = [["total", *bit_cells(total), *of_all, total["encoded_bytes"]]]
     if network and beside:
-        totals.append(paper_cells(network.total))
+        totals.append(paper_cells(network["total"]))
     head = ["layer", "weights", "density %", *["P+Q", "P+Q+H"] * 3, "bytes"]
     groups = [("weight bits", 3, 4), ("index bits", 5, 6), ("rate %", 7, 8)]
     return table(head, rows, totals, groups)
@@ -334,20 +333,21 @@ def bit_cells(row: dict) -> list:
     """Weights, density, and the bits per non-zero weight and index before and after Huffman."""
     bits = [row["weight_bits_before_huffman"], row["weight_bits"]]
     bits += [row["index_bits_before_huffman"], row["index_bits"]]
-    density = percent_of(row["nonzero"], row["parameters"])
+    density = percent(row["nonzero"], row["parameters"])
     # No bits per weight where no weight is left, and none per index where none is stored.
     texts = [f"{b:.1f}" if b and row["nonzero"] else None for b in bits]
     return [row["parameters"], density, *texts]
 
 
-def paper_cells(layer: paper.Layer) -> list:
-    bits = [f"{b:.1f}" for b in (*layer.weight_bits, *layer.index_bits)]
-    return [f" paper: {layer.name}", layer.weights, float(layer.density), *bits, *layer.rate, None]
+def paper_cells(layer: list) -> list:
+    name, weights, density, *pairs, rate = layer
+    bits = [f"{each:.1f}" for pair in pairs for each in pair]
+    return [f" paper: {name}", weights, float(density), *bits, *rate, None]
 
 
-def paper_network(figures: dict) -> paper.Network | None:
+def paper_network(figures: dict) -> dict | None:
     """The paper's figures for the architecture, whatever options it was built with."""
-    return paper.NETWORKS.get((figures["arch"] or "").partition("(")[0])
+    return PAPER.get((figures["arch"] or "").partition("(")[0])
 
 
 def latency_text(figures: dict) -> str:

@@ -129,7 +129,8 @@ def test_a_layer_that_a_stage_lacks_is_left_out_of_it():
 
 def test_weights_that_are_not_shared_have_no_shared_values():
     weight = torch.randn(100, 100, generator=torch.Generator().manual_seed(0))
-    assert comparison.shared_values(weight) == (None, None)
+    layer = comparison.distribution("a.weight", {"decoded": Checkpoint({"a.weight": weight})})
+    assert (layer["shared_values"], layer["shared_counts"]) == (None, None)
 
 
 def test_code_points_are_shares_and_bits(figures):
