@@ -85,14 +85,14 @@ class Run:
     ) -> Checkpoint:
         """Train a dense model and write it: the run's own, or one of the architecture `teacher`."""
         check_writable(self.folder)
-        options, phase = self.numbers(options), "teacher" if teacher else "train"
-        arch = teacher or self.arch
+        arch, phase = (teacher, "teacher") if teacher else (self.arch, "train")
         found = stages.train(arch, self.dataset, options, self.runtime, phase, progress)
         write(self.folder / (TEACHER if teacher else INITIAL), found)
         return found
 
     def initial(self, options: TrainingOptions) -> Checkpoint:
         """The dense model of an earlier run with these options, or else of one now."""
+        options = self.numbers(options)
         return self.earlier(INITIAL, options) or self.train(options)
 
     def share(

@@ -233,8 +233,7 @@ def share(
         train_phase(phase, model, optimizer, learn_from, planned, dataset, runtime)
         sharing.detach()
 
-    if epochs:
-        torch.manual_seed(options.seed + 2)  # again, whatever has drawn from it since
+    torch.manual_seed(options.seed + 2)  # again, whatever has drawn from it since
     # As long after each part as after the last, which is what has least to make good.
     between = epochs // parts if parts > 1 else 0
     while sharing.parts_left:

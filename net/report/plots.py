@@ -267,11 +267,8 @@ def draw_parts(axes: "Axes", figures: dict) -> None:
 def draw_distribution(axes: "Axes", layer: dict) -> None:
     """Weights before pruning and after retraining as steps, shared values as stems."""
     axes.set_title(shortened(layer["name"]))
-    for key, style in (
-        ("initial", {"color": GREY, "fill": True}),
-        ("retrained", {"color": BLUE, "linewidth": 1.2}),
-    ):
-        counts = layer[key]
+    filled, line = {"color": GREY, "fill": True}, {"color": BLUE, "linewidth": 1.2}
+    for counts, style in ((layer["initial"], filled), (layer["retrained"], line)):
         if counts and sum(counts):
             edges = np.linspace(layer["low"], layer["high"], len(counts) + 1)
             axes.stairs(counts, edges, **style)

@@ -22,6 +22,11 @@ from ..shards import info_of
 
 NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())["networks"]
+LEGEND = """\
+KL: of the outputs on the test images from the first stage's, in nats;
+P pruning, Q weight sharing, H Huffman coding; bits per non-zero weight;
+rate: bytes in percent of dense float32 (the paper's compress rate);
+the rest: biases, all other tensors, and the manifest"""
 NAME_WIDTH = 24  # of layer names in tables: keeps a line within 100 columns
 
 
@@ -242,11 +247,7 @@ def scan_text(figures: dict) -> str:
 def comparison_text(figures: dict) -> str:
     parts = [headline(figures), "", stage_table(figures)]
     if figures["layers"]:
-        parts += ["", layer_table(figures)]
-        parts.append("KL: of the outputs on the test images from the first stage's, in nats;")
-        parts.append("P pruning, Q weight sharing, H Huffman coding; bits per non-zero weight;")
-        parts.append("rate: bytes in percent of dense float32 (the paper's compress rate);")
-        parts.append("the rest: biases, all other tensors, and the manifest")
+        parts += ["", layer_table(figures), LEGEND]
     if "latency" in figures:
         parts += ["", latency_text(figures["latency"])]
     if figures["decoded_equals_weight_shared"] is not None:

@@ -14,7 +14,7 @@ from net.pipeline import cli, presets, process
 from net.pipeline.cli import Output
 from net.pipeline.fields import Parser
 from net.pipeline.options import DATASETS
-from net.training import datasets
+from net.training import datasets, distributed
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -40,6 +40,18 @@ def test_a_device_for_each_process(monkeypatch):
     with pytest.raises(UserError, match="finds 2 CUDA devices here, too few for one in each"):
         chosen()
     assert chosen("--device", "cpu") == torch.device("cpu")
+
+
+def test_processes_join_with_the_device_that_they_use(monkeypatch):
+    joined = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "start", joined.append)
+    monkeypatch.setattr(distributed, "leave", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for options in ([], ["--device", "cpu"]):
+        assert cli.run(deep_compressing.parser(), lambda args: None, options) == 0
+    assert joined == [torch.device("cuda", 0), torch.device("cpu")]
 
 
 def test_success():
