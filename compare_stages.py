@@ -28,19 +28,23 @@ def parser() -> Parser:
     )
     cli.add_folders(parser, output=False)
     parser.add_fields("comparison", ReportOptions)
-    cli.add_common(parser, hide=["log"])
-    cli.add_seed(parser)
+    cli.add_common(parser, hide=["log"], seed=True)
     return parser
 
 
 def body(args: Namespace) -> None:
+    from net.errors import UserError
     from net.pipeline import runs
     from net.report import comparison, plots
 
     shown = built(args, ReportOptions)
     if shown.plot:
         plots.require()
-    found = comparison.read(args.path, args.directory, initial=args.initial)
+    found = comparison.read(args.path, args.directory, args.initial)
+    if not found.found:
+        raise UserError(f"no stage is in {args.path}; run deep_compressing.py or pruning.py first")
+    if found.encoded_bytes is None:
+        found.missing.append(f"no encoded model in {args.directory}; run huffman_encode.py first")
     with cli.runtime(args) as runtime:
         dataset = None
         if found.reference.arch:

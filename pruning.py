@@ -63,11 +63,9 @@ def add_scan(parser: Parser) -> None:
 
 
 def body(args: Namespace) -> None:
-    from net.pipeline import runs
     from net.report import tables
 
-    cli.device(args)  # refuses a device that is not there, before any folder is made
-    with runs.alone(args.output), cli.runtime(args) as runtime:
+    with cli.runtime(args, args.output) as runtime:
         run = cli.new_run(args, runtime, args.output)
         options = cli.chosen(args, run).pruning
         if args.scan:

@@ -46,20 +46,18 @@ def body(args: Namespace) -> None:
     from net.pipeline import runs
     from net.report import tables
 
-    source = checkpoint.load(args.model, args.key)
-    cli.device(args)  # refuses a device that is not there, before any folder is made
-    with runs.alone(Path(args.output).parent), cli.runtime(args) as runtime:
+    source, folder = checkpoint.load(args.model, args.key), Path(args.output).parent
+    with cli.runtime(args, folder) as runtime:
         for note in source.notes:
             runtime.log.note(note)
         if source.arch is None and built(args, ModelOptions).arch is None:
             options = cli.chosen(args, recorded="untrained").sharing
-            _, clusterings = runs.share_bare(source, options, args.output, runtime.log)
+            clusterings = runs.share_bare(source, options, args.output, runtime.log)
             runtime.log.note(
                 "shared without data, so that nobody has seen what the model answers now: compare "
                 "it with the original, or name --arch and --dataset"
             )
         else:
-            folder = Path(args.output).parent
             run = cli.new_run(args, runtime, folder, source.arch, source.dataset)
             preset = source.options.get("preset") if source.arch else "untrained"
             options = cli.chosen(args, run, preset).sharing

@@ -14,7 +14,6 @@ of deep_compressing.py; --quick is a check on the digits, and shows nothing.
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -69,7 +68,7 @@ def body(args) -> None:
                 tables.write_json(shown.json, figures)
     print(text(found))
     if shown.plot:
-        plots.save(plots.curve_page(figures), shown.plot)
+        plots.save(curve_page(figures), shown.plot)
 
 
 def earlier(path: str | None, otherwise: list[dict] | None = None) -> list[dict]:
@@ -90,11 +89,10 @@ def measured(run, options, densities):
     data, runtime = run.dataset, run.runtime
     pruning = choosing.schedules(options.pruning, data, runtime.device)
     sharing = choosing.without_auto(choosing.schedules(options.sharing, data, runtime.device))
-    learn_from = partial(run.targets, sharing, run.teacher(sharing, initial))
     for density in progress("density", densities):
         changed = replace(pruning, density=density)
-        targets = run.targets(changed, run.teacher(changed, initial))
-        pruned = stages.prune(initial, data, changed, runtime, targets)
+        pruned = stages.prune(initial, data, changed, runtime, run.targets(changed, initial))
+        learn_from = run.targets(sharing, initial)
         shared, _ = stages.share(pruned, data, sharing, runtime, learn_from)
         yield {
             "density": density,
@@ -127,6 +125,33 @@ def text(points: list[dict]) -> str:
         for p in points
     ]
     return table(head, rows)
+
+
+def curve_page(figures: dict):
+    """Error against bytes of encoded models, beside what others report."""
+    from net.report.plots import LAYER_COLOURS, bare, log_scale, new_figure
+
+    figure = new_figure(4.5)
+    axes = figure.subplots()
+    axes.set_title(f"{figures['arch']} on {figures['dataset']}", fontweight="bold")
+    points = figures["points"]
+    curves = {"this suite, preset smallest": [(p["bytes"], p["error_percent"]) for p in points]}
+    for i, (name, each) in enumerate((curves | figures["others"]).items()):
+        style = "o" if i else "o-"  # the points of others are not of one curve
+        axes.plot(*zip(*each, strict=True), style, color=LAYER_COLOURS[i], label=name)
+    for p in points:
+        ratio = f"{p['original_bytes'] / p['bytes']:.0f}x"
+        at = (p["bytes"], p["error_percent"])
+        axes.annotate(ratio, at, xytext=(4, 6), textcoords="offset points", color="0.4")
+    dense = points[0]["dense_error_percent"]
+    axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
+    axes.set_ylim(bottom=0)
+    log_scale(axes.xaxis, axes.set_xscale)
+    axes.set_xlabel("bytes of the encoded model (log scale)")
+    axes.set_ylabel("test error, percent")
+    axes.legend(frameon=False)
+    bare(axes)
+    return figure
 
 
 def main(argv=None) -> int:

@@ -58,7 +58,7 @@ def body(args) -> None:
     if shown.json:
         tables.write_json(shown.json, figures)
     if shown.plot:
-        plots.save(plots.tradeoff_page(figures), shown.plot)
+        plots.save(tradeoff_page(figures), shown.plot)
 
 
 def tradeoff(run, options, densities, bits) -> dict:
@@ -180,6 +180,57 @@ def text(figures: dict) -> str:
     name = f"{figures['arch']} on {figures['dataset']}"
     dense = f"{name}, dense: {figures['dense_error_percent']:.2f} % test error"
     return "\n\n".join([dense, table(head, rows), table(start_head, starts)])
+
+
+def tradeoff_page(figures: dict):
+    """Error against size for each method (the paper's figure 6); against bits for each
+    initialisation of the shared values (figure 8)."""
+    from net.report.plots import LAYER_COLOURS, bare, log_scale, new_figure
+
+    figure = new_figure(5.0)
+    figure.suptitle(f"{figures['arch']} on {figures['dataset']}", fontweight="bold")
+    methods, starts = figure.subplots(1, 2)
+    dense = figures["dense_error_percent"]
+    for i, (name, points) in enumerate(figures["methods"].items()):
+        sizes = [100 * point["bytes"] / figures["original_bytes"] for point in points]
+        errors = [point["error_percent"] for point in points]
+        methods.plot(sizes, errors, "o-", color=LAYER_COLOURS[i], markersize=4, label=name)
+    log_scale(methods.xaxis, methods.set_xscale)
+    methods.set_xlabel("size, percent of dense float32 (log scale)")
+    methods.set_title("Error against size")
+    for i, (name, points) in enumerate(figures["initialisations"].items()):
+        bits = [point["bits"] + 0.08 * (i - 1) for point in points]  # side by side, not upon
+        for key, style in (("error_percent", "o-"), ("clustered_error_percent", "o--")):
+            errors = [point[key] for point in points]
+            label = name + (", fine-tuned" if style == "o-" else ", clustered alone")
+            starts.plot(bits, errors, style, color=LAYER_COLOURS[i], markersize=4, label=label)
+    starts.set_xlabel("bits per weight")
+    starts.set_title("Initial centroids of weight sharing")
+    for axes in (methods, starts):
+        best = min(min(line.get_ydata()) for line in axes.lines)
+        # What lies beyond is of no use, and would squeeze the rest.
+        top = max(best, dense) + 4
+        axes.set_ylim(max(0, min(best, dense) - 0.3), top)
+        axes.set_xlim(*reach(axes, top))
+        axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
+        axes.set_ylabel("test error, percent")
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        bare(axes)
+    return figure
+
+
+def reach(axes, top: float) -> tuple[float, float]:
+    """The ends of the x axis, with a margin, that show every point of the lines below `top`."""
+    seen = [
+        x
+        for line in axes.lines
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+        if y <= top
+    ]
+    transform = axes.xaxis.get_transform()
+    low, high = transform.transform([min(seen), max(seen)])
+    margin = 0.05 * (high - low) or 0.5
+    return tuple(transform.inverted().transform([low - margin, high + margin]))
 
 
 def main(argv=None) -> int:

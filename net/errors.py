@@ -1,6 +1,6 @@
-"""The one base class of everything that a user can cause and should read as a single line."""
+"""The base class of everything that a user can cause, and how its single line comes about."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -28,6 +28,13 @@ def printable(text: str, encoding: str | None = None, keep: str = "") -> str:
             c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
         )
     return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
+
+
+def some_names(names: Iterable[str], most: int = 6) -> str:
+    """The first `most` of the names, for a line: "a, b and 3 more"."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
 
 
 @contextmanager

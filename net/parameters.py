@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from .errors import UserError
+from .errors import UserError, some_names
 from .tensors import identity, is_computed
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
@@ -33,7 +33,6 @@ EXPERTS = re.compile(r"(?:.*\.)?experts\.(?:gate_up|gate|up|down)_proj")
 # What an optimizer keeps of each parameter, where a checkpoint has it under such a name.
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 PARAMETRIZED = re.compile(r"(.*?)parametrizations\.(\w+)\.original(\d*)")
-SHOWN = 30  # names in an error
 
 # The last part of a layer's name that holds embeddings, where there is no module to ask.
 EMBEDDING_NAME = re.compile(r"w[tp]e|shared|.*(^|_)emb(ed)?(s|_tokens|ding|dings)?(_table)?")
@@ -262,7 +261,5 @@ def check_used(pattern: str, of: Iterable[str]) -> None:
         return
     names = list(of)
     if not any(matches(name, "", pattern) for name in names):
-        names = list(map(shortest_name, names))
-        more = f" and {len(names) - SHOWN} others" if len(names) > SHOWN else ""
-        shown = ", ".join(names[:SHOWN]) + more
+        shown = some_names(map(shortest_name, names), most=30)
         raise UserError(f"no parameter matches {pattern!r}; there are: {shown}")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .errors import some_names
 from .tensors import check_dense
 
 # Keys under which a file has its model, whatever else it holds.
@@ -17,7 +18,6 @@ NO_MODEL = re.compile(r"optim|sched|scaler|callback|(^|_)rng", re.IGNORECASE)
 MAX_DEPTH = 32
 MAX_NAMES = 8  # of one and the same dict
 MAX_FIELDS = 1 << 21  # a pickle can name one list a thousand times
-SHOWN = 6
 
 Path = tuple[str, ...]
 
@@ -54,12 +54,12 @@ def find(content: object, key: str | None = None) -> Found:
     if others:
         notes.append(
             f"the state dict {_dotted(path)} is taken; there are others, which a key would name: "
-            + _listed(map(_dotted, others))
+            + some_names(map(_dotted, others))
         )
     if kept := [str(name) for name in own if name not in state and name in _at(extra, path)]:
-        notes.append(f"no tensors, and kept as they are: {_listed(kept)}")
+        notes.append(f"no tensors, and kept as they are: {some_names(kept)}")
     if lost:
-        notes.append(f"beside the tensors and not kept: {_listed(lost)}")
+        notes.append(f"beside the tensors and not kept: {some_names(lost)}")
     return Found(state, extra, notes)
 
 
@@ -93,7 +93,7 @@ def _chosen(everything: Mapping[Path, dict], key: str | None) -> tuple[Path, lis
         for path in everything:
             if _dotted(path) == key:
                 return path, []
-        known = _listed(map(_dotted, everything))
+        known = some_names(map(_dotted, everything))
         raise ValueError(f"has no state dict {key!r}; there are: {known}")
     models = _largest({path: _elements(state) for path, state in everything.items()})
     if len(models) == 1:
@@ -102,7 +102,7 @@ def _chosen(everything: Mapping[Path, dict], key: str | None) -> tuple[Path, lis
     if len(main) == 1:
         return main[0], [path for path in models if path != main[0]]
     raise ValueError(
-        f"holds several models: {_listed(map(_dotted, models))}; choose one by its "
+        f"holds several models: {some_names(map(_dotted, models))}; choose one by its "
         f"key, such as {_dotted(models[0])}"
     )
 
@@ -139,12 +139,6 @@ def _elements(state: Mapping) -> int:
 
 def _dotted(path: Path) -> str:
     return ".".join(path) or "."  # the outermost dict
-
-
-def _listed(names: Any) -> str:
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 # --- plain values beside the tensors --------------------------------------------------------------

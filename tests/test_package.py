@@ -85,7 +85,8 @@ def test_one_package_and_all_of_it(installed):
     found = {path.relative_to(installed / NAME) for path in (installed / NAME).rglob("*.py")}
     assert found == {path.relative_to(ROOT / "net") for path in MODULES.values()}
     presets = [path.relative_to(ROOT) for path in (ROOT / "presets").rglob("*.json")]
-    assert all((installed / NAME / path).is_file() for path in presets)
+    inside = [path.relative_to(ROOT / "net") for path in (ROOT / "net").rglob("*.json")]
+    assert all((installed / NAME / path).is_file() for path in presets + inside)
 
 
 def test_its_description(installed):

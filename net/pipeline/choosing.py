@@ -31,11 +31,27 @@ NOISES = (0.05, 6.4)
 
 
 def schedules(options: Options, dataset: Dataset, device: torch.device | str) -> Options:
-    """The same with a batch size, and with or without bfloat16."""
+    """The same with a batch size, with or without bfloat16, and beside it what was asked for."""
     size = options.batch_size
     if size == "auto":
         size = batch_size_for(len(dataset.train), options.largest_batch)
-    return replace(options, batch_size=size, amp=in_bfloat16(torch.device(device), options.amp))
+    amp = in_bfloat16(torch.device(device), options.amp)
+    return replace(options, batch_size=size, amp=amp, asked=options.asked or options)
+
+
+def without_auto(options: SharingOptions) -> SharingOptions:
+    """The same with numbers for what needs no look at the model: `bias_bits`, `share_parts`."""
+    asked = options.asked or options
+    if options.bias_bits == "auto":  # biases that are not trained on are worth more
+        options = replace(options, bias_bits=0 if options.bits == "auto" else 3, asked=asked)
+    if not options.finetune_epochs:
+        return replace(options, share_parts=1, asked=asked)
+    if options.finetune_epochs < options.share_parts:
+        raise UserError(
+            f"{options.finetune_epochs} epochs of fine-tuning cannot be divided among "
+            f"{options.share_parts} parts; give more epochs, or fewer parts"
+        )
+    return options
 
 
 def density(model: nn.Module, dataset: Dataset, options: PruningOptions, log: Log) -> float:
@@ -62,7 +78,8 @@ def noise(model: nn.Module, dataset: Dataset, options: SharingOptions, log: Log)
     inputs = calibration_inputs(dataset, options)
 
     def share(changed: nn.Module, value: float) -> None:
-        shared(changed, replace(options, noise=value, share_parts=1), inputs)
+        at_once = replace(options, noise=value, share_parts=1)
+        WeightSharing(changed, config(at_once), calibration=inputs)
 
     return search(model, dataset, options, log, "noise", share, NOISES)
 
@@ -77,7 +94,7 @@ def search(
     span: tuple[float, float],
     per_point: float = choose.PER_POINT,
 ) -> float:
-    """choose.farthest to three digits, told to the log; `per_point` are nats per point of budget."""
+    """choose.farthest to three digits, told to the log. `per_point`: nats per point of budget."""
     limit = per_point * options.error_budget
     batches = held_out(dataset, options.distortion)
 
@@ -95,45 +112,24 @@ def search(
     return value
 
 
+def held_out(dataset: Dataset, strength: float) -> list[torch.Tensor]:
+    """Held-out inputs in batches, changed as in training, the same for all looks at them."""
+    split = Distorted(dataset.validation[:HELD_OUT], strength)
+    return [inputs for inputs, _ in split.batches(BATCH)]
+
+
+def calibration_inputs(dataset: Dataset, options: SharingOptions) -> list[torch.Tensor] | None:
+    """Training inputs without their labels, in batches; None where they are not wanted."""
+    if not options.calibration_images or options.bits != "auto":
+        return None
+    wanted = dataset.train[: options.calibration_images]
+    return [inputs for inputs, _ in wanted.batches(BATCH)]
+
+
 def config(options: SharingOptions, reassign: int = 0) -> SharingConfig:
-    """What the library takes, of options that are numbers."""
+    """What the library takes, of options that are numbers; `reassign` in training steps."""
     own = {field.name for field in fields(SharingConfig)} & vars(options).keys() - {"reassign"}
     values = {name: getattr(options, name) for name in own}
     if values["noise"] == "auto":  # of k-means, or without data
         values["noise"] = NOISE
     return SharingConfig(**values, parts=options.share_parts, reassign=reassign)
-
-
-def shared(
-    model: nn.Module, options: SharingOptions, inputs: list[torch.Tensor], reassign: int = 0
-) -> WeightSharing:
-    """The sharing of `model` by options that are numbers; `inputs` are those of calibration."""
-    return WeightSharing(model, config(options, reassign), calibration=inputs or None)
-
-
-def without_auto(options: SharingOptions) -> SharingOptions:
-    """The same with numbers for what needs no look at the model: `bias_bits`, `share_parts`."""
-    if options.bias_bits == "auto":  # biases that are not trained on are worth more
-        options = replace(options, bias_bits=0 if options.bits == "auto" else 3)
-    if not options.finetune_epochs:
-        return replace(options, share_parts=1)
-    if options.finetune_epochs < options.share_parts:
-        raise UserError(
-            f"{options.finetune_epochs} epochs of fine-tuning cannot be divided among "
-            f"{options.share_parts} parts; give more epochs, or fewer parts"
-        )
-    return options
-
-
-def calibration_inputs(dataset: Dataset, options: SharingOptions) -> list[torch.Tensor]:
-    """Training inputs without their labels, in batches; none where they are not wanted."""
-    if not options.calibration_images or options.bits != "auto":
-        return []
-    wanted = dataset.train[: options.calibration_images]
-    return [inputs for inputs, _ in wanted.batches(BATCH)]
-
-
-def held_out(dataset: Dataset, strength: float) -> list[torch.Tensor]:
-    """Held-out inputs in batches, changed as in training, the same for all looks at them."""
-    split = Distorted(dataset.validation[:HELD_OUT], strength)
-    return [inputs for inputs, _ in split.batches(BATCH)]

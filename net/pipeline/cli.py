@@ -1,20 +1,22 @@
-"""What the scripts share: how errors reach the user, and from options to what the stages take.
+"""What the scripts share: what they print, how errors reach the user, and from options to what the
+stages take.
 
 Imports nothing heavy: `--help` must answer at once, so torch is imported after parsing.
 """
 
+import contextlib
 import os
+import re
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import UserError
-from . import presets, process, terminal
+from ..errors import UserError, printable
+from . import presets, process
 from .fields import Parser, built, declared, given
 from .options import (
     CommonOptions,
@@ -33,7 +35,41 @@ if TYPE_CHECKING:
     from .stages import Runtime
 
 DEFAULT_ARCH = "lenet-300-100"
-OUT_OF_MEMORY = "out of memory; try a smaller --batch-size or model"
+NO_ROOM = re.compile(r"out of memory|an(no|')t allocate|failed to map segment")  # for data, or code
+
+
+class Output:
+    """A text stream that never fails: what cannot be written is dropped, and work goes on.
+
+    An hour of training must not end with its terminal. `failure` is the first error. Characters
+    that the stream's encoding does not have become escapes, as those do that a terminal obeys.
+    """
+
+    def __init__(self, stream: TextIO | None, keep: str = "\n") -> None:
+        self.failure: str | None = None if stream else "it is closed"
+        self._stream = stream or open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+        self._keep = keep
+
+    def write(self, text: str) -> int:
+        if not self.failure:
+            try:
+                self._stream.write(printable(text, self.encoding, self._keep))
+                self._stream.flush()  # nothing is left to be written by the end of the process
+            except (OSError, ValueError) as error:  # ValueError: closed since
+                self.failure = getattr(error, "strerror", None) or str(error)
+                # What is still in the buffer would fail again when the interpreter ends.
+                with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), self._stream.fileno())
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return not self.failure and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def run(
@@ -45,7 +81,9 @@ def run(
     results that could not be printed are. (In a process of its own net.pipeline.process ends a
     script that is interrupted or killed.)
     """
-    with terminal.outputs() as output:
+    output: Any = Output(sys.stdout)
+    errors: Any = Output(sys.stderr, keep="\n\r")  # progress bars begin with a carriage return
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = attempt(parser, body, argv)
         if output.failure and not code:
             return fail(f"cannot print the results: stdout: {output.failure}")
@@ -66,7 +104,8 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
 
             from ..training import distributed
 
-            distributed.start(device(args) if "device" in args else torch.device("cpu"))
+            on_device = "device" in parser.known
+            distributed.start(device(args) if on_device else torch.device("cpu"))
         body(args)
         if several:
             distributed.leave()
@@ -77,15 +116,9 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
         return 130
     except OSError as error:
         return fail(f"{error.strerror or error}: {error.filename or 'input or output'}")
-    except MemoryError:
-        return fail(OUT_OF_MEMORY)
-    except ImportError as error:  # of a library for which there is no room
-        if "failed to map segment" in str(error) or "annot allocate" in str(error):
-            return fail(OUT_OF_MEMORY)
-        raise
-    except RuntimeError as error:
-        if "out of memory" in str(error) or "can't allocate" in str(error):  # of torch
-            return fail(OUT_OF_MEMORY)
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or NO_ROOM.search(str(error)):
+            return fail("out of memory; try a smaller --batch-size or model")
         if several and "peer" in str(error):
             return fail("another process of torchrun has ended; its own message says why")
         raise
@@ -93,19 +126,17 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
 
 
 def fail(message: str) -> int:
-    stream: TextIO | terminal.Output = sys.stderr
+    stream: TextIO | Output = sys.stderr
     if os.environ.get("RANK", "0") != "0":
         # Another process of torchrun, silenced by training.distributed.  The first has likely
         # failed in the same way, and then this one is ended before it repeats the line.
         time.sleep(2)
-        stream = terminal.Output(sys.__stderr__)
+        stream = Output(sys.__stderr__)
     stream.write("error: " + " ".join(message.split()) + "\n")
     return 1
 
 
-# Options that several scripts have.
-
-EXPERTS = {"include", "exclude", "lr", "csv", "latency", "log"}
+# --- options that several scripts have ------------------------------------------------------------
 
 
 def add_source(parser: Parser) -> None:
@@ -144,32 +175,29 @@ def add_path(parser: Parser, flag: str, default: str, text: str, metavar: str = 
     parser.add_argument(flag, default=default, metavar=metavar, help=f"{text} (default: {default})")
 
 
-def add_common(parser: Parser, hide: Sequence[str] = ()) -> None:
+def add_common(parser: Parser, hide: Sequence[str] = (), seed: bool = False) -> None:
+    """`seed`: for a script in which nothing is random, but which takes what all take."""
     parser.add_fields("data", DataOptions, hide=hide)
     parser.add_fields("machine and log", MachineOptions, hide=hide)
-    parser.hide(parser.add_argument("--no-cuda", action="store_true", help="--device cpu"))
+    if seed:
+        parser.add_fields("data", CommonOptions, only=["seed"], hide=["seed"])
 
 
 def add_without_effect(parser: Parser) -> None:
-    """The common options, for a script that needs none of them: accepted, and named in a note."""
-    add_common(parser, hide=[*declared(DataOptions), *declared(MachineOptions)])
-    add_seed(parser)
+    """The common options, for a script that needs none of them: accepted, and shown by --help-all
+    alone."""
+    add_common(parser, hide=[*declared(DataOptions), *declared(MachineOptions)], seed=True)
 
 
-def add_seed(parser: Parser) -> None:
-    """For a script in which nothing is random, but which takes what all take."""
-    parser.add_fields("data", CommonOptions, only=["seed"], hide=["seed"])
-
-
-# From the namespace of a parser to what the stages take. Nothing below this file knows of it.
+# --- from the namespace of a parser to what the stages take; nothing below this file knows of it --
 
 
 def device(args: Namespace) -> "torch.device":
     """The torch device that the flags ask for."""
     import torch
 
-    wanted = built(args, MachineOptions).device
-    if args.no_cuda or wanted == "cpu":
+    machine = built(args, MachineOptions)
+    if machine.no_cuda or machine.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
         rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -179,26 +207,29 @@ def device(args: Namespace) -> "torch.device":
                 "one in each process of torchrun; start fewer, or use --device cpu"
             )
         return torch.device("cuda", rank)
-    if wanted == "cuda":
+    if machine.device == "cuda":
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     return torch.device("cpu")
 
 
-@contextmanager
-def runtime(args: Namespace) -> Iterator["Runtime"]:
-    """The net.pipeline.stages.Runtime of a script; its log is closed at the end of the block."""
+@contextlib.contextmanager
+def runtime(args: Namespace, folder: str | Path | None = None) -> Iterator["Runtime"]:
+    """The net.pipeline.stages.Runtime of a script; its log is closed at the end of the block, in
+    which no other run may begin in `folder`."""
     from ..training import distributed
     from ..training.log import Log
+    from .runs import alone
     from .stages import Runtime
 
-    where = device(args)  # refuses one that is not there, before any file is made
+    where = device(args)  # refuses one that is not there, before any folder or file is made
     machine = built(args, MachineOptions)
     path = machine.log if distributed.is_writer() else None
-    log = Log(path, machine.log_interval, append=getattr(args, "resume", False))
-    try:
-        yield Runtime(where, log, machine.test_batch_size)
-    finally:
-        log.close()
+    with (
+        alone(folder) if folder else contextlib.nullcontext()
+    ):  # before the log of another is overwritten
+        append = getattr(args, "resume", False)
+        with contextlib.closing(Log(path, machine.log_interval, append=append)) as log:
+            yield Runtime(where, log, machine.test_batch_size)
 
 
 def data_options(args: Namespace, trained_on: str | None = None) -> DataOptions:

@@ -10,8 +10,10 @@ all stages into saves/, the encoded model into encodings/, and the comparison as
 a picture into saves/comparison.png unless --plot names another file.
 """
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import cli, process
 from .fields import Parser, built, declared
@@ -26,80 +28,58 @@ def parser() -> Parser:
     cli.add_preset(parser)
     cli.add_folders(parser)
     add_pruning(parser)
-    add_sharing(parser)
+    own = [name for name in declared(SharingOptions) if name not in declared(PruningOptions)]
+    parser.add_fields("weight sharing", SharingOptions, only=own, defaults=defaults)
     parser.add_fields("comparison", ReportOptions, hide=HIDDEN)
     cli.add_common(parser, hide=HIDDEN)
     return parser
 
 
 def add_pruning(parser: Parser) -> None:
-    parser.add_fields(
-        "model",
-        ModelOptions,
-        defaults=lambda name: cli.DEFAULT_ARCH if name == "arch" else "none",
-    )
-    parser.add_fields(
-        "training, pruning, retraining", PruningOptions, defaults=defaults, hide=HIDDEN
-    )
+    title = "training, pruning, retraining"
+    known = {"arch": cli.DEFAULT_ARCH}
+    parser.add_fields("model", ModelOptions, defaults=lambda name: known.get(name, "none"))
+    parser.add_fields(title, PruningOptions, defaults=defaults, hide=HIDDEN)
     parser.add_argument(
         "--resume", action="store_true", help="go on with a run of the same options that was killed"
     )
 
 
-def add_sharing(parser: Parser) -> None:
-    own = [name for name in declared(SharingOptions) if name not in declared(PruningOptions)]
-    parser.add_fields("weight sharing", SharingOptions, only=own, defaults=defaults)
-
-
 def body(args: Namespace) -> None:
-    from . import runs
-
-    cli.device(args)  # refuses a device that is not there, before any folder is made
-    with runs.alone(args.output):
-        run_all(args)
-
-
-def run_all(args: Namespace) -> None:
-    from pathlib import Path
-
-    shown = built(args, ReportOptions)
-
     from .. import checkpoint
     from ..files import check_output, check_writable
     from ..report import comparison, plots, tables
     from ..training import distributed
     from . import stages
 
-    output = Path(args.output)
-    # An hour of training must not end in "permission denied".
-    for folder in (output, args.directory):
-        check_writable(folder)
-    for file in (shown.json, shown.csv, shown.plot):
-        if file:
-            check_output(file)
-    plot: str | Path | None = shown.plot
-    if plot or plots.available():
-        plots.require()
-        plot = plot or output / "comparison.png"
-    else:  # nobody asked for it by name: no reason to fail
-        plots.note_missing(output / "comparison.png")
-    with cli.runtime(args) as runtime:
+    shown, output = built(args, ReportOptions), Path(args.output)
+    with cli.runtime(args, output) as runtime:
+        # An hour of training must not end in "permission denied".
+        for folder in (output, args.directory):
+            check_writable(folder)
+        for file in (shown.json, shown.csv, shown.plot):
+            if file:
+                check_output(file)
+        plot: Path | str | None = shown.plot or output / "comparison.png"
+        if shown.plot:
+            plots.require()
+        elif not plots.available():  # nobody asked for it by name: no reason to fail
+            print(f"note: {plot} is not drawn: matplotlib is not installed", file=sys.stderr)
+            plot = None
         run = cli.new_run(args, runtime, output)
         options = cli.chosen(args, run)
         retrained = run.prune(options.pruning, args.resume)
         shared, clusterings = run.share(retrained, options.sharing, output / checkpoint.SHARED)
-    if not distributed.leave():
-        return
-    print(tables.sharing_table(clusterings))
-    encoded = stages.encode(shared, args.directory)
-    print(tables.encoding_text(encoded))
-    decoded = stages.decode(args.directory)
-    checkpoint.save(output / checkpoint.DECODED, decoded)
-    found = comparison.read(output, args.directory, (decoded.state_dict, encoded.tensors))
-    figures = comparison.compare(found, run.dataset, runtime.device, runtime.test_batch_size)
-    if shown.latency:
-        figures["latency"] = comparison.latency(found, run.dataset)
-    comparison.show(figures, shown.json, shown.csv, plot)
+        if not distributed.leave():
+            return
+        print(tables.sharing_table(clusterings))
+        print(tables.encoding_text(stages.encode(shared, args.directory)))
+        checkpoint.save(output / checkpoint.DECODED, stages.decode(args.directory))
+        found = comparison.read(output, args.directory)
+        figures = comparison.compare(found, run.dataset, runtime.device, runtime.test_batch_size)
+        if shown.latency:
+            figures["latency"] = comparison.latency(found, run.dataset)
+        comparison.show(figures, shown.json, shown.csv, plot)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,10 +2,11 @@
 
     @dataclass(frozen=True)
     class Training:
-        epochs: int = option(20, "epochs of dense training", low=0, metavar="N")
+        epochs: int = option(20, "epochs of dense training")
 
-A field's type says what text is taken: a number, several alternatives, "auto", None ("none"), or a
-value per layer, {pattern: number}. Imports nothing heavy: `--help` must answer at once.
+A field's type says what text is taken: a number, one of several words (Literal), None ("none"), a
+value per layer, {pattern: number}, or any of these. Imports nothing heavy: `--help` must answer at
+once.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NoReturn, TypeVar
 
 Group = TypeVar("Group")
@@ -30,7 +31,6 @@ def option(
     *,
     low: float = 0,
     high: float = math.inf,
-    choices: Sequence[str] = (),
     metavar: str | None = None,
     expert: bool = False,
     negatable: bool = False,
@@ -38,15 +38,19 @@ def option(
 ) -> Any:
     """A field of a dataclass that is an option of a script, too.
 
-    `low` and `high` bound its numbers; `choices` are the words that it takes; `check` reads its
-    text instead. `expert`: shown by --help-all alone, and given as any other or by --set.
-    `negatable`: a switch that a preset may turn on, so that it has a form with --no- as well.
+    `low` and `high` bound its numbers; `check` reads its text in place of its type. `metavar` is
+    what the help calls its value, if not N, R, NAME or the words. `expert`: shown by --help-all
+    alone, and given as any other or by --set. `negatable`: a switch that a preset may turn on, so
+    that it has a form with --no- as well.
     """
-    metadata = {"help": help, "low": low, "high": high, "choices": tuple(choices)}
-    metadata |= {"metavar": metavar, "expert": expert, "negatable": negatable, "check": check}
+    metadata = {"help": help, "low": low, "high": high, "metavar": metavar, "check": check}
+    metadata |= {"expert": expert, "negatable": negatable}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+expert = functools.partial(option, expert=True)
 
 
 def declared(group: type) -> dict[str, dataclasses.Field]:
@@ -54,10 +58,16 @@ def declared(group: type) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(group) if "help" in field.metadata}
 
 
-@functools.cache  # a millisecond for each of a hundred options
-def hints(group: type) -> dict[str, Any]:
-    """{name: type} of the fields of a dataclass."""
-    return typing.get_type_hints(group)
+hints = functools.cache(typing.get_type_hints)  # a millisecond for each of a hundred options
+
+
+def alternatives(group: type, name: str) -> tuple[set[Any], list[str]]:
+    """The types that an option takes, such as {int, Mapping, Literal}, and the words."""
+    hint = hints(group)[name]
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    parts = typing.get_args(hint) if union else (hint,)
+    words = [word for part in parts if typing.get_origin(part) is Literal for word in part.__args__]
+    return {typing.get_origin(part) or part for part in parts}, words
 
 
 # --- from text to value -------------------------------------------------------------------------
@@ -70,12 +80,7 @@ def reader(group: type, name: str) -> Callable[[str], Any]:
     any work starts.
     """
     facts = declared(group)[name].metadata
-    if facts["check"]:
-        check: Callable[[str], Any] = facts["check"]
-        return check
-    kinds = alternatives(hints(group)[name])
-    words = [word for kind in kinds if typing.get_origin(kind) is Literal for word in kind.__args__]
-    words += facts["choices"]
+    kinds, words = alternatives(group, name)
 
     def read(text: str) -> Any:
         if text in words:
@@ -84,23 +89,18 @@ def reader(group: type, name: str) -> Callable[[str], Any]:
             return None
         if bool in kinds and text in ("on", "off"):
             return text == "on"
-        if any(typing.get_origin(kind) is not None and "=" in text for kind in kinds):
+        if typing.get_origin(PerLayer) in kinds and "=" in text:
             return per_layer(text, number)
         if int in kinds or float in kinds:
             return number(text)
-        if str in kinds and not facts["choices"]:
+        if str in kinds:
             return text
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words) or 'on, off'}")
 
     def number(text: str) -> float:
         return in_range(text, float if float in kinds else int, facts["low"], facts["high"])
 
-    return read
-
-
-def alternatives(hint: Any) -> tuple[Any, ...]:
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if union else (hint,)
+    return facts["check"] or read
 
 
 def in_range(text: str, kind: type, low: float, high: float) -> Any:
@@ -152,10 +152,12 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
-        self._known: dict[str, tuple[type, str]] = {}  # {name for --set: where it is declared}
-        self._hidden: dict[argparse.Action, str] = {}
+        self.known: dict[str, tuple[type, str]] = {}  # {name for --set: where it is declared}
+        self.hidden: dict[argparse.Action, str | None] = {}  # {option: its help}
         self.add_argument("-h", "--help", action="help", help="what is needed most, and exit")
         self.add_argument("--help-all", action=_HelpAll, nargs=0, help="every option, and exit")
+        text = "any option of --help-all, by its name"
+        self.add_argument("--set", action=_Set, metavar="NAME=VALUE", help=text)
 
     def add_fields(
         self,
@@ -172,63 +174,33 @@ class Parser(argparse.ArgumentParser):
         `rename`: other names for some. `hide`: leave these to --help-all as well. `defaults(name)`
         says what holds where the option is not given, if that is not the field's default.
         """
-        box = self.add_argument_group(title)
-        names = declared(group)
-        for name in names if only is None else only:
-            facts = names[name].metadata
-            default = (defaults or _default_of(group))(name)
-            text = facts["help"] + (f" (default: {default})" if default != "none" else "")
+        box, values = self.add_argument_group(title), group()
+        for name in declared(group) if only is None else only:
+            facts = declared(group)[name].metadata
+            default = defaults(name) if defaults else shown(getattr(values, name))
             flag = (rename or {}).get(name, name)
-            self._known[flag] = group, name
-            more: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
-            kinds = alternatives(hints(group)[name])
+            self.known[flag] = group, name
+            kinds, words = alternatives(group, name)
+            more: dict[str, Any] = {"action": "store_true"}
             if facts["negatable"]:
-                more["action"] = argparse.BooleanOptionalAction
-            elif bool in kinds:
-                more["action"] = "store_true"
-            else:
-                more |= {"type": reader(group, name), "metavar": facts["metavar"] or "NAME"}
-                if facts["choices"] and str in kinds and not facts["metavar"]:
-                    more["metavar"] = "{" + ",".join(facts["choices"]) + "}"
-            action = box.add_argument("--" + flag.replace("_", "-"), help=text, **more)
+                more = {"action": argparse.BooleanOptionalAction}
+            elif bool not in kinds:
+                metavar = "R" if float in kinds else "N" if int in kinds else "NAME"
+                metavar = "{" + ",".join(words) + "}" if kinds == {Literal} else metavar
+                more = {"type": reader(group, name), "metavar": facts["metavar"] or metavar}
+            action = box.add_argument(
+                "--" + flag.replace("_", "-"),
+                dest=name,
+                default=argparse.SUPPRESS,
+                help=facts["help"] + (f" (default: {default})" if default != "none" else ""),
+                **more,
+            )
             if facts["expert"] or name in hide:
                 self.hide(action)
-        self._experts_by_name()
 
     def hide(self, action: argparse.Action) -> None:
         """Show the option by --help-all alone."""
-        self._hidden[action] = action.help or ""
-        action.help = argparse.SUPPRESS
-
-    def show_all(self) -> None:
-        for action, text in self._hidden.items():
-            action.help = text
-
-    def _experts_by_name(self) -> None:
-        if "--set" not in self._option_string_actions:
-            self.add_argument(
-                "--set",
-                action="append",
-                default=[],
-                metavar="NAME=VALUE",
-                help="any option of --help-all, by its name",
-            )
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found = super().parse_args(args, namespace)
-        for text in getattr(found, "set", ()):
-            flag, equals, value = text.partition("=")
-            flag = flag.strip().lstrip("-").replace("-", "_")
-            if not equals or flag not in self._known:
-                close = difflib.get_close_matches(flag, self._known, 1)
-                hint = f" (did you mean {close[0]}?)" if close else ""
-                self.error(f"argument --set: {text!r} is not NAME=VALUE of an option{hint}")
-            group, name = self._known[flag]
-            try:
-                setattr(found, name, reader(group, name)(value))
-            except argparse.ArgumentTypeError as error:
-                self.error(f"argument --set {flag}: {error}")
-        return found
+        self.hidden[action], action.help = action.help, argparse.SUPPRESS
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
@@ -236,14 +208,25 @@ class Parser(argparse.ArgumentParser):
 
 class _HelpAll(argparse.Action):
     def __call__(self, parser: Any, *_: Any, **__: Any) -> None:
-        parser.show_all()
+        for action, text in parser.hidden.items():
+            action.help = text
         parser.print_help()
         parser.exit()
 
 
-def _default_of(group: type) -> Callable[[str], str]:
-    default = group()
-    return lambda name: shown(getattr(default, name))
+class _Set(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, text: Any, *_: Any) -> None:
+        flag, equals, value = text.partition("=")
+        flag = flag.strip().lstrip("-").replace("-", "_")
+        if not equals or flag not in parser.known:
+            close = difflib.get_close_matches(flag, parser.known, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            parser.error(f"argument --set: {text!r} is not NAME=VALUE of an option{hint}")
+        group, name = parser.known[flag]
+        try:
+            setattr(namespace, name, reader(group, name)(value))
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --set {flag}: {error}")
 
 
 def given(args: argparse.Namespace, group: type) -> dict[str, Any]:

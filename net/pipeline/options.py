@@ -6,16 +6,14 @@ choosing.py makes a number of it before the stage begins.
 """
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .fields import BitsPerLayer, PerLayer, option
+from .fields import BitsPerLayer, PerLayer, expert, option
 
 # Of net.training.datasets, which imports torch; a test compares the two.
 DATASETS = ("auto", "mnist", "fashion-mnist", "kmnist", "cifar10", "digits")
-SENSITIVE = "weights smaller than this many standard deviations of their layer are pruned"
 
 
 def dataset_name(text: str) -> str:
@@ -31,6 +29,13 @@ def picture_name(text: str) -> str:
     if not text.lower().endswith((".png", ".svg", ".pdf")):
         raise argparse.ArgumentTypeError(f"{text!r} ends in none of .png, .svg and .pdf")
     return text
+
+
+def patterns(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN[,PATTERN...]")
+    return found
 
 
 # --- what no result depends on: not recorded ------------------------------------------------------
@@ -49,26 +54,17 @@ class DataOptions:
         check=dataset_name,
     )
     data_dir: str = option("data", "where data sets are, or are downloaded to", metavar="DIR")
-    val_fraction: float = option(
-        0.2,
-        "of the images of folder:PATH, to test on where there is no PATH/val",
-        low=0.01,
-        high=0.99,
-        metavar="R",
-        expert=True,
+    val_fraction: float = expert(
+        0.2, "part of folder:PATH to test on where it has no val/", low=0.01, high=0.99
     )
-    skip_broken: bool = option(
-        False,
-        "pass over images of folder:PATH that cannot be read, with a note; otherwise the first "
-        "ends the run",
-        expert=True,
+    skip_broken: bool = expert(
+        False, "pass over images of folder:PATH that cannot be read; otherwise they end the run"
     )
-    normalise: Literal["auto", "none", "unit", "data"] = option(
+    normalise: Literal["auto", "none", "unit", "data"] = expert(
         "auto",
         "of inputs: none (as they are), unit (bytes to [0, 1]), data (by the training set's mean "
         "and deviation); auto: by the model's own figures, else images by the training set's, and "
         "what a function of your own returns as it is",
-        expert=True,
     )
 
 
@@ -76,14 +72,13 @@ class DataOptions:
 class MachineOptions:
     """Where a script runs, and what it says of it."""
 
-    device: str = option("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "cuda"))
-    test_batch_size: int = option(1000, "inputs at a time", low=1, metavar="N", expert=True)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
+    no_cuda: bool = expert(False, "--device cpu")
+    test_batch_size: int = expert(1000, "inputs at a time", low=1)
     log: str | None = option(
         None, "write a line per event; JSON lines if FILE ends in .jsonl", metavar="FILE"
     )
-    log_interval: int = option(
-        50, "batches between two training figures", low=1, metavar="N", expert=True
-    )
+    log_interval: int = expert(50, "batches between two training figures", low=1)
 
 
 @dataclass(frozen=True)
@@ -96,12 +91,10 @@ class ModelOptions:
         "of torchvision's by its name, resnet18(num_classes=10) with options, or "
         "package.module:factory of your own, found from the working directory",
     )
-    num_classes: int | None = option(
-        None, "outputs of the model, if not those of the data set", low=1, metavar="N", expert=True
+    num_classes: int | None = expert(
+        None, "outputs of the model, if not those of the data set", low=1
     )
-    in_channels: int | None = option(
-        None, "of the images, if not those of the data set", low=1, metavar="N", expert=True
-    )
+    in_channels: int | None = expert(None, "of the images, if not those of the data set", low=1)
 
 
 @dataclass(frozen=True)
@@ -128,62 +121,40 @@ class CommonOptions:
     """What every stage that trains needs to know."""
 
     preset: str = "paper"  # whose values these are, but for what the user has given
-    seed: int = option(42, "of everything that is random", high=2**63 - 1, metavar="N")
+    seed: int = option(42, "of everything that is random", high=2**63 - 1)
     batch_size: int | Literal["auto"] = option(
-        "auto",
-        "inputs per step, of all processes together; auto: 250, down to 32 on a small data set",
-        low=1,
-        metavar="N",
+        "auto", "inputs per step, of all processes; auto: 250, fewer on a small data set", low=1
     )
-    largest_batch: int = option(
-        250, "the most that --batch-size auto takes", low=1, metavar="N", expert=True
-    )
+    largest_batch: int = expert(250, "the most that --batch-size auto takes", low=1)
     distortion: float = option(
-        1.0,
-        "strength of the random changes of training images, 0 for none: grey ones are rotated, "
-        "scaled and sheared, coloured ones shifted and mirrored",
-        metavar="R",
+        1.0, "strength of the random changes (rotation, shift, ...) of training images; 0: none"
     )
-    teacher: str = option(
+    teacher: str = expert(
         "none",
         "what pruning and weight sharing learn from in place of the labels: dense (the model "
         "before pruning), another architecture, which is trained first, or a .ptmodel file",
-        expert=True,
     )
-    teacher_copies: int = option(
-        8,
-        "distorted versions of each image that the teacher sees, made once; 0: a new one in every "
-        "epoch",
-        metavar="N",
-        expert=True,
+    teacher_copies: int = expert(
+        8, "distorted versions of each image that the teacher sees; 0: a new one every epoch"
     )
-    temperature: float = option(
-        2.0,
-        "softens the outputs of teacher and student (Hinton et al. 2015)",
-        low=0.01,
-        high=1000,
-        metavar="R",
-        expert=True,
+    temperature: float = expert(
+        2.0, "softens the outputs of teacher and student (Hinton et al. 2015)", low=0.01, high=1000
     )
-    amp: bool | Literal["auto"] = option(
-        False,
-        "matrix products in bfloat16; auto: on a processor that has it",
-        negatable=True,
-        expert=True,
+    amp: bool | Literal["auto"] = expert(
+        False, "matrix products in bfloat16; auto: on a processor that has it", negatable=True
     )
+    asked: "CommonOptions | None" = field(default=None, kw_only=True)  # before "auto" was chosen
 
-    def recorded(self) -> dict:
-        options = asdict(self)
+    def recorded(self) -> dict[str, Any]:
+        """What was asked for and, under "chosen", the numbers that were chosen for it."""
+        options = {each.name: getattr(self, each.name) for each in fields(self)}
+        asked = options.pop("asked")
         if options.get("weights"):
             options["weights"] = Path(options["weights"]).name
-        return options
-
-
-def patterns(text: str) -> tuple[str, ...]:
-    found = tuple(part.strip() for part in text.split(","))
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN[,PATTERN...]")
-    return found
+        if asked is None:
+            return options
+        before = asked.recorded()
+        return before | {"chosen": {k: v for k, v in options.items() if v != before[k]}}
 
 
 @dataclass(frozen=True)
@@ -201,11 +172,7 @@ class ChoiceOptions:
         (), "leave these as they are, exactly", metavar="PATTERNS", check=patterns
     )
     error_budget: float = option(
-        0.5,
-        "about how many points of error the choices of auto may cost, before training takes some "
-        "back; higher: fewer bytes",
-        high=100,
-        metavar="R",
+        0.5, "points of error that auto may cost, before training; higher: fewer bytes", high=100
     )
 
 
@@ -219,16 +186,11 @@ class TrainingOptions(CommonOptions):
         "IMAGENET1K_V1, ...); --epochs 0 leaves dense training out",
         metavar="FILE",
     )
-    epochs: int = option(20, "epochs of dense training", metavar="N")
-    lr: float = option(
-        2e-3, "peak of Adam's learning rate in dense training", metavar="R", expert=True
-    )
-    dropout: float = option(0.0, "in dense training", high=0.99, metavar="P", expert=True)
-    l1: float = option(
-        0.05,
-        "L1 penalty of dense training: each step takes l1 x learning rate off every weight",
-        metavar="R",
-        expert=True,
+    epochs: int = option(20, "epochs of dense training")
+    lr: float = expert(2e-3, "peak of Adam's learning rate in dense training")
+    dropout: float = expert(0.0, "in dense training", high=0.99)
+    l1: float = expert(
+        0.05, "L1 penalty of dense training: each step takes l1 x learning rate off every weight"
     )
 
 
@@ -236,25 +198,25 @@ class TrainingOptions(CommonOptions):
 class PruningOptions(TrainingOptions, ChoiceOptions):
     """Of pruning and retraining."""
 
-    sensitivity: float | PerLayer = option(1.5, SENSITIVE + "; higher: fewer weights", metavar="R")
+    sensitivity: float | PerLayer = option(
+        1.5, "prune weights below so many standard deviations of their layer; higher: fewer stay"
+    )
     density: float | PerLayer | Literal["auto"] | None = option(
         None,
-        "instead of --sensitivity: the fraction of weights to keep, of all layers together or per "
-        "layer, reached gradually; lower: fewer bytes; auto: as low as --error-budget allows",
+        "instead of --sensitivity: the fraction of weights to keep, in all or per layer, reached "
+        "gradually; lower: fewer bytes; auto: as low as --error-budget allows",
         high=1,
-        metavar="R",
     )
-    prune_epochs: int = option(
-        20, "epochs of gradual pruning (--density)", metavar="N", expert=True
-    )
-    retrain_epochs: int = option(25, "epochs of training after pruning", metavar="N")
-    retrain_lr: float = option(
-        3e-3, "peak of Adam's learning rate after pruning", metavar="R", expert=True
-    )
+    prune_epochs: int = expert(20, "epochs of gradual pruning (--density)")
+    retrain_epochs: int = option(25, "epochs of training after pruning")
+    retrain_lr: float = expert(3e-3, "peak of Adam's learning rate after pruning")
 
     def training(self) -> TrainingOptions:
         """The part that the dense model depends on."""
-        return TrainingOptions(**{f.name: getattr(self, f.name) for f in fields(TrainingOptions)})
+        own = {each.name: getattr(self, each.name) for each in fields(TrainingOptions)}
+        if isinstance(self.asked, PruningOptions):
+            own["asked"] = self.asked.training()
+        return TrainingOptions(**own)
 
 
 @dataclass(frozen=True)
@@ -268,7 +230,6 @@ class SharingOptions(CommonOptions, ChoiceOptions):
         "fewest bytes at --noise",
         low=1,
         high=16,
-        metavar="N",
     )
     noise: float | Literal["auto"] = option(
         "auto",
@@ -276,67 +237,40 @@ class SharingOptions(CommonOptions, ChoiceOptions):
         "fewer bytes, other outputs; auto: with data what --error-budget allows",
         low=0.001,
         high=100,
-        metavar="R",
     )
-    calibration_images: int = option(
-        1000,
-        "of --bits auto: training inputs, without labels, on which the errors of each layer are "
-        "compensated; 0 for none",
-        metavar="N",
-        expert=True,
+    calibration_images: int = expert(
+        1000, "of --bits auto: training inputs on which errors are compensated; 0: none"
     )
-    exact_vectors: bool = option(
-        False, "leave biases and normalisation as they are, instead of rounding them", expert=True
+    exact_vectors: bool = expert(
+        False, "leave biases and normalisation as they are, instead of rounding them"
     )
-    fold_norms: bool = option(
+    fold_norms: bool = expert(
         False,
         "fold the running statistics of BatchNorm into its weights and biases, for fewer bytes: "
         "the same outputs, but not to be trained on",
         negatable=True,
-        expert=True,
     )
-    bias_bits: int | BitsPerLayer | Literal["auto"] = option(
+    bias_bits: int | BitsPerLayer | Literal["auto"] = expert(
         "auto",
         "2**N shared values for the biases of a layer; 0: rounded, not shared; auto: 3, or 0 "
         "beside --bits auto",
         high=16,
-        metavar="N",
-        expert=True,
     )
-    init: str = option(
-        "linear",
-        "initial centroids (section 3.2 of the paper)",
-        choices=("linear", "density", "random"),
-        expert=True,
+    init: Literal["linear", "density", "random"] = expert(
+        "linear", "initial centroids (section 3.2 of the paper)"
     )
-    finetune_epochs: int = option(
-        3, "epochs of fine-tuning the shared values; 0: sharing alone", metavar="N"
+    finetune_epochs: int = option(3, "epochs of fine-tuning the shared values; 0: sharing alone")
+    finetune_lr: float = expert(5e-4, "peak of Adam's learning rate for the shared values")
+    reassign: float = expert(
+        0.0, "part of the fine-tuning in which weights may change their shared value", high=1
     )
-    finetune_lr: float = option(
-        5e-4, "peak of Adam's learning rate for the shared values", metavar="R", expert=True
-    )
-    reassign: float = option(
-        0.0,
-        "fraction of the fine-tuning in which weights may still change their shared value",
-        high=1,
-        metavar="R",
-        expert=True,
-    )
-    share_parts: int = option(
+    share_parts: int = expert(
         1,
         "share the weights in so many parts, the largest tensors first; between parts, the weights "
         "that are not shared yet train on and compensate for those that are",
         low=1,
         high=1000,
-        metavar="N",
-        expert=True,
     )
 
 
 Options = TypeVar("Options", bound=CommonOptions)
-
-
-def changed(options: Options, values: Mapping[str, Any]) -> Options:
-    """`options` with those of `values` that it has."""
-    own = {f.name for f in fields(options)}
-    return replace(options, **{k: v for k, v in values.items() if k in own})

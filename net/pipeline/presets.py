@@ -6,38 +6,40 @@
 those of records, in presets/records/, name theirs.
 """
 
-import dataclasses
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..files import read_file
 from .fields import declared, reader, shown
-from .options import ModelOptions, PruningOptions, SharingOptions, changed
+from .options import ModelOptions, Options, PruningOptions, SharingOptions
 
 GENERAL = ("paper", "trained", "smallest", "untrained")
+MAX_BYTES = 1 << 20  # of a file
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Preset:
     """The options of all stages."""
 
     name: str = "paper"
     about: str = ""
     arch: str | None = None
-    pruning: PruningOptions = dataclasses.field(default_factory=PruningOptions)
-    sharing: SharingOptions = dataclasses.field(default_factory=SharingOptions)
+    pruning: PruningOptions = field(default_factory=PruningOptions)
+    sharing: SharingOptions = field(default_factory=SharingOptions)
 
     def with_options(self, given: Mapping[str, Any]) -> "Preset":
         """The same with some options changed, in the stages that have them."""
-        pruning, sharing = changed(self.pruning, given), changed(self.sharing, given)
-        return dataclasses.replace(self, pruning=pruning, sharing=sharing)
 
+        def changed(stage: Options) -> Options:
+            own = {k: v for k, v in given.items() if k in declared(type(stage))}
+            return replace(stage, **own)
 
-MAX_BYTES = 1 << 20  # of a file
+        return replace(self, pruning=changed(self.pruning), sharing=changed(self.sharing))
 
 
 def load(name: str) -> Preset:
@@ -49,35 +51,34 @@ def load(name: str) -> Preset:
     if path.suffix != ".json":
         raise UserError(f"no preset {name!r}; there are {', '.join(known)}, and files .json")
     try:
-        content = json.loads(read_file(path, MAX_BYTES))
-        about, shared = str(content.pop("about", "")), dict(content.pop("options", {}))
-        arch = shared.pop("arch", None)
-        stages = {
-            stage: _values(group, dict(shared), dict(content.pop(stage, {})))
-            for stage, group in (("pruning", PruningOptions), ("sharing", SharingOptions))
-        }
-        unknown = [*content, *(k for k in shared if not any(k in each for each in stages.values()))]
-        if unknown:
-            raise ValueError(f"unknown {unknown[0]!r}")
-        if arch is not None:
-            arch = reader(ModelOptions, "arch")(arch)
+        return _read(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a preset that is there") from None
     except Exception as error:  # JSON of any other shape
         raise UserError(f"{path} is not a preset: {error}") from None
-    pruning = PruningOptions(preset=path.stem, **stages["pruning"])
-    sharing = SharingOptions(preset=path.stem, **stages["sharing"])
-    return Preset(path.stem, about, arch, pruning, sharing)
 
 
-def _values(group: type, shared: dict, own: dict) -> dict[str, Any]:
-    """The values for a stage, each as the command line would take it."""
-    known = declared(group)
-    unknown = [name for name in own if name not in known]
-    if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r}")
-    values = {name: value for name, value in shared.items() if name in known} | own
-    return {name: reader(group, name)(shown(value)) for name, value in values.items()}
+def _read(path: Path) -> Preset:
+    content = json.loads(read_file(path, MAX_BYTES))
+    about, shared = str(content.pop("about", "")), dict(content.pop("options", {}))
+    arch = shared.pop("arch", None)
+    stages: dict[str, Any] = {}
+    unknown = list(shared)
+    for stage, group in (("pruning", PruningOptions), ("sharing", SharingOptions)):
+        own, known = dict(content.pop(stage, {})), declared(group)
+        for name in own:
+            if name not in known:
+                raise ValueError(f"unknown option {name!r}")
+        unknown = [name for name in unknown if name not in known]
+        values = {name: value for name, value in shared.items() if name in known} | own
+        # As the command line would take them.
+        values = {name: reader(group, name)(shown(value)) for name, value in values.items()}
+        stages[stage] = group(preset=path.stem, **values)
+    for name in (*content, *unknown):
+        raise ValueError(f"unknown {name!r}")
+    if arch is not None:
+        arch = reader(ModelOptions, "arch")(arch)
+    return Preset(path.stem, about, arch, **stages)
 
 
 def folder() -> Path:
@@ -93,11 +94,10 @@ general = functools.cache(load)  # for the help, which asks for each option
 def defaults(name: str) -> str:
     """What holds where the option `name` is not given: "20; smallest: 12"."""
     texts = {}
-    for preset in GENERAL:
-        found = general(preset)
-        stages = (found.pruning, found.sharing)
+    for preset in map(general, GENERAL):
+        stages = (preset.pruning, preset.sharing)
         values = [getattr(stage, name) for stage in stages if hasattr(stage, name)]
-        texts[preset] = " and ".join(dict.fromkeys(map(shown, values)))
+        texts[preset.name] = " and ".join(dict.fromkeys(map(shown, values)))
     first = texts["paper"]
     others = [f"{preset}: {text}" for preset, text in texts.items() if text != first]
     return "; ".join([first, *others])

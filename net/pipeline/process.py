@@ -40,7 +40,10 @@ def start() -> None:
         if os.getpid() == owner:  # not a worker that was forked since
             unfinished.remove()
             if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
-                write_error(f"\n{INTERRUPTED}\n")
+                try:  # noqa: SIM105 (contextlib is not loaded)
+                    os.write(2, f"\n{INTERRUPTED}\n".encode())  # sys.stderr may be in use
+                except OSError:
+                    pass
         if number == _signal.SIGTERM:  # so that whoever waits sees what has ended it
             _signal.signal(number, _signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -51,14 +54,6 @@ def start() -> None:
             _signal.signal(number, end)
     # Called last of all: what is then left to do is of no use to anybody, and cannot be handled.
     atexit.register(_signal.signal, _signal.SIGINT, _signal.SIG_IGN)
-
-
-def write_error(text: str) -> None:
-    """To the descriptor: sys.stderr may be in the midst of something."""
-    try:  # noqa: SIM105 (contextlib is not loaded)
-        os.write(2, text.encode())
-    except OSError:
-        pass
 
 
 def limit_threads() -> None:

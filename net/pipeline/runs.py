@@ -5,14 +5,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from .. import checkpoint, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
+from ..errors import UserError
 from ..files import check_output, check_writable, locked
+from ..parameters import resolve
+from ..prune import prunable
 from ..report.tables import plan_text, sharing_notes
 from ..shared_tensor import Clustering
+from ..sharing import SharedState
 from ..training import architectures, datasets, distributed, weights
 from ..training.log import Log
 from ..training.resume import RunProgress
@@ -50,39 +53,27 @@ class Run:
         """
         self.check(options)
         check_writable(self.folder)
-        made_by = self._identity(self.arch, options)
+        options = self.numbers(options)
+        made_by = identity(self.arch, self.dataset.name, options.recorded())
         progress = RunProgress(self.folder / PROGRESS, made_by, resume)
-        retrained = self.folder / RETRAINED
-        if resume and progress.record is None and was_made_by(retrained, made_by):
-            self.runtime.log.result(f"{retrained}: finished already", event="finished")
-            return checkpoint.load(retrained)
+        if resume and progress.record is None and (found := self.earlier(RETRAINED, options)):
+            path = self.folder / RETRAINED
+            self.runtime.log.result(f"{path}: finished already", event="finished")
+            return found
         if progress.passed("train"):
             initial = checkpoint.load(self.folder / INITIAL)
         else:
             initial = self.train(options.training(), progress)
-        teacher = self.teacher(options, initial, progress)
-        chosen = self._numbers(options)
-        if chosen.density == "auto":
+        learn_from = self.targets(options, initial, progress)
+        if options.density == "auto":
 
             def search() -> float:
-                torch.manual_seed(options.seed + 1)
-                model = weights.restored(initial, self.runtime.device)
-                return choosing.density(model, self.dataset, chosen, self.runtime.log)
+                model = stages.restored(initial, options.seed + 1, self.runtime.device)
+                return choosing.density(model, self.dataset, options, self.runtime.log)
 
-            chosen = replace(chosen, density=progress.once("density", search))
-        found = recorded(
-            stages.prune(
-                initial,
-                self.dataset,
-                chosen,
-                self.runtime,
-                self.targets(chosen, teacher),
-                progress,
-            ),
-            options,
-            chosen,
-        )
-        write(retrained, found)
+            options = replace(options, density=progress.once("density", search))
+        found = stages.prune(initial, self.dataset, options, self.runtime, learn_from, progress)
+        write(self.folder / RETRAINED, found)
         progress.finish()
         return found
 
@@ -90,26 +81,52 @@ class Run:
         self,
         options: TrainingOptions,
         progress: RunProgress | None = None,
-        arch: str | None = None,
-        phase: str = "train",
-        file: str = INITIAL,
+        teacher: str | None = None,
     ) -> Checkpoint:
-        """Train a dense model, of the run's architecture unless `arch` is another, and write it."""
+        """Train a dense model and write it: the run's own, or one of the architecture `teacher`."""
         check_writable(self.folder)
-        chosen = self._numbers(options)
-        made = stages.train(
-            arch or self.arch, self.dataset, chosen, self.runtime, phase=phase, progress=progress
-        )
-        found = recorded(made, options, chosen)
-        write(self.folder / file, found)
+        arch, phase = (teacher, "teacher") if teacher else (self.arch, "train")
+        found = stages.train(arch, self.dataset, options, self.runtime, phase, progress)
+        write(self.folder / (TEACHER if teacher else INITIAL), found)
         return found
 
     def initial(self, options: TrainingOptions) -> Checkpoint:
         """The dense model of an earlier run with these options, or else of one now."""
-        path = self.folder / INITIAL
-        if was_made_by(path, self._identity(self.arch, options)):
-            return checkpoint.load(path)
-        return self.train(options)
+        options = self.numbers(options)
+        return self.earlier(INITIAL, options) or self.train(options)
+
+    def share(
+        self, source: Checkpoint, options: SharingOptions, path: str | Path
+    ) -> tuple[Checkpoint, dict[str, Clustering]]:
+        """Share the weights of `source`, and write the result to `path`."""
+        check_output(path)
+        options = choosing.without_auto(self.numbers(options))
+        if options.bits == "auto" and options.noise == "auto":
+            model = stages.restored(source, options.seed + 2, self.runtime.device)
+            noise = choosing.noise(model, self.dataset, options, self.runtime.log)
+            options = replace(options, noise=noise)
+        learn_from = self.targets(options, source) if options.finetune_epochs else None
+        found = stages.share(source, self.dataset, options, self.runtime, learn_from)
+        write(path, found[0])
+        return found
+
+    def adopt(self, source: Checkpoint, path: str | Path) -> Checkpoint:
+        """A state dict of the file `path`, as a checkpoint of this architecture."""
+        found, notes = weights.adopted(source, path, self.arch)
+        for note in notes:
+            self.runtime.log.note(note)
+        return replace(found, dataset=self.dataset.name)
+
+    def targets(
+        self, options: CommonOptions, source: Checkpoint, progress: RunProgress | None = None
+    ) -> Targets:
+        """What to learn from after dense training, made once for all stages that learn the same."""
+        how = options.teacher_copies, options.temperature, options.distortion, options.seed
+        key = (options.teacher, *how)
+        if key not in self._targets:
+            teacher = self.teacher(options, source, progress)
+            self._targets[key] = stages.targets(self.dataset, options, self.runtime, teacher)
+        return self._targets[key]
 
     def teacher(
         self, options: CommonOptions, source: Checkpoint, progress: RunProgress | None = None
@@ -122,99 +139,79 @@ class Run:
         if is_file_name(options.teacher):
             return checkpoint.load(options.teacher)
         if options.teacher in (DENSE, self.arch):
-            return self._dense() or source
-        path = self.folder / TEACHER
+            path = self.folder / INITIAL
+            dense = checkpoint.load(path) if path.exists() else source
+            own = (dense.arch, dense.dataset) == (self.arch, self.dataset.name)
+            return dense if own else source
         # Sharing has no options to train one by: it takes what pruning has left.
-        if isinstance(options, PruningOptions):
-            training = options.training()
-            if not was_made_by(path, self._identity(options.teacher, training)):
-                if progress and progress.passed("teacher"):  # its file has been lost since
-                    progress = None
-                return self.train(training, progress, options.teacher, "teacher", TEACHER)
-        return checkpoint.load(path)
-
-    def share(
-        self, source: Checkpoint, options: SharingOptions, path: str | Path
-    ) -> tuple[Checkpoint, dict[str, Clustering]]:
-        """Share the weights of `source`, and write the result to `path`."""
-        check_output(path)
-        chosen = choosing.without_auto(self._numbers(options))
-        if chosen.bits == "auto" and chosen.noise == "auto":
-            torch.manual_seed(options.seed + 2)
-            model = weights.restored(source, self.runtime.device)
-            noise = choosing.noise(model, self.dataset, chosen, self.runtime.log)
-            chosen = replace(chosen, noise=noise)
-        shared, clusterings = stages.share(
-            source,
-            self.dataset,
-            chosen,
-            self.runtime,
-            lambda: self.targets(chosen, self.teacher(chosen, source)),
-        )
-        shared = recorded(shared, options, chosen)
-        write(path, shared)
-        return shared, clusterings
-
-    def adopt(self, source: Checkpoint, path: str | Path) -> Checkpoint:
-        """A state dict of the file `path`, as a checkpoint of this architecture."""
-        found, notes = weights.adopted(source, path, self.arch)
-        for note in notes:
-            self.runtime.log.note(note)
-        return replace(found, dataset=self.dataset.name)
-
-    def targets(self, options: CommonOptions, teacher: Checkpoint | None) -> Targets:
-        """What to learn from after dense training, made once for all stages that learn the same."""
-        key = (
-            *(options.teacher, options.teacher_copies, options.temperature),
-            *(options.distortion, options.seed),
-        )
-        if key not in self._targets:
-            self._targets[key] = stages.targets(self.dataset, options, teacher, self.runtime)
-        return self._targets[key]
-
-    def _dense(self) -> Checkpoint | None:
-        """The dense model of this architecture and data set in the folder, if that is there."""
-        path = self.folder / INITIAL
-        if not path.exists():
-            return None
-        found = checkpoint.load(path)
-        return found if (found.arch, found.dataset) == (self.arch, self.dataset.name) else None
+        if not isinstance(options, PruningOptions):
+            return checkpoint.load(self.folder / TEACHER)
+        training = options.training()
+        if found := self.earlier(TEACHER, training, options.teacher):
+            return found
+        if progress and progress.passed("teacher"):  # its file has been lost since
+            progress = None
+        return self.train(training, progress, options.teacher)
 
     def check(self, options: PruningOptions) -> None:
         """Find before hours of training what would stop the run after them. Raises UserError."""
-        stages.check_patterns(options, architectures.skeleton(self.arch))
+        kinds = prunable(architectures.skeleton(self.arch), options.include, options.exclude)
+        resolve(options.sensitivity, kinds)
+        if isinstance(options.density, dict):
+            resolve(options.density, kinds)
         if is_file_name(options.teacher):
             checkpoint.load(options.teacher)
         elif options.teacher not in ("none", DENSE):
             architectures.skeleton(options.teacher)
 
-    def _numbers(self, options: Options) -> Options:
+    def numbers(self, options: Options) -> Options:
         return choosing.schedules(options, self.dataset, self.runtime.device)
 
-    def _identity(self, arch: str, options: CommonOptions) -> dict:
-        return {"arch": arch, "dataset": self.dataset.name, **options.recorded()}
+    def earlier(
+        self, file: str, options: CommonOptions, arch: str | None = None
+    ) -> Checkpoint | None:
+        """The model in `file` of the folder, if it is of this data set and of these options."""
+        path = self.folder / file
+        if not path.exists():
+            return None
+        found = checkpoint.load(path)
+        wanted = identity(arch or self.arch, self.dataset.name, options.recorded())
+        return found if identity(found.arch, found.dataset, found.options) == wanted else None
+
+
+def identity(arch: str | None, dataset: str | None, options: dict) -> dict:
+    """What a model depends on: not what was chosen, which follows from it."""
+    asked = {name: value for name, value in options.items() if name != "chosen"}
+    return {"arch": arch, "dataset": dataset, **asked}
 
 
 def share_bare(
     source: Checkpoint, options: SharingOptions, path: str | Path, log: Log
-) -> tuple[Checkpoint, dict[str, Clustering]]:
+) -> dict[str, Clustering]:
     """Share the weights of a state dict whose architecture is not known, and write the result:
-    tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
+    tensor by tensor into a .safetensors file, from memory into a .ptmodel file. Returns what each
+    tensor has become."""
     check_output(path)
-    shared, state = stages.share_bare(source, choosing.without_auto(options))
-    log.table(plan_text(state.plan, state), event="plan", plan=shared.options["plan"])
+    if options.finetune_epochs:
+        raise UserError(
+            "a bare state dict can be shared, not fine-tuned: its architecture is not known; "
+            "name it, or ask for no epochs"
+        )
+    if options.fold_norms:
+        raise UserError(
+            "what BatchNorm adds to a variance is not in a bare state dict, so that its statistics "
+            "cannot be folded; name the architecture"
+        )
+    config = choosing.config(choosing.without_auto(options))
+    state = SharedState(source.state_dict, config)
+    plan = stages.texts_of(state.plan)
+    log.table(plan_text(state.plan, state), event="plan", plan=plan)
+    made_by = {"preset": options.preset, **vars(config), "plan": plan}
+    shared = replace(source, state_dict=state, stage="weight_shared", options=made_by, metrics={})
     write(path, shared)
     for note in sharing_notes(state.plan, state.clusterings, state.rounded, state):
         log.note(note)
-    return shared, state.clusterings
-
-
-def recorded(model: Checkpoint, asked: CommonOptions, chosen: CommonOptions) -> Checkpoint:
-    """`model` with the options that were asked for, and under "chosen" the numbers that differ."""
-    options = asked.recorded()
-    numbers = {k: v for k, v in chosen.recorded().items() if v != options[k]}
-    plan = {k: v for k, v in model.options.items() if k == "plan"}
-    return replace(model, options=options | {"chosen": numbers} | plan)
+    return state.clusterings
 
 
 @contextmanager
@@ -227,6 +224,10 @@ def alone(folder: str | Path) -> Iterator[None]:
         return
     with locked(folder):
         yield
+
+
+def write(path: str | Path, model: Checkpoint) -> None:
+    distributed.by_writer(lambda: write_model(path, model))
 
 
 def write_model(path: str | Path, model: Checkpoint) -> int:
@@ -263,16 +264,3 @@ def teacher_for(teacher: str, dataset: Dataset) -> str:
 
 def is_file_name(teacher: str) -> bool:
     return bool(Path(teacher).suffix) and ":" not in teacher  # package.module:factory
-
-
-def was_made_by(path: Path, made_by: dict) -> bool:
-    """Whether the checkpoint at `path` exists and is of this architecture, data and options."""
-    if not path.exists():
-        return False
-    found = checkpoint.load(path)
-    options = {name: value for name, value in found.options.items() if name != "chosen"}
-    return {"arch": found.arch, "dataset": found.dataset, **options} == made_by
-
-
-def write(path: str | Path, model: Checkpoint) -> None:
-    distributed.by_writer(lambda: write_model(path, model))

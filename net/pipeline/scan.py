@@ -4,9 +4,11 @@ Everything is measured on the held-out training images; the test set is left for
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import repeat
 
+import numpy as np
 import torch
+from sklearn.isotonic import isotonic_regression
 from torch import nn
 
 from ..parameters import compressible, shortest_name
@@ -16,8 +18,6 @@ from ..training.loop import evaluate
 from ..training.splits import Split
 from .options import TrainingOptions
 from .runs import Run
-
-Point = tuple[float, float]  # density, loss
 
 DENSITIES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
 
@@ -58,9 +58,8 @@ def scan(
     for name, weight in model.named_parameters():
         if name not in kinds:
             continue
-        original = weight.clone()
+        original, points = weight.clone(), []
         deviation = float(original.std(correction=0))
-        points = []
         for density in densities:
             mask = top_masks({name: original.abs()}, {name: density})[name]
             weight.masked_fill_(~mask, 0.0)
@@ -68,17 +67,11 @@ def scan(
             weight.copy_(original)
             # An entirely pruned layer keeps nothing.
             threshold = float(original[mask].abs().min()) if mask.any() else 0.0
-            points.append(
-                {
-                    "density": density,
-                    "sensitivity": threshold / deviation if deviation else 0.0,
-                    "loss": loss,
-                    "error_percent": error,
-                }
-            )
-        figures["layers"].append(
-            {"name": shortest_name(name), "parameters": weight.numel(), "points": points}
-        )
+            sensitivity = threshold / deviation if deviation else 0.0
+            point = {"density": density, "sensitivity": sensitivity}
+            points.append(point | {"loss": loss, "error_percent": error})
+        layer = {"name": shortest_name(name), "parameters": weight.numel(), "points": points}
+        figures["layers"].append(layer)
     return figures
 
 
@@ -91,36 +84,25 @@ def choose(figures: dict, target: float) -> dict[str, float]:
     A target below what the scan has reached gives its lowest densities.
     """
     sizes = {layer["name"]: layer["parameters"] for layer in figures["layers"]}
+    steps: list[tuple] = []
+    for layer in figures["layers"]:
+        losses = {point["density"]: point["loss"] for point in layer["points"]}
+        losses[1.0] = figures["loss"]
+        densities = sorted(losses, reverse=True)
+        removed = -np.diff(densities) * layer["parameters"]
+        prices = np.diff([losses[density] for density in densities]) / removed
+        prices = isotonic_regression(prices, sample_weight=removed)  # the slopes of the hull
+        steps += zip(prices, repeat(layer["name"]), densities, densities[1:], strict=False)
     excess = (1 - target) * sum(sizes.values())  # weights still to be removed
-    density = dict.fromkeys(sizes, 1.0)
-    steps = [step for layer in figures["layers"] for step in hull_steps(layer, figures["loss"])]
+    chosen = dict.fromkeys(sizes, 1.0)
     # A stable sort: steps of a layer with the same price stay in the order of falling density.
     for _, name, start, end in sorted(steps, key=lambda step: step[0]):
         if excess <= 0:
             break
-        removed = min((start - end) * sizes[name], excess)
-        density[name] = start - removed / sizes[name]
-        excess -= removed
-    return density
-
-
-def hull_steps(layer: dict, loss: float) -> list[tuple[float, str, float, float]]:
-    """(loss per weight removed, layer, density before, density after), of the curve's lower hull.
-
-    By falling density, that is by rising price.
-    """
-    points = {point["density"]: point["loss"] for point in layer["points"]} | {1.0: loss}
-    curve = [(density, points[density]) for density in sorted(points, reverse=True)]
-
-    def price(a: Point, b: Point) -> float:
-        return (b[1] - a[1]) / ((a[0] - b[0]) * layer["parameters"])
-
-    hull: list[Point] = []
-    for point in curve:
-        while len(hull) > 1 and price(hull[-2], hull[-1]) >= price(hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    return [(price(a, b), layer["name"], a[0], b[0]) for a, b in pairwise(hull)]
+        count = min((start - end) * sizes[name], excess)
+        chosen[name] = start - count / sizes[name]
+        excess -= count
+    return chosen
 
 
 def option(density: dict[str, float]) -> str:

@@ -8,7 +8,7 @@ an encoding, or prints, but through the log that it is given. Every stage seeds 
 itself, so that it gives the same bytes in a process of its own as within the whole pipeline.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,13 @@ from torch.nn import functional as F
 from .. import checkpoint, encoding
 from ..checkpoint import Checkpoint
 from ..codec.manifest import MANIFEST
-from ..errors import UserError
 from ..files import one_line
-from ..parameters import compressible, resolve
+from ..parameters import compressible
 from ..plan import plan
-from ..prune import Pruner, prunable, shrink
+from ..prune import Pruner, shrink
 from ..report.tables import plan_text, sharing_notes
 from ..shared_tensor import Clustering
-from ..sharing import SharedState, WeightSharing
+from ..sharing import WeightSharing
 from ..state_dicts import from_json, plain, to_json
 from ..training import architectures, weights
 from ..training.distillation import Distorted, distillation_loss, distilled
@@ -43,11 +42,6 @@ from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOpti
 
 # The part of the pruning phase in which the density falls; the rest repairs the last cut.
 RAMP = 0.7
-# What sharing a bare state dict depends on: no teacher, no epochs.
-RECORDED_OF_BARE = (
-    *("preset", "seed", "bits", "noise", "exact_vectors", "bias_bits", "init"),
-    *("include", "exclude"),
-)
 
 
 @dataclass(frozen=True)
@@ -67,13 +61,78 @@ class Runtime:
 
 
 class Targets(NamedTuple):
-    """What every phase after dense training learns from."""
+    """What a phase learns from."""
 
     split: Batches
     loss: Loss
 
 
-# Dense training
+# --- what several stages do -----------------------------------------------------------------------
+
+
+def restored(source: Checkpoint, seed: int, device: torch.device | str) -> nn.Module:
+    """The model of a stage that goes on with `source`; from here torch draws by `seed`."""
+    torch.manual_seed(seed)
+    model = weights.restored(source, device)
+    set_dropout(model, 0.0)
+    return model
+
+
+def targets(
+    dataset: Dataset, options: CommonOptions, runtime: Runtime, teacher: Checkpoint | None = None
+) -> Targets:
+    """The training images with a teacher's logits instead of labels, where there is a teacher."""
+    if teacher is None:
+        return Targets(Distorted(dataset.train, options.distortion), F.cross_entropy)
+    assert options.amp != "auto"
+    model = weights.restored(teacher, runtime.device)
+    torch.manual_seed(options.seed + 3)
+    copies, strength, size = options.teacher_copies, options.distortion, runtime.test_batch_size
+    split = distilled(dataset.train, model, copies, strength, size, options.amp)
+    return Targets(split, partial(distillation_loss, temperature=options.temperature))
+
+
+def schedule(options: CommonOptions, epochs: int) -> Schedule:
+    assert options.batch_size != "auto"
+    assert options.amp != "auto"
+    return Schedule(epochs, options.batch_size, options.amp)
+
+
+def train_phase(
+    phase: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    learn_from: Targets,
+    planned: Schedule,
+    dataset: Dataset,
+    runtime: Runtime,
+    progress: RunProgress | None = None,
+    **parts: Any,
+) -> None:
+    """Train `model`; `progress` keeps it, the optimizer and `parts` after every epoch."""
+    parts |= {"model": model, "optimizer": optimizer}
+    fit(
+        model,
+        optimizer,
+        learn_from.split,
+        planned,
+        loss=learn_from.loss,
+        validate=lambda: evaluate(model, dataset.validation),
+        phase=phase,
+        log=runtime.log,
+        progress=progress.of(phase, **parts) if progress else None,
+    )
+
+
+def made(
+    stage: str, model: nn.Module, arch: str | None, dataset: Dataset, options: dict, error: float
+) -> Checkpoint:
+    """The checkpoint of a stage, on the CPU and in the usual memory order."""
+    state = checkpoint.copied(model.state_dict())
+    return Checkpoint(state, arch, stage, dataset.name, options, {"test_error_percent": error})
+
+
+# --- train, prune, share --------------------------------------------------------------------------
 
 
 def train(
@@ -100,54 +159,10 @@ def train(
     optimizer.register_step_post_hook(
         lambda *_: shrink(compressed, options.l1 * optimizer.param_groups[0]["lr"])
     )
-    split = Distorted(dataset.train, options.distortion)
-    fit(
-        model,
-        optimizer,
-        split,
-        schedule(options, options.epochs),
-        validate=lambda: evaluate(model, dataset.validation),
-        phase=phase,
-        log=runtime.log,
-        progress=progress.of(phase, model=model, optimizer=optimizer) if progress else None,
-    )
-    metrics = {"test_error_percent": runtime.test_error(model, phase, dataset)}
-    recorded = options.recorded()
-    return Checkpoint(state_of(model), arch, "initial", dataset.name, recorded, metrics)
-
-
-def schedule(options: CommonOptions, epochs: int) -> Schedule:
-    assert options.batch_size != "auto"
-    assert options.amp != "auto"
-    return Schedule(epochs, options.batch_size, options.amp)
-
-
-def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the state dict, on the CPU and in the usual memory order."""
-    return checkpoint.copied(model.state_dict())
-
-
-def targets(
-    dataset: Dataset, options: CommonOptions, teacher: Checkpoint | None, runtime: Runtime
-) -> Targets:
-    """The training images with a teacher's logits instead of labels, where there is a teacher."""
-    if teacher is None:
-        return Targets(Distorted(dataset.train, options.distortion), F.cross_entropy)
-    assert options.amp != "auto"
-    model = weights.restored(teacher, runtime.device)
-    torch.manual_seed(options.seed + 3)
-    split = distilled(
-        dataset.train,
-        model,
-        options.teacher_copies,
-        options.distortion,
-        runtime.test_batch_size,
-        options.amp,
-    )
-    return Targets(split, partial(distillation_loss, temperature=options.temperature))
-
-
-# Pruning
+    images, planned = targets(dataset, options, runtime), schedule(options, options.epochs)
+    train_phase(phase, model, optimizer, images, planned, dataset, runtime, progress)
+    error = runtime.test_error(model, phase, dataset)
+    return made("initial", model, arch, dataset, options.recorded(), error)
 
 
 def prune(
@@ -159,28 +174,17 @@ def prune(
     progress: RunProgress | None = None,
 ) -> Checkpoint:
     """Prune at once by threshold (Han et al. 2015) or gradually to a density, then retrain."""
-    torch.manual_seed(options.seed + 1)
-    split, loss = learn_from or targets(dataset, options, None, runtime)
-    model = weights.restored(initial, runtime.device)
-    set_dropout(model, 0.0)
+    model = restored(initial, options.seed + 1, runtime.device)
+    learn_from = learn_from or targets(dataset, options, runtime)
 
-    def train_with(pruner: Pruner, phase: str, epochs: int) -> None:
+    def retrain(phase: str, pruner: Pruner, epochs: int) -> None:
         if progress and progress.passed(phase):
             return
         optimizer = adam(model.parameters(), options.retrain_lr)
         pruner.attach(optimizer)
-        fit(
-            model,
-            optimizer,
-            split,
-            schedule(options, epochs),
-            loss=loss,
-            validate=lambda: evaluate(model, dataset.validation),
-            phase=phase,
-            log=runtime.log,
-            progress=progress.of(phase, model=model, optimizer=optimizer, pruner=pruner)
-            if progress
-            else None,
+        planned = schedule(options, epochs)
+        train_phase(
+            phase, model, optimizer, learn_from, planned, dataset, runtime, progress, pruner=pruner
         )
         pruner.detach()
 
@@ -189,26 +193,16 @@ def prune(
         pruner = Pruner(model, sensitivity=options.sensitivity, **chosen)
     else:
         assert options.density != "auto"
-        per_epoch = schedule(options, 1).steps_per_epoch(len(split))
+        per_epoch = schedule(options, 1).steps_per_epoch(len(learn_from.split))
         steps = max(1, int(RAMP * options.prune_epochs * per_epoch))
         pruner = Pruner(model, density=options.density, steps=steps, **chosen)
-        train_with(pruner, "prune", options.prune_epochs)
+        retrain("prune", pruner, options.prune_epochs)
         fold_constant_inputs(model, pruner.masks, dataset.train)
-        drop_idle(model, pruner.masks, split, loss)
+        drop_idle(model, pruner.masks, *learn_from)
         gather_live_units(model, pruner.masks, next(dataset.train.batches(500))[0])
-    train_with(pruner, "retrain", options.retrain_epochs)
-    metrics = {"test_error_percent": runtime.test_error(model, "retrained", dataset)}
-    return Checkpoint(
-        state_of(model),
-        initial.arch,
-        "retrained",
-        dataset.name,
-        options.recorded(),
-        metrics,
-    )
-
-
-# Weight sharing
+    retrain("retrain", pruner, options.retrain_epochs)
+    error = runtime.test_error(model, "retrained", dataset)
+    return made("retrained", model, initial.arch, dataset, options.recorded(), error)
 
 
 def share(
@@ -216,77 +210,58 @@ def share(
     dataset: Dataset,
     options: SharingOptions,
     runtime: Runtime,
-    learn_from: Callable[[], Targets] | None = None,
+    learn_from: Targets | None = None,
 ) -> tuple[Checkpoint, dict[str, Clustering]]:
     """Share the survivors of every compressible weight, then fine-tune the centroids.
 
-    `learn_from` is called if there is something to fine-tune. Returns what each tensor has become,
-    by its name, beside the checkpoint.
+    Returns what each tensor has become, by its name, beside the checkpoint.
     """
-    torch.manual_seed(options.seed + 2)
-    model = weights.restored(source, runtime.device)
+    model = restored(source, options.seed + 2, runtime.device)
     architectures.check_fits(model, source.arch or "the model", dataset)
-    set_dropout(model, 0.0)
     runtime.test_error(model, "before weight sharing", dataset)
     epochs, parts = options.finetune_epochs, options.share_parts
-    steps_per_epoch = schedule(options, 1).steps_per_epoch(len(dataset.train))
-    decided = plan(model, choosing.config(options))
+    steps = epochs * schedule(options, 1).steps_per_epoch(len(dataset.train))
+    config = choosing.config(options, reassign=int(options.reassign * steps))
+    decided = plan(model, config)
     text = plan_text(decided, model.state_dict())
     runtime.log.table(text, event="plan", plan=texts_of(decided))
-    sharing = choosing.shared(
-        model,
-        options,
-        choosing.calibration_inputs(dataset, options),
-        reassign=int(options.reassign * epochs * steps_per_epoch),
-    )
+    inputs = choosing.calibration_inputs(dataset, options)
+    sharing = WeightSharing(model, config, calibration=inputs)
+    learn_from = learn_from or targets(dataset, options, runtime)
 
-    def train_values(phase: str, epochs: int) -> None:
+    def finetune(phase: str, epochs: int) -> None:
         optimizer = adam(sharing.parameter_groups(options.finetune_lr), options.finetune_lr)
         sharing.attach(optimizer)
-        fit(
-            model,
-            optimizer,
-            split,
-            schedule(options, epochs),
-            loss=loss,
-            validate=lambda: evaluate(model, dataset.validation),
-            phase=phase,
-            log=runtime.log,
-        )
+        planned = schedule(options, epochs)
+        train_phase(phase, model, optimizer, learn_from, planned, dataset, runtime)
         sharing.detach()
 
-    if epochs:
-        split, loss = learn_from() if learn_from else targets(dataset, options, None, runtime)
-        torch.manual_seed(options.seed + 2)  # again, whatever has drawn from it since
+    torch.manual_seed(options.seed + 2)  # again, whatever has drawn from it since
     # As long after each part as after the last, which is what has least to make good.
     between = epochs // parts if parts > 1 else 0
     while sharing.parts_left:
         epochs -= between
         if between:
-            train_values(f"share {parts - sharing.parts_left}/{parts}", between)
+            finetune(f"share {parts - sharing.parts_left}/{parts}", between)
         sharing.share_next()
     for name, reason in sharing.without_data.items():
         runtime.log.note(f"{name} was shared without data: {reason}")
-    if not epochs:
-        finish(sharing, options, runtime.log)
-    error = runtime.test_error(model, "after clustering", dataset)
     if epochs:
-        train_values("finetune", epochs)
-        finish(sharing, options, runtime.log)
-        error = runtime.test_error(model, "after fine-tuning", dataset)
-    metrics = {"test_error_percent": error}
+        runtime.test_error(model, "after clustering", dataset)
+        finetune("finetune", epochs)
+    if options.fold_norms and sharing.fold_norms():  # once nothing is trained any more
+        runtime.log.note(
+            "the running statistics of BatchNorm are folded into its weights and biases: do not "
+            "train the model on"
+        )
+    when = "after fine-tuning" if epochs else "after clustering"
+    error = runtime.test_error(model, when, dataset)
     state = model.state_dict()
     for note in sharing_notes(sharing.plan, sharing.clusterings, sharing.rounded, state):
         runtime.log.note(note)
-    shared = Checkpoint(
-        state_of(model),
-        source.arch,
-        "weight_shared",
-        dataset.name,
-        options.recorded() | {"plan": texts_of(decided)},
-        metrics,
-        extra=source.extra,
-    )
+    recorded = options.recorded() | {"plan": texts_of(decided)}
+    shared = made("weight_shared", model, source.arch, dataset, recorded, error)
+    shared.extra = source.extra
     return shared, sharing.clusterings
 
 
@@ -294,41 +269,7 @@ def texts_of(decided: Mapping[str, Treatment]) -> dict[str, str]:
     return {name: str(treatment) for name, treatment in decided.items()}
 
 
-def finish(sharing: WeightSharing, options: SharingOptions, log: Log) -> None:
-    """What saves bytes once nothing is trained any more."""
-    if options.fold_norms and sharing.fold_norms():
-        log.note(
-            "the running statistics of BatchNorm are folded into its weights and biases: do not "
-            "train the model on"
-        )
-
-
-def share_bare(source: Checkpoint, options: SharingOptions) -> tuple[Checkpoint, SharedState]:
-    """The same for a state dict that cannot be run, tensor by tensor, without any training.
-
-    The state dict of the checkpoint is the SharedState, which reads, shares and forgets a tensor
-    when it is asked for it, and knows the clusterings of those that it was asked for.
-    """
-    if options.finetune_epochs:
-        raise UserError(
-            "a bare state dict can be shared, not fine-tuned: its architecture is not known; "
-            "name it, or ask for no epochs"
-        )
-    if options.fold_norms:
-        raise UserError(
-            "what BatchNorm adds to a variance is not in a bare state dict, so that its statistics "
-            "cannot be folded; name the architecture"
-        )
-    state = SharedState(source.state_dict, choosing.config(options))
-    recorded = {name: getattr(options, name) for name in RECORDED_OF_BARE}
-    recorded["plan"] = texts_of(state.plan)
-    found = Checkpoint(
-        state, source.arch, "weight_shared", source.dataset, recorded, extra=source.extra
-    )
-    return found, state
-
-
-# Coding
+# --- encode, decode -------------------------------------------------------------------------------
 
 
 def encode(source: Checkpoint, directory: str | Path) -> encoding.Encoded:
@@ -360,11 +301,3 @@ def _decoded(directory: str | Path, state: Mapping[str, torch.Tensor], meta: dic
         if not isinstance(extra, dict):
             raise ValueError("'extra' has no names")
     return Checkpoint(state, meta.get("arch"), "decoded", meta.get("dataset"), extra=extra)
-
-
-def check_patterns(options: PruningOptions, model: nn.Module) -> None:
-    """Find before hours of training what would stop the run after them. Raises UserError."""
-    kinds = prunable(model, options.include, options.exclude)
-    resolve(options.sensitivity, kinds)
-    if isinstance(options.density, dict):
-        resolve(options.density, kinds)

@@ -1,4 +1,4 @@
-"""The figures of all stages side by side: what `compare_stages.py` prints, writes and draws."""
+"""The figures of all stages side by side, as `--json` has them; tables and plots show no others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,26 +10,31 @@ import torch
 from .. import checkpoint, encoding
 from ..checkpoint import STAGE_FILES, Checkpoint
 from ..choose import divergence
+from ..codec.tensors import patterns
 from ..encoding import TensorInfo
 from ..errors import UserError
 from ..parameters import bias_of, shortest_name
 from ..tensors import identity
-from ..training import weights
+from ..training import architectures, weights
 from ..training.loop import error_percent, outputs
 from ..training.splits import Dataset
-from . import comparison_tables, distributions, plots, tables
-from .comparison_page import comparison_page
+from . import plots, tables
+
+BINS = 80  # of a histogram of weights
+MAX_SHARED_VALUES = 4096
+MAX_FILTERS = 64
+State = Mapping[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stages:
     """What is in the folder of the models and in that of the encoded one."""
 
     found: dict[str, Checkpoint]  # by stage, in their order
     file_bytes: dict[str, int]
     missing: list[str]  # a line for each that is not there
-    tensors: list[TensorInfo] | None  # None without an encoded model
-    encoded_state: Mapping[str, torch.Tensor] | None
+    state: State  # the encoded model: empty, no tensors and no bytes without one
+    tensors: list[TensorInfo]
     encoded_bytes: int | None
 
     @property
@@ -42,17 +47,11 @@ class Stages:
         return list(self.found.values())[-1]
 
 
-def read(
-    folder: str | Path,
-    directory: str | Path,
-    known: tuple[Mapping[str, torch.Tensor], list[TensorInfo]] | None = None,
-    initial: str | Path | None = None,
-) -> Stages:
-    """The stages in `folder`, and the encoded model in `directory`; `known` is its state dict and
-    what it takes, where somebody has decoded it already. `initial` is the file of the dense model,
-    where it is not in `folder`.
+def read(folder: str | Path, directory: str | Path, initial: str | Path | None = None) -> Stages:
+    """The stages in `folder`, and the encoded model in `directory`. `initial` is the file of the
+    dense model, where it is not in `folder`.
 
-    Raises UserError where there is no stage at all, or a damaged one.
+    Raises UserError for a damaged one.
     """
     folder, directory = Path(folder), Path(directory)
     files = {stage: folder / name for stage, name in STAGE_FILES.items()}
@@ -66,31 +65,24 @@ def read(
     arch = next((model.arch for model in found.values() if model.arch), None)
     if arch and initial and not found["initial"].arch:  # a state dict that somebody else saved
         dataset = next((model.dataset for model in found.values() if model.dataset), None)
-        found["initial"] = replace(
-            weights.adopted(found["initial"], initial, arch)[0], dataset=dataset
-        )
-    missing = [missing_line(stage, files[stage], found) for stage in files if stage not in found]
-    tensors, state, size = None, None, None
-    if known:
-        state, tensors = known
-        size = encoding.directory_bytes(directory)
-    elif directory.is_dir() and any(directory.glob("[!.]*")):
-        state, _, tensors = encoding.read(directory)
-        size = encoding.directory_bytes(directory)
-    else:
-        missing.append(f"no encoded model in {directory}; run huffman_encode.py first")
-    if not found:
-        raise UserError(f"no stage is in {folder}; run deep_compressing.py or pruning.py first")
-    file_bytes = {stage: files[stage].stat().st_size for stage in found}
-    return Stages(found, file_bytes, missing, tensors, state, size)
-
-
-def missing_line(stage: str, file: Path, found: dict[str, Checkpoint]) -> str:
+        adopted, _ = weights.adopted(found["initial"], initial, arch)
+        found["initial"] = replace(adopted, dataset=dataset)
     shared = found.get("weight_shared")
     untrained = shared is not None and shared.options.get("finetune_epochs") == 0
-    if untrained and stage in ("initial", "retrained"):
-        return f"{stage}, since the model was shared as it was, without training"
-    return f"no {file}{checkpoint.origin(file)}"
+    missing = []
+    for stage, file in files.items():
+        if stage in found:
+            continue
+        line = f"no {file}{checkpoint.origin(file)}"
+        if untrained and stage in ("initial", "retrained"):
+            line = f"{stage}, since the model was shared as it was, without training"
+        missing.append(line)
+    file_bytes = {stage: files[stage].stat().st_size for stage in found}
+    if not (directory.is_dir() and any(directory.glob("[!.]*"))):
+        return Stages(found, file_bytes, missing, {}, [], None)
+    state, _, tensors = encoding.read(directory)
+    size = encoding.directory_bytes(directory)
+    return Stages(found, file_bytes, missing, state, tensors, size)
 
 
 def compare(
@@ -101,15 +93,23 @@ def compare(
 ) -> dict:
     """The comparison as a dict, in the layout of `--json`.
 
-    Stages that are missing are listed under "missing" with the command that makes them; the
-    others are evaluated on the test set of `dataset`, if there is one.
+    Stages that are missing are listed under "missing"; the others are evaluated on the test set of
+    `dataset`, if there is one.
     """
-    found, tensors, encoded = stages.found, stages.tensors, stages.encoded_bytes
-    state = stages.encoded_state or {}
+    found, encoded = stages.found, stages.encoded_bytes
     names = list(weights.kinds_of(stages.reference))
     rows, first = [], None
     for stage, model in found.items():
-        row = stage_row(stage, model, stages.file_bytes[stage])
+        parameters = parameters_of(model)
+        row: dict = {
+            "stage": stage,
+            "error_percent": None,
+            "error_change": None,  # against the initial model, in percentage points
+            "kl_divergence": None,  # of the outputs from those of the first stage, in nats
+            "parameters": sum(tensor.numel() for tensor in parameters),
+            "nonzero": sum(int(tensor.count_nonzero()) for tensor in parameters),
+            "bytes": stages.file_bytes[stage],
+        }
         rows.append(row)
         if dataset is not None and model.arch:
             logits, labels = outputs(weights.restored(model, device), dataset.test, batch_size)
@@ -120,7 +120,7 @@ def compare(
         for row in rows:
             row["error_change"] = row["error_percent"] - rows[0]["error_percent"]
     original = 4 * rows[0]["parameters"]
-    layers = layer_rows(tensors, state, names) if tensors else []
+    layers = layer_rows(stages, names)
     decoded = found.get("decoded")
     return {
         "dataset": dataset.name if dataset else None,
@@ -130,14 +130,12 @@ def compare(
         "compression_ratio": original / encoded if encoded else None,
         "stages": rows,
         "layers": layers,
-        "other": other_row(tensors, state, names, layers, encoded) if tensors and encoded else None,
-        "total": total_row(layers, original, encoded) if tensors and encoded else None,
-        "distributions": distributions.distributions(found, names),
-        "first_layer_mask": distributions.first_layer_mask(stages.last),
+        "other": other_row(stages, names, layers, encoded) if encoded else None,
+        "total": total_row(layers, original, encoded) if encoded else None,
+        "distributions": [distribution(name, found) for name in names],
+        "first_layer_mask": first_layer_mask(stages.last),
         "decoded_equals_weight_shared": identical(decoded, found.get("weight_shared")),
-        "decoded_equals_encoded": tensors is not None
-        and decoded is not None
-        and same_state(decoded.state_dict, state),
+        "decoded_equals_encoded": bool(identical(decoded, Checkpoint(stages.state))),
         "missing": stages.missing,
     }
 
@@ -159,27 +157,13 @@ def show(
     plot: str | Path | None = None,
 ) -> None:
     """Print the comparison; write it to the files that are named."""
-    print(comparison_tables.comparison_text(figures))
+    print(tables.comparison_text(figures))
     if json:
         tables.write_json(json, figures)
     if csv:
-        comparison_tables.write_csv(csv, figures)
+        tables.write_csv(csv, figures)
     if plot:
-        plots.save(comparison_page(figures), plot)
-
-
-def stage_row(stage: str, model: Checkpoint, file_bytes: int) -> dict:
-    """One row of the table, without what takes running the model."""
-    parameters = parameters_of(model)
-    return {
-        "stage": stage,
-        "error_percent": None,
-        "error_change": None,  # against the initial model, in percentage points
-        "kl_divergence": None,  # of the outputs from those of the first stage, in nats
-        "parameters": sum(tensor.numel() for tensor in parameters),
-        "nonzero": sum(int(tensor.count_nonzero()) for tensor in parameters),
-        "bytes": file_bytes,
-    }
+        plots.save(plots.comparison_page(figures), plot)
 
 
 def parameters_of(model: Checkpoint) -> list[torch.Tensor]:
@@ -194,45 +178,54 @@ def parameters_of(model: Checkpoint) -> list[torch.Tensor]:
     return list({identity(tensor): tensor for tensor in floating}.values())
 
 
-# Where the bytes of encodings/ are
+def identical(a: Checkpoint | None, b: Checkpoint | None) -> bool | None:
+    """Whether two checkpoints hold the same bits; None if one is missing."""
+    if a is None or b is None:
+        return None
+    first, second = a.state_dict, b.state_dict
+    return first.keys() == second.keys() and all(
+        (one.dtype, one.shape) == (second[name].dtype, second[name].shape)
+        and np.array_equal(patterns(one), patterns(second[name]))
+        for name, one in first.items()
+    )
 
 
-def layer_rows(
-    tensors: list[TensorInfo], state: Mapping[str, torch.Tensor], names: list[str]
-) -> list[dict]:
+# --- where the bytes of the encoded model are -----------------------------------------------------
+
+
+def layer_rows(stages: Stages, names: list[str]) -> list[dict]:
     """One row per compressible layer; its bias, a file of its own, counts among its "parts"."""
-    by_name = {name: tensor for tensor in tensors for name in (tensor.name, *tensor.tied)}
-    return [
-        layer_row(name, by_name[name], by_name.get(bias_of(name)), state[name])
-        for name in names
-        if name in by_name
-    ]
-
-
-def layer_row(name: str, weight: TensorInfo, bias: TensorInfo | None, tensor: torch.Tensor) -> dict:
-    sections = weight.sections
-    return {
-        "name": shortest_name(name),
-        "parameters": weight.parameters,
-        "nonzero": weight.nonzero,
-        "weight_bits": weight.weight_bits,
-        "index_bits": weight.index_bits,
-        "encoded_bytes": weight.encoded_bytes,
-        "weight_bits_before_huffman": weight.weight_bits_before,
-        "index_bits_before_huffman": weight.index_bits_before,
-        # The paper's P and P+Q: sizes that the steps before Huffman coding would give.
-        "bytes_pruned": fixed_width_bytes(tensor, 8 * tensor.element_size()),
-        "bytes_before_huffman": bytes_before_huffman(weight, tensor),
-        "parts": {  # bytes of the weight's file, and of the bias's
-            "values": sections["values"],
-            "positions": sections["positions"],
-            "codebook": sections["codebook"],
-            "bias": bias.encoded_bytes if bias else 0,
-            "header": sections["header"] + sections["checksum"],
-        },
-        "value_code": code(weight.value_stream) if weight.value_stream else None,
-        "gap_codes": [code(stream) for stream in weight.gap_streams],
-    }
+    by_name = {name: tensor for tensor in stages.tensors for name in (tensor.name, *tensor.tied)}
+    rows = []
+    for name in names:
+        if name not in by_name:
+            continue
+        weight, bias, tensor = by_name[name], by_name.get(bias_of(name)), stages.state[name]
+        sections = weight.sections
+        row = {
+            "name": shortest_name(name),
+            "parameters": weight.parameters,
+            "nonzero": weight.nonzero,
+            "weight_bits": weight.weight_bits,
+            "index_bits": weight.index_bits,
+            "encoded_bytes": weight.encoded_bytes,
+            "weight_bits_before_huffman": weight.weight_bits_before,
+            "index_bits_before_huffman": weight.index_bits_before,
+            # The paper's P and P+Q: sizes that the steps before Huffman coding would give.
+            "bytes_pruned": fixed_width_bytes(tensor, 8 * tensor.element_size()),
+            "bytes_before_huffman": bytes_before_huffman(weight, tensor),
+            "parts": {  # bytes of the weight's file, and of the bias's
+                "values": sections["values"],
+                "positions": sections["positions"],
+                "codebook": sections["codebook"],
+                "bias": bias.encoded_bytes if bias else 0,
+                "header": sections["header"] + sections["checksum"],
+            },
+            "value_code": code(weight.value_stream) if weight.value_stream else None,
+            "gap_codes": [code(stream) for stream in weight.gap_streams],
+        }
+        rows.append(row)
+    return rows
 
 
 def code(stream: encoding.Stream) -> dict:
@@ -268,24 +261,18 @@ def fixed_width_bytes(
     return stored * (value_bits + index_bits) / 8 + 4 * shared_values
 
 
-def other_row(
-    tensors: list[TensorInfo],
-    state: Mapping[str, torch.Tensor],
-    names: list[str],
-    layers: list[dict],
-    encoded: int,
-) -> dict:
+def other_row(stages: Stages, names: list[str], layers: list[dict], encoded: int) -> dict:
     """All that is not one of the weights `names`, whose rows are `layers`: biases, normalisation,
     the manifest."""
     weights = set(names)
-    others = [tensor for tensor in tensors if weights.isdisjoint((tensor.name, *tensor.tied))]
-    manifest = encoded - sum(tensor.encoded_bytes for tensor in tensors)
+    others = [t for t in stages.tensors if weights.isdisjoint((t.name, *t.tied))]
+    manifest = encoded - sum(tensor.encoded_bytes for tensor in stages.tensors)
     return {
         "parameters": sum(tensor.parameters for tensor in others),
         "encoded_bytes": encoded - sum(layer["encoded_bytes"] for layer in layers),
         "bytes_pruned": sum(tensor.dense_bytes for tensor in others),
         "bytes_before_huffman": manifest
-        + sum(bytes_before_huffman(tensor, state[tensor.name]) for tensor in others),
+        + sum(bytes_before_huffman(tensor, stages.state[tensor.name]) for tensor in others),
         # What is in no layer's parts.
         "bytes_beside_layers": encoded - sum(sum(layer["parts"].values()) for layer in layers),
     }
@@ -294,36 +281,75 @@ def other_row(
 def total_row(layers: list[dict], original: int, encoded: int) -> dict:
     """Sums over the layers; bits are averages over all non-zero weights."""
     nonzero = sum(layer["nonzero"] for layer in layers)
-
-    def average(key: str) -> float:
-        return sum(layer[key] * layer["nonzero"] for layer in layers) / max(nonzero, 1)
-
+    bits = ("weight_bits", "index_bits", "weight_bits_before_huffman", "index_bits_before_huffman")
     return {
         "parameters": sum(layer["parameters"] for layer in layers),
         "nonzero": nonzero,
-        "weight_bits": average("weight_bits"),
-        "index_bits": average("index_bits"),
-        "weight_bits_before_huffman": average("weight_bits_before_huffman"),
-        "index_bits_before_huffman": average("index_bits_before_huffman"),
+        **{key: sum(x[key] * x["nonzero"] for x in layers) / max(nonzero, 1) for key in bits},
         "original_bytes": original,
         "encoded_bytes": encoded,
     }
 
 
-# Equality
+# --- the weights themselves -----------------------------------------------------------------------
 
 
-def identical(a: Checkpoint | None, b: Checkpoint | None) -> bool | None:
-    """Whether two checkpoints hold the same bits; None if one is missing."""
-    return same_state(a.state_dict, b.state_dict) if a and b else None
+def distribution(name: str, found: dict[str, Checkpoint]) -> dict:
+    """Counts over BINS equal bins of [low, high], and the shared values with theirs.
+
+    `found` is {stage: Checkpoint} of the stages that are there. "initial" counts every weight,
+    "retrained" the survivors; each is None without its stage, as are "shared_values" and
+    "shared_counts" where no stage has shared values.
+    """
+    weights = {}  # finite ones, of the stages that have them
+    for stage in ("initial", "retrained", "weight_shared", "decoded"):
+        if stage in found and name in found[stage].state_dict:
+            values = found[stage].state_dict[name].flatten().float()
+            weights[stage] = values[values.isfinite() & ((values != 0) | (stage == "initial"))]
+    histograms = [weights[stage] for stage in ("initial", "retrained") if stage in weights]
+    low = min((float(values.min()) for values in histograms if len(values)), default=-1.0)
+    high = max((float(values.max()) for values in histograms if len(values)), default=1.0)
+    if low == high:  # a constant weight
+        low, high = low - 1, high + 1
+    row: dict = {"name": shortest_name(name), "low": low, "high": high}
+    for stage in ("initial", "retrained"):
+        row[stage] = None
+        if stage in weights:
+            row[stage] = torch.histc(weights[stage], BINS, low, high).long().tolist()
+    row |= {"shared_values": None, "shared_counts": None}
+    shared = weights.get("decoded", weights.get("weight_shared"))
+    if shared is not None:
+        values, counts = shared.unique(return_counts=True)
+        if len(values) <= MAX_SHARED_VALUES:
+            row |= {"shared_values": values.tolist(), "shared_counts": counts.tolist()}
+    return row
 
 
-def same_state(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(same_bits(tensor, b[name]) for name, tensor in a.items())
+def first_layer_mask(source: Checkpoint) -> dict | None:
+    """How many weights are left at each place that the first layer looks at.
 
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    as_bytes = [t.contiguous().flatten().view(torch.uint8) for t in (a, b)]
-    return torch.equal(*as_bytes)
+    Of a linear layer that sees an image: per pixel [height, width] over all units and channels.
+    Of a 2-d convolution: per filter and place in its kernel [filters, height, width] over the
+    input channels, the first MAX_FILTERS filters.  None for anything else.
+    "counts" is flat, in row order; "most" is what a dense layer would have at each place.
+    """
+    names = list(weights.kinds_of(source))
+    if not names:
+        return None
+    weight = source.state_dict[names[0]] != 0
+    model = architectures.skeleton(source.arch) if source.arch else None
+    shape = tuple(getattr(model, "input_shape", None) or ())  # of an image: channels, height, width
+    if weight.dim() == 2 and len(shape) == 3 and weight.shape[1] == np.prod(shape):
+        counts = weight.sum(0).view(shape).sum(0)
+        kind, most = "pixels", len(weight) * shape[0]
+    elif weight.dim() == 4:
+        counts, kind, most = weight[:MAX_FILTERS].sum(1), "filters", weight.shape[1]
+    else:
+        return None
+    return {
+        "layer": shortest_name(names[0]),
+        "kind": kind,
+        "shape": list(counts.shape),
+        "counts": counts.flatten().tolist(),
+        "most": most,
+    }

@@ -6,11 +6,13 @@ made without pyplot: no display is needed and no state is shared.
 
 import importlib.util
 import io
-import sys
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import UserError, printable
 from ..files import atomic_write
@@ -22,13 +24,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
-    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"),
-)
-GREY = "#BBBBBB"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, RED, GREY = "#56B4E9", "#D55E00", "#BBBBBB"
 # Tol's muted scheme, unlike the colours of the parts.
 LAYER_COLOURS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#AA4499")
+# Of the bytes of a layer.
+PARTS = {"values": BLUE, "positions": ORANGE, "codebook": GREEN, "bias": PURPLE, "header": GREY}
 WIDTH = 10.0  # inches, 1,000 pixels: a README shows about 900
+MAX_PANELS = 6  # of layers, the largest ones
+MAX_BARS = 12  # of layers; the others are summed
 
 
 def available() -> bool:
@@ -72,71 +76,17 @@ def save(figure: "Figure", path: str | Path) -> None:
     with warnings.catch_warnings():  # of characters that the font does not have: shown as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(image, format=kind, metadata=dates.get(kind))
-    if kind == "png":
-        image = with_palette(image)
+    if kind == "png":  # in 256 colours: 40 % of the bytes, and no difference to be seen
+        from PIL import Image  # matplotlib needs it too
+
+        whole, image = Image.open(image), io.BytesIO()
+        whole.convert("RGB").quantize(256).save(image, "png", optimize=True)
     with atomic_write(path) as file:
         file.write(image.getvalue())
 
 
-def with_palette(image: io.BytesIO) -> io.BytesIO:
-    """A PNG in 256 colours: 40 % of the bytes, and no difference to be seen."""
-    from PIL import Image  # matplotlib needs it too
-
-    smaller = io.BytesIO()
-    Image.open(image).convert("RGB").quantize(256).save(smaller, "png", optimize=True)
-    return smaller
-
-
-def note_missing(path: str | Path) -> None:
-    """Say that a plot which nobody asked for is left out."""
-    text = f"note: {path} is not drawn: matplotlib is not installed"
-    print(printable(text), file=sys.stderr)
-
-
 def bare(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
-
-
-# The sensitivity scan and the trade-off
-
-
-def scan_page(figures: dict) -> "Figure":
-    """Held-out error and loss against density, a line per layer (Han et al. 2015, figure 6)."""
-    figure = new_figure(4.2)
-    figures = drawable(figures)
-    name = f"{figures['arch']} on {figures['dataset']}"
-    figure.suptitle(f"{name}: each layer pruned alone, not retrained", fontweight="bold")
-    layers, chosen = figures["layers"], figures["chosen"]
-    for axes, key, label in zip(
-        figure.subplots(1, 2),
-        ("error_percent", "loss"),
-        ("held-out error, percent", "held-out loss, nats"),
-        strict=True,
-    ):
-        for i, layer in enumerate(layers):
-            points = layer["points"]
-            line = {"color": LAYER_COLOURS[i % 6], "linestyle": ("-", "--", ":", "-.")[i // 6 % 4]}
-            densities = [100 * point["density"] for point in points]
-            label_of = f"{shortened(layer['name'])}: {100 * chosen[layer['name']]:.3g} %"
-            axes.plot(densities, [point[key] for point in points], label=label_of, **line)
-            axes.axvline(100 * chosen[layer["name"]], alpha=0.5, linewidth=0.8, **line)
-        axes.axhline(figures[key], color="0.6", linewidth=1, zorder=0)
-        log_scale(axes.xaxis, axes.set_xscale)
-        axes.invert_xaxis()
-        axes.set_xlabel("density of the layer, percent (log scale)")
-        axes.set_ylabel(f"{label} (log scale)")
-        log_scale(axes.yaxis, axes.set_yscale)
-        bare(axes)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        title=f"chosen (thin lines) for {100 * figures['target']:g} % in total",
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-    )
-    return figure
 
 
 def log_scale(axis: "Axis", set_scale: Callable[[str], object]) -> None:
@@ -149,75 +99,280 @@ def log_scale(axis: "Axis", set_scale: Callable[[str], object]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def reach(axes: "Axes", top: float) -> tuple[float, float]:
-    """The ends of the x axis, with a margin, that show every point of the lines below `top`."""
-    seen = [
-        x
-        for line in axes.lines
-        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
-        if y <= top
-    ]
-    transform = axes.xaxis.get_transform()
-    low, high = transform.transform([min(seen), max(seen)])
-    margin = 0.05 * (high - low) or 0.5
-    return tuple(transform.inverted().transform([low - margin, high + margin]))
+def unavailable(axes: "Axes", reason: str) -> None:
+    """A panel without data says why."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, color="0.4")
 
 
-def tradeoff_page(figures: dict) -> "Figure":
-    """Error against size for each method (the paper's figure 6); against bits for each
-    initialisation of the shared values (figure 8)."""
-    figure = new_figure(5.0)
-    figure.suptitle(f"{figures['arch']} on {figures['dataset']}", fontweight="bold")
-    methods, starts = figure.subplots(1, 2)
-    dense = figures["dense_error_percent"]
-    for i, (name, points) in enumerate(figures["methods"].items()):
-        sizes = [100 * point["bytes"] / figures["original_bytes"] for point in points]
-        errors = [point["error_percent"] for point in points]
-        methods.plot(sizes, errors, "o-", color=LAYER_COLOURS[i], markersize=4, label=name)
-    log_scale(methods.xaxis, methods.set_xscale)
-    methods.set_xlabel("size, percent of dense float32 (log scale)")
-    methods.set_title("Error against size")
-    for i, (name, points) in enumerate(figures["initialisations"].items()):
-        bits = [point["bits"] + 0.08 * (i - 1) for point in points]  # side by side, not upon
-        for key, style in (("error_percent", "o-"), ("clustered_error_percent", "o--")):
-            errors = [point[key] for point in points]
-            label = name + (", fine-tuned" if style == "o-" else ", clustered alone")
-            starts.plot(bits, errors, style, color=LAYER_COLOURS[i], markersize=4, label=label)
-    starts.set_xlabel("bits per weight")
-    starts.set_title("Initial centroids of weight sharing")
-    for axes in (methods, starts):
-        best = min(min(line.get_ydata()) for line in axes.lines)
-        # What lies beyond is of no use, and would squeeze the rest.
-        top = max(best, dense) + 4
-        axes.set_ylim(max(0, min(best, dense) - 0.3), top)
-        axes.set_xlim(*reach(axes, top))
-        axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
-        axes.set_ylabel("test error, percent")
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+def kilobytes(size: float) -> str:
+    for unit, scale in (("MB", 1e6), ("KB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} B"
+
+
+# --- the sensitivity scan -------------------------------------------------------------------------
+
+
+def scan_page(figures: dict) -> "Figure":
+    """Held-out error and loss against density, a line per layer (Han et al. 2015, figure 6)."""
+    figure = new_figure(4.2)
+    figures = drawable(figures)
+    name = f"{figures['arch']} on {figures['dataset']}"
+    figure.suptitle(f"{name}: each layer pruned alone, not retrained", fontweight="bold")
+    layers, chosen = figures["layers"], figures["chosen"]
+    panels = {"error_percent": "held-out error, percent", "loss": "held-out loss, nats"}
+    for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for i, layer in enumerate(layers):
+            points, density = layer["points"], 100 * chosen[layer["name"]]
+            line = {"color": LAYER_COLOURS[i % 6], "linestyle": ("-", "--", ":", "-.")[i // 6 % 4]}
+            axes.plot(
+                [100 * point["density"] for point in points],
+                [point[key] for point in points],
+                label=f"{shortened(layer['name'])}: {density:.3g} %",
+                **line,
+            )
+            axes.axvline(density, alpha=0.5, linewidth=0.8, **line)
+        axes.axhline(figures[key], color="0.6", linewidth=1, zorder=0)
+        log_scale(axes.xaxis, axes.set_xscale)
+        axes.invert_xaxis()
+        axes.set_xlabel("density of the layer, percent (log scale)")
+        axes.set_ylabel(f"{label} (log scale)")
+        log_scale(axes.yaxis, axes.set_yscale)
         bare(axes)
+    title = f"chosen (thin lines) for {100 * figures['target']:g} % in total"
+    lines = axes.get_legend_handles_labels()
+    figure.legend(*lines, title=title, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
-def curve_page(figures: dict) -> "Figure":
-    """Error against bytes of encoded models, beside what others report."""
-    figure = new_figure(4.5)
-    axes = figure.subplots()
-    axes.set_title(f"{figures['arch']} on {figures['dataset']}", fontweight="bold")
-    points = figures["points"]
-    curves = {"this suite, preset smallest": [(p["bytes"], p["error_percent"]) for p in points]}
-    for i, (name, each) in enumerate((curves | figures["others"]).items()):
-        style = "o" if i else "o-"  # the points of others are not of one curve
-        axes.plot(*zip(*each, strict=True), style, color=LAYER_COLOURS[i], label=name)
-    for p in points:
-        text = f"{p['original_bytes'] / p['bytes']:.0f}x"
-        at = (p["bytes"], p["error_percent"])
-        axes.annotate(text, at, xytext=(4, 6), textcoords="offset points", color="0.4")
-    dense = points[0]["dense_error_percent"]
-    axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
-    axes.set_ylim(bottom=0)
-    log_scale(axes.xaxis, axes.set_xscale)
-    axes.set_xlabel("bytes of the encoded model (log scale)")
-    axes.set_ylabel("test error, percent")
-    axes.legend(frameon=False)
+# --- the comparison of all stages -----------------------------------------------------------------
+
+
+def comparison_page(figures: dict) -> "Figure":
+    """What compression did to a model, from the dict that `comparison.compare` returns."""
+    figures = drawable(figures)
+    layers, weights = figures["layers"], figures["distributions"]
+    panels = largest(weights, MAX_PANELS)
+    columns = 3 if len(panels) != 4 else 2
+    rows = max(1, math.ceil(len(panels) / columns))
+    heights = [3.1 + 0.12 * max(0, min(len(layers), MAX_BARS) - 6), 2.5 * rows, 3.6]
+    figure = new_figure(sum(heights))
+    text = title(figures)
+    figure.suptitle(text, fontsize=min(13, 1000 / len(text)), fontweight="bold")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
+    stages, parts = top.subplots(1, 2)
+    draw_stages(stages, figures)
+    draw_parts(parts, figures)
+    places = middle.subplots(rows, columns, squeeze=False).flat
+    for axes, layer in zip(places, panels, strict=False):
+        draw_distribution(axes, layer)
+    finish_distributions(middle, len(panels), len(weights))
+    values, gaps, mask = bottom.subplots(1, 3)
+    draw_codes(values, layers, "value_code", "Code words of the shared values")
+    draw_codes(gaps, layers, "gap_codes", "Code words of the gaps")
+    draw_mask(mask, figures["first_layer_mask"])
+    return figure
+
+
+def title(figures: dict) -> str:
+    text = figures["arch"] or "model"
+    if figures["dataset"]:
+        text += f" on {figures['dataset']}"
+    if figures["compression_ratio"]:
+        text += f": {figures['compression_ratio']:.1f}x smaller on disk"
+    errors = {row["stage"]: row["error_percent"] for row in figures["stages"]}
+    if errors.get("initial") is not None and errors.get("decoded") is not None:
+        text += f", test error {errors['initial']:.2f} % → {errors['decoded']:.2f} %"
+    return text
+
+
+def largest(layers: list[dict], count: int) -> list[dict]:
+    """The `count` layers with the most weights before pruning, in the order of the model."""
+    sizes = [sum(layer["initial"] or layer["retrained"] or [0]) for layer in layers]
+    kept = sorted(range(len(layers)), key=lambda i: -sizes[i])[:count]
+    return [layers[i] for i in sorted(kept)]
+
+
+def stage_bars(figures: dict) -> list[tuple[str, float]]:
+    """(label, bytes) of the dense parameters, of what each step leaves, and of the folder.
+
+    The files of the stages are all alike, since a `.ptmodel` stores zeros as well.  So the bars of
+    pruning and sharing are what the paper counts, 32-bit or shared values with relative indexes.
+    """
+    rows = [*figures["layers"], figures["other"]]
+    return [
+        ("dense float32", figures["original_bytes"]),
+        ("pruned*", sum(row["bytes_pruned"] for row in rows)),
+        ("+ weights shared*", sum(row["bytes_before_huffman"] for row in rows)),
+        ("+ Huffman: encodings/", figures["encoded_bytes"]),
+    ]
+
+
+def draw_stages(axes: "Axes", figures: dict) -> None:
+    axes.set_title("Size after each step")
+    if figures["encoded_bytes"] is None:
+        return unavailable(axes, "no encoded model")
+    labels, sizes = zip(*stage_bars(figures), strict=True)
+    axes.barh(labels, sizes, color=[GREY, SKY, BLUE, GREEN])
+    for y, size in enumerate(sizes):
+        text = f" {kilobytes(size)}  {sizes[0] / size:.1f}x" if y else f" {kilobytes(size)}"
+        axes.text(size, y, text, va="center", fontweight="bold")
+    axes.set_xscale("log")
+    axes.set_xlim(min(sizes) / 5, max(sizes) * 6)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda x, _: kilobytes(x))
+    axes.set_xlabel("size (log scale; * computed, not a file)")
+    return bare(axes)
+
+
+def part_bars(figures: dict) -> list[tuple[str, dict[str, float]]]:
+    """(layer, {part: bytes}) per layer, the small ones of a deep network summed, and the rest."""
+    layers = figures["layers"]
+    kept = sorted(layers, key=lambda layer: -sum(layer["parts"].values()))[:MAX_BARS]
+    bars = [(layer["name"], layer["parts"]) for layer in layers if layer in kept]
+    small = [layer for layer in layers if layer not in kept]
+    if small:
+        summed = {part: sum(layer["parts"][part] for layer in small) for part in PARTS}
+        bars.append((f"{len(small)} smaller layers", summed))
+    beside = figures["other"]["bytes_beside_layers"]
+    bars.append(("the rest", {part: beside * (part == "header") for part in PARTS}))
+    return bars
+
+
+def draw_parts(axes: "Axes", figures: dict) -> None:
+    axes.set_title("Where the bytes are")
+    if not figures["layers"]:
+        return unavailable(axes, "no encoded model")
+    bars = part_bars(figures)
+    labels = [shortened(name) for name, _ in bars]
+    left = np.zeros(len(bars))
+    for part, colour in PARTS.items():
+        sizes = np.array([parts[part] for _, parts in bars])
+        label = f"{part} {100 * sizes.sum() / figures['encoded_bytes']:.1f} %"
+        axes.barh(labels, sizes, left=left, color=colour, label=label)
+        left += sizes
+    for y, size in enumerate(left):
+        axes.text(size, y, f" {kilobytes(size)}", va="center")
+    axes.set_xlim(0, 1.18 * max(left))
+    axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(lambda x, _: kilobytes(x))
+    axes.set_xlabel("size in encodings/")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.22), ncols=3, frameon=False)
+    return bare(axes)
+
+
+def draw_distribution(axes: "Axes", layer: dict) -> None:
+    """Weights before pruning and after retraining as steps, shared values as stems."""
+    axes.set_title(shortened(layer["name"]))
+    filled, line = {"color": GREY, "fill": True}, {"color": BLUE, "linewidth": 1.2}
+    for counts, style in ((layer["initial"], filled), (layer["retrained"], line)):
+        if counts and sum(counts):
+            edges = np.linspace(layer["low"], layer["high"], len(counts) + 1)
+            axes.stairs(counts, edges, **style)
+    if layer["shared_values"]:
+        axes.vlines(layer["shared_values"], 0.5, layer["shared_counts"], color=RED, linewidth=1)
+        axes.plot(layer["shared_values"], layer["shared_counts"], ".", color=RED, markersize=4)
+    elif layer["shared_values"] == [] or (layer["retrained"] and not sum(layer["retrained"])):
+        axes.text(0.5, 0.5, "entirely pruned", ha="center", transform=axes.transAxes, color=RED)
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, max(10, axes.get_ylim()[1]))  # one weight is a visible bar
     bare(axes)
-    return figure
+
+
+def finish_distributions(figure: "Figure", panels: int, layers: int) -> None:
+    """The legend of all panels; nothing where there is no panel."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    for axes in figure.axes[panels:]:
+        axes.set_axis_off()
+    which = f"the {panels} largest of {layers} layers" if panels < layers else "each layer"
+    figure.suptitle(f"Weights of {which} (number of weights, log scale)", fontsize=10)
+    handles = [
+        Patch(color=GREY, label="before pruning"),
+        Line2D([], [], color=BLUE, label="after retraining, zeros left out"),
+        Line2D([], [], color=RED, marker=".", label="after weight sharing: a shared value"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+
+
+def code_points(layers: list[dict], key: str) -> list[tuple[str, list[float], list[int]]]:
+    """(layer, shares, bits) per layer: of each symbol its share of all, and its code's length.
+
+    A layer has one code for its values and one per block of its matrix for its gaps.
+    """
+    points = []
+    for layer in layers:
+        shares, bits = [], []
+        for code in layer[key] if key == "gap_codes" else [layer[key]] if layer[key] else []:
+            total = sum(code["frequencies"])
+            for frequency, length in zip(code["frequencies"], code["bits"], strict=True):
+                if frequency:
+                    shares.append(frequency / total)
+                    bits.append(length)
+        if shares:
+            points.append((layer["name"], shares, bits))
+    return points
+
+
+def draw_codes(axes: "Axes", layers: list[dict], key: str, heading: str) -> None:
+    axes.set_title(heading)
+    most = sorted(layers, key=lambda layer: -layer["parameters"])[: len(LAYER_COLOURS)]
+    points = code_points([layer for layer in layers if layer in most], key)
+    if not points:
+        return unavailable(axes, "no encoded model" if not layers else "no Huffman codes")
+    ideal = [min(min(shares) for _, shares, _ in points), 1.0]
+    axes.plot(ideal, [-math.log2(p) for p in ideal], color="0.6", linewidth=1, label="−log₂ share")
+    for i, (name, shares, bits) in enumerate(points):
+        beside = [b + 0.14 * (i - (len(points) - 1) / 2) for b in bits]  # not upon each other
+        # By its end, where the names of layers differ.
+        label = name if len(name) <= 15 else f"…{name[-14:].lstrip('.')}"
+        axes.plot(shares, beside, ".", color=LAYER_COLOURS[i], markersize=4, label=label)
+    axes.set_xscale("log")
+    axes.set_xlabel("share of the symbol (log scale)")
+    axes.set_ylabel("bits of its code word")
+    axes.set_ylim(0, axes.get_ylim()[1] * (1 + 0.08 * max(0, len(points) - 3)))  # for the legend
+    which = f"{len(most)} largest layers" if len(most) < len(layers) else None
+    axes.legend(frameon=False, loc="upper right", title=which, fontsize="small")
+    return bare(axes)
+
+
+def draw_mask(axes: "Axes", mask: dict | None) -> None:
+    if mask is None:
+        axes.set_title("What the first layer looks at")
+        return unavailable(axes, "its input is no image")
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    counts = mask["counts"]
+    used = sum(count > 0 for count in counts)
+    what = "pixels" if mask["kind"] == "pixels" else "kernel places"
+    axes.set_title(f"{mask['layer']}: {used} of {len(counts)} {what} used")
+    # Grey where no weight is left, white between filters.
+    shades = colormaps["viridis"].with_extremes(under="0.88", bad="white")
+    colours = axes.imshow(mask_image(mask), cmap=shades, vmin=0.5, vmax=max(1.5, *counts))
+    axes.spines[:].set_visible(False)
+    if mask["most"] > 1:
+        label = f"weights left of {mask['most']} (grey: none)"
+        whole = MaxNLocator(integer=True)
+        axes.figure.colorbar(colours, ax=axes, shrink=0.8, label=label, ticks=whole)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return None
+
+
+def mask_image(mask: dict) -> np.ndarray:
+    """The counts as an image; filters as tiles, with a line of NaN between them."""
+    counts = np.array(mask["counts"], float).reshape(mask["shape"])
+    if mask["kind"] == "pixels":
+        return counts
+    filters, height, width = counts.shape
+    columns = math.ceil(math.sqrt(filters))
+    rows = math.ceil(filters / columns)
+    tiles = np.full((rows * columns, height + 1, width + 1), np.nan)
+    tiles[:filters, :height, :width] = counts
+    tiles = tiles.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
+    return tiles.reshape(rows * (height + 1), columns * (width + 1))[:-1, :-1]

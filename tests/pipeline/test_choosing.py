@@ -13,6 +13,7 @@ from net.errors import UserError
 from net.pipeline import choosing
 from net.pipeline.options import PruningOptions, SharingOptions
 from net.prune import Pruner
+from net.sharing import WeightSharing
 from net.training.log import Log
 from net.training.splits import Dataset, Split
 
@@ -75,7 +76,11 @@ def test_the_noise_is_the_most_within_the_limit(trained, budget):
     def cost(value):
         changed = replace(options, noise=value)
         inputs = choosing.calibration_inputs(data, options)
-        return moved(model, data, lambda m: choosing.shared(m, changed, inputs))
+
+        def share(model):
+            WeightSharing(model, choosing.config(changed), calibration=inputs)
+
+        return moved(model, data, share)
 
     limit = choose.PER_POINT * budget
     assert cost(noise) <= limit < 1.1 * cost(1.3 * noise)

@@ -16,7 +16,7 @@ class Example:
     x: float | Literal["auto"] = option("auto", "a real", metavar="R")
     per: float | Mapping[str, float] | None = option(None, "per layer", expert=True)
     bits: int | Mapping[str, int] | Literal["auto"] = option({"*": 5}, "bits", low=1, high=16)
-    kind: str = option("a", "a word", choices=("a", "b"))
+    kind: Literal["a", "b"] = option("a", "a word")
     switch: bool = option(False, "a switch")
     both: bool | Literal["auto"] = option("auto", "a switch of presets", negatable=True)
     name: str | None = option(None, "any text")

@@ -11,7 +11,7 @@ import deep_compressing
 from net import checkpoint, encoding
 from net.checkpoint import Checkpoint
 from net.pipeline import runs
-from net.report import comparison_page, distributions, plots
+from net.report import comparison, plots
 from net.shared_tensor import SharedTensor
 from tests.conftest import FAST
 
@@ -27,7 +27,7 @@ def draw(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
 
     def page(figures, path):
-        figure = comparison_page.comparison_page(figures)
+        figure = plots.comparison_page(figures)
         plots.save(figure, path)
         assert path.stat().st_size > 1000
         return len(figure.axes)
@@ -49,7 +49,7 @@ def test_same_figures_give_the_same_bytes(figures, tmp_path, draw):
 
 
 def test_size_bars_end_with_the_folder(figures):
-    labels, sizes = zip(*comparison_page.stage_bars(figures), strict=True)
+    labels, sizes = zip(*plots.stage_bars(figures), strict=True)
     assert sizes[0] == figures["original_bytes"]
     assert sizes[-1] == figures["encoded_bytes"]
     assert list(sizes) == sorted(sizes, reverse=True)
@@ -57,7 +57,7 @@ def test_size_bars_end_with_the_folder(figures):
 
 
 def test_part_bars_add_up_to_the_folder(figures, pipeline):
-    bars = comparison_page.part_bars(figures)
+    bars = plots.part_bars(figures)
     assert [name for name, _ in bars] == ["fc1", "fc2", "fc3", "the rest"]
     total = sum(sum(parts.values()) for _, parts in bars)
     assert total == pytest.approx(encoding.directory_bytes(pipeline.encodings))
@@ -69,9 +69,9 @@ def test_part_bars_of_a_deep_network_sum_the_small_layers(figures):
         layer | {"name": f"l{i}", "parts": {k: i * v for k, v in layer["parts"].items()}}
         for i in range(1, 21)
     ]
-    bars = comparison_page.part_bars(figures)
+    bars = plots.part_bars(figures)
     assert [name for name, _ in bars][-2:] == ["8 smaller layers", "the rest"]
-    assert len(bars) == comparison_page.MAX_BARS + 2
+    assert len(bars) == plots.MAX_BARS + 2
     assert bars[0][0] == "l9"  # in the order of the model
     small = sum(range(1, 9)) * sum(layer["parts"].values())
     assert sum(bars[-2][1].values()) == pytest.approx(small)
@@ -95,12 +95,12 @@ def test_distributions_count_every_weight(figures, pipeline):
 def test_a_bin_holds_the_weights_between_its_edges():
     weight = torch.tensor([[-1.0, -0.99, 0.0, 0.5, 1.0]])
     found = {"initial": Checkpoint({"a.weight": weight})}
-    (layer,) = distributions.distributions(found, ["a.weight"])
+    (layer,) = [comparison.distribution("a.weight", found)]
     assert (layer["low"], layer["high"], layer["retrained"]) == (-1, 1, None)
-    expected = [0] * distributions.BINS
+    expected = [0] * comparison.BINS
     for value in weight[0].tolist():
-        bin_of = int((value + 1) / 2 * distributions.BINS)
-        expected[min(bin_of, distributions.BINS - 1)] += 1
+        bin_of = int((value + 1) / 2 * comparison.BINS)
+        expected[min(bin_of, comparison.BINS - 1)] += 1
     assert layer["initial"] == expected
 
 
@@ -112,7 +112,7 @@ def test_unusual_weights_have_distributions():
         "empty.weight": torch.zeros(0, 3),
     }
     found = {stage: Checkpoint(odd) for stage in ("initial", "retrained", "decoded")}
-    layers = {layer["name"]: layer for layer in distributions.distributions(found, list(odd))}
+    layers = {name.partition(".")[0]: comparison.distribution(name, found) for name in odd}
     assert sum(layers["zero"]["initial"]) == 9
     assert layers["zero"]["shared_values"] == []
     assert layers["constant"]["shared_counts"] == [9]
@@ -123,23 +123,24 @@ def test_unusual_weights_have_distributions():
 
 def test_a_layer_that_a_stage_lacks_is_left_out_of_it():
     found = {"initial": Checkpoint({"a.weight": torch.randn(3, 3)}), "retrained": Checkpoint({})}
-    (layer,) = distributions.distributions(found, ["a.weight"])
+    (layer,) = [comparison.distribution("a.weight", found)]
     assert (sum(layer["initial"]), layer["retrained"], layer["shared_values"]) == (9, None, None)
 
 
 def test_weights_that_are_not_shared_have_no_shared_values():
     weight = torch.randn(100, 100, generator=torch.Generator().manual_seed(0))
-    assert distributions.shared_values(weight) == (None, None)
+    layer = comparison.distribution("a.weight", {"decoded": Checkpoint({"a.weight": weight})})
+    assert (layer["shared_values"], layer["shared_counts"]) == (None, None)
 
 
 def test_code_points_are_shares_and_bits(figures):
     stored = {layer["name"]: layer for layer in figures["layers"]}
-    for name, shares, bits in comparison_page.code_points(figures["layers"], "value_code"):
+    for name, shares, bits in plots.code_points(figures["layers"], "value_code"):
         assert sum(shares) == pytest.approx(1)
         average = sum(p * b for p, b in zip(shares, bits, strict=True))
         assert average == pytest.approx(stored[name]["weight_bits"], abs=0.01)
         assert sum(2.0**-b for b in bits) <= 1  # Kraft's inequality
-    assert comparison_page.code_points(figures["layers"], "gap_codes")
+    assert plots.code_points(figures["layers"], "gap_codes")
 
 
 def test_mask_of_pixels(figures, pipeline):
@@ -148,23 +149,23 @@ def test_mask_of_pixels(figures, pipeline):
     assert (mask["layer"], mask["kind"], mask["shape"]) == ("fc1", "pixels", [28, 28])
     assert mask["counts"] == (weight != 0).sum(0).tolist()
     assert mask["most"] == 300
-    assert comparison_page.mask_image(mask)[3, 5] == mask["counts"][3 * 28 + 5]
+    assert plots.mask_image(mask)[3, 5] == mask["counts"][3 * 28 + 5]
 
 
 def test_mask_of_filters():
     weight = torch.zeros(5, 3, 2, 2)
     weight[4, :, 1, 0] = 1
-    mask = distributions.first_layer_mask(Checkpoint({"conv.weight": weight}))
+    mask = comparison.first_layer_mask(Checkpoint({"conv.weight": weight}))
     assert (mask["kind"], mask["shape"], mask["most"]) == ("filters", [5, 2, 2], 3)
-    image = comparison_page.mask_image(mask)
+    image = plots.mask_image(mask)
     assert image.shape == (5, 8)  # 2 x 3 tiles of 2 x 2, a line between them
     assert image[4, 3] == 3
     assert math.isnan(image[2, 0])
 
 
 def test_no_image_no_mask():
-    assert distributions.first_layer_mask(Checkpoint({"a.weight": torch.ones(3, 784)})) is None
-    assert distributions.first_layer_mask(Checkpoint({"bias": torch.ones(3)})) is None
+    assert comparison.first_layer_mask(Checkpoint({"a.weight": torch.ones(3, 784)})) is None
+    assert comparison.first_layer_mask(Checkpoint({"bias": torch.ones(3)})) is None
 
 
 def save_stages(folder, initial, pruned):
@@ -194,7 +195,7 @@ def test_twenty_layers_one_of_them_entirely_pruned_and_no_architecture(tmp_path,
     assert (tmp_path / "page.png").stat().st_size < 200_000
     figures = json.loads((tmp_path / "page.json").read_text())
     assert len(figures["layers"]) == 20
-    assert len(comparison_page.largest(figures["distributions"], 6)) == 6
+    assert len(plots.largest(figures["distributions"], 6)) == 6
 
 
 @pytest.mark.parametrize(
@@ -240,60 +241,10 @@ def test_an_unknown_kind_of_picture_is_bad_usage(capsys):
     assert "'page.bmp' ends in none of .png, .svg and .pdf" in capsys.readouterr().err
 
 
-def test_the_tradeoff_shows_every_point_of_use(tmp_path):
-    """What has an error beyond the page is left out, and does not squeeze the rest."""
-
-    def points(key, *pairs):
-        return [{key: x, "error_percent": y, "clustered_error_percent": y + 0.1} for x, y in pairs]
-
-    figures = {
-        "arch": "lenet-300-100",
-        "dataset": "digits",
-        "original_bytes": 10_000,
-        "dense_error_percent": 1.0,
-        "methods": {
-            "pruning": points("bytes", (9, 88.0), (2000, 1.2), (4000, 1.0)),
-            "quantization": points("bytes", (500, 4.9), (1000, 1.1)),
-        },
-        "initialisations": {"linear": points("bits", (1, 60.0), (3, 2.0), (5, 1.1))},
-    }
-    page = plots.tradeoff_page(figures)
-    methods, starts = page.axes
-    assert 2 < methods.get_xlim()[0] < 5 < 40 < methods.get_xlim()[1]  # percent of dense
-    assert 1 < starts.get_xlim()[0] < 3 < 5 < starts.get_xlim()[1]
-    assert methods.get_ylim()[1] == 5.0
-    plots.save(page, tmp_path / "tradeoff.svg")
-    text = (tmp_path / "tradeoff.svg").read_text()
-    assert all(name in text for name in ("pruning", "quantization", "linear", "dense model"))
-
-
-def test_the_curve_shows_every_point_and_those_of_others(tmp_path):
-    def point(size, error):
-        return {
-            **{"bytes": size, "original_bytes": 10_000},
-            **{"error_percent": error, "dense_error_percent": 0.5},
-        }
-
-    figures = {
-        "arch": "lenet-5",
-        "dataset": "digits",
-        "points": [point(10, 1.5), point(40, 0.9)],
-        "others": {"somebody else": [(20, 0.7)]},
-    }
-    page = plots.curve_page(figures)
-    ours, others, dense = page.axes[0].lines
-    assert ours.get_xydata().tolist() == [[10, 1.5], [40, 0.9]]
-    assert others.get_xydata().tolist() == [[20, 0.7]]
-    assert set(dense.get_ydata()) == {0.5}
-    plots.save(page, tmp_path / "curve.svg")
-    text = (tmp_path / "curve.svg").read_text()
-    assert all(name in text for name in ("1000x", "250x", "somebody else", "dense model"))
-
-
 def test_names_that_matplotlib_cannot_draw(figures, tmp_path):
     figures["dataset"] = figures["layers"][0]["name"] = "a\x1b\n\udce9 $x$ $ 日本"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots.save(comparison_page.comparison_page(figures), tmp_path / "a.png")
+        plots.save(plots.comparison_page(figures), tmp_path / "a.png")
     assert figures["dataset"].startswith("a\x1b")  # as it was
     assert plots.drawable({"a$": ["$b\n", 1]}) == {r"a\$": [r"\$b\n", 1]}
