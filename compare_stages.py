@@ -40,7 +40,7 @@ def body(args: Namespace) -> None:
     shown = built(args, ReportOptions)
     if shown.plot:
         plots.require()
-    found = comparison.read(args.path, args.directory, initial=args.initial)
+    found = comparison.read(args.path, args.directory, initial=args.initial, made_by=cli.MADE_BY)
     with cli.runtime(args) as runtime:
         dataset = None
         if found.reference.arch:

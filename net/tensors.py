@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +31,14 @@ def check_dense(name: object, tensor: object) -> None:
     elements another meaning."""
     if what := fault(tensor):
         raise TensorError(f"{name!r}: {what}")
+
+
+def memory(tensor: torch.Tensor) -> np.ndarray:
+    """The bytes of the elements in their order, uint8[tensor.nbytes]; a view where they lie so."""
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
+    if flat.stride(0) != 1:  # an expanded tensor, or one element of a strided one
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy()
 
 
 def identity(tensor: torch.Tensor) -> tuple:

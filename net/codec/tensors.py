@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..tensors import fault
+from ..tensors import fault, memory
 from .bits import BitReader, BitWriter
 from .codes import RUN
 from .positions import Positions, write_positions
@@ -34,10 +34,7 @@ def patterns(tensor: torch.Tensor) -> np.ndarray:
     ValueError for a tensor without plain values."""
     if what := fault(tensor):
         raise ValueError(what)
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
-    if flat.stride(0) != 1:  # an expanded tensor, or one element of a strided one
-        flat = flat.clone(memory_format=torch.contiguous_format)
-    return flat.view(torch.uint8).numpy().view(f"u{component_size(tensor.dtype)}")
+    return memory(tensor).view(f"u{component_size(tensor.dtype)}")
 
 
 def component_size(dtype: torch.dtype) -> int:

@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     from .stages import Runtime
 
 DEFAULT_ARCH = "lenet-300-100"
+# {the file of a stage: the script that makes it}
+MADE_BY = {
+    "initial_model.ptmodel": "pruning.py",
+    "teacher_model.ptmodel": "pruning.py",
+    "model_after_retraining.ptmodel": "pruning.py",
+    "model_after_weight_sharing.ptmodel": "weight_share.py",
+    "model_after_decoding.ptmodel": "huffman_decode.py",
+}
 OUT_OF_MEMORY = "out of memory; try a smaller --batch-size or model"
 
 
@@ -71,7 +79,8 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
         if several:
             distributed.leave()
     except UserError as error:
-        return fail(str(error))
+        script = MADE_BY.get(error.missing)
+        return fail(f"{error}, or run {script} first" if script else str(error))
     except KeyboardInterrupt:
         print(f"\n{process.INTERRUPTED}", file=sys.stderr)
         return 130

@@ -95,7 +95,8 @@ def run_all(args: Namespace) -> None:
     print(tables.encoding_text(encoded))
     decoded = stages.decode(args.directory)
     checkpoint.save(output / checkpoint.DECODED, decoded)
-    found = comparison.read(output, args.directory, (decoded.state_dict, encoded.tensors))
+    known = decoded.state_dict, encoded.tensors
+    found = comparison.read(output, args.directory, known, made_by=cli.MADE_BY)
     figures = comparison.compare(found, run.dataset, runtime.device, runtime.test_batch_size)
     if shown.latency:
         figures["latency"] = comparison.latency(found, run.dataset)

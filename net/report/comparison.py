@@ -47,10 +47,11 @@ def read(
     directory: str | Path,
     known: tuple[Mapping[str, torch.Tensor], list[TensorInfo]] | None = None,
     initial: str | Path | None = None,
+    made_by: Mapping[str, str] | None = None,
 ) -> Stages:
     """The stages in `folder`, and the encoded model in `directory`; `known` is its state dict and
     what it takes, where somebody has decoded it already. `initial` is the file of the dense model,
-    where it is not in `folder`.
+    where it is not in `folder`; `made_by` has the script that makes a file, by the file's name.
 
     Raises UserError where there is no stage at all, or a damaged one.
     """
@@ -69,7 +70,11 @@ def read(
         found["initial"] = replace(
             weights.adopted(found["initial"], initial, arch)[0], dataset=dataset
         )
-    missing = [missing_line(stage, files[stage], found) for stage in files if stage not in found]
+    missing = [
+        missing_line(stage, file, found, made_by or {})
+        for stage, file in files.items()
+        if stage not in found
+    ]
     tensors, state, size = None, None, None
     if known:
         state, tensors = known
@@ -85,12 +90,14 @@ def read(
     return Stages(found, file_bytes, missing, tensors, state, size)
 
 
-def missing_line(stage: str, file: Path, found: dict[str, Checkpoint]) -> str:
+def missing_line(
+    stage: str, file: Path, found: dict[str, Checkpoint], made_by: Mapping[str, str]
+) -> str:
     shared = found.get("weight_shared")
     untrained = shared is not None and shared.options.get("finetune_epochs") == 0
     if untrained and stage in ("initial", "retrained"):
         return f"{stage}, since the model was shared as it was, without training"
-    return f"no {file}{checkpoint.origin(file)}"
+    return f"no {file}" + (f"; run {made_by[file.name]} first" if file.name in made_by else "")
 
 
 def compare(
