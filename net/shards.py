@@ -13,16 +13,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
-from .files import FOREIGN, atomic_write, one_line, open_regular, reason
+from .files import FOREIGN, atomic_write, one_line, open_regular, reason, utf8_path
 from .formats import AGAIN, CheckpointError, indexed, instead, is_index, weights_file
 from .formats import SUFFIX as SUFFIX
 from .tensors import TensorError, check_dense, memory
 
-MAX_HEADER_BYTES = 100_000_000  # as in the format's own library
 MAX_DIMENSIONS = 64  # of a tensor
 METADATA = "__metadata__"  # of a header: what the file says of itself
 
@@ -80,8 +81,7 @@ class Shards(Mapping[str, torch.Tensor]):
         return Info(DTYPES[part.kind], part.shape)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        info = self.info(name)
-        return self._parts[name].read().view(info.dtype).reshape(info.shape)
+        return self._parts[name].read(self.info(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -142,7 +142,7 @@ def write(
     return 8 + len(text) + size
 
 
-# --- headers --------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 class _Part(NamedTuple):
@@ -155,20 +155,45 @@ class _Part(NamedTuple):
     begin: int
     end: int
 
-    def read(self) -> torch.Tensor:
-        """Its bytes, uint8[end - begin]."""
+    def read(self, info: Info) -> torch.Tensor:
         with _opened(self.path) as (file, stamp):
             if stamp != self.stamp:
                 raise CheckpointError(f"{self.path} has been changed meanwhile; start again")
-            elements = torch.empty(self.end - self.begin, dtype=torch.uint8)
-            file.seek(self.begin)
-            left = elements.numpy().data
-            while left:  # a call reads 2 GiB at most
-                count = file.readinto(left)
-                if not count:
-                    raise CheckpointError(f"{self.path} is cut off; {AGAIN}")
-                left = left[count:]
-            return elements
+            size = self.end - self.begin
+            if size == 0:
+                return torch.empty(info.shape, dtype=info.dtype)
+            elements = np.fromfile(file, np.uint8, size, offset=self.begin)
+            if len(elements) < size:
+                raise CheckpointError(f"{self.path} is cut off; {AGAIN}")
+            return torch.from_numpy(elements).view(info.dtype).reshape(info.shape)
+
+
+def _read_header(path: Path) -> tuple[dict[str, _Part], dict[str, str]]:
+    """({name: where it is}, the metadata) of a file that the format's own library finds whole."""
+    path = path.absolute()  # whatever directory comes
+    with _opened(path) as (file, stamp):
+        try:
+            with utf8_path(path) as name, safe_open(name, "numpy") as checked:
+                metadata = checked.metadata() or {}
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start - 8))
+            header.pop(METADATA, None)
+            parts = {}
+            for name, fields in header.items():
+                begin, end = (start + offset for offset in fields["data_offsets"])
+                shape = tuple(fields["shape"])
+                parts[name] = _Part(path, stamp, fields["dtype"], shape, begin, end)
+                # PyTorch counts the elements, even if there are none for an extent of 0
+                elements = math.prod(max(extent, 1) for extent in shape[:MAX_DIMENSIONS])
+                if len(shape) > MAX_DIMENSIONS or elements >= 1 << 60:
+                    raise ValueError(f"{name[:80]} has a shape that PyTorch does not have")
+        except (*FOREIGN, SafetensorError) as error:
+            if what := instead(path):
+                raise CheckpointError(f"{path} is no safetensors file, but {what}") from None
+            raise CheckpointError(
+                f"{path} is damaged or cut off ({reason(error)}); {AGAIN}"
+            ) from None
+    return parts, metadata
 
 
 @contextmanager
@@ -180,65 +205,3 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, tuple[int, ...]]]:
         with open_regular(path) as (file, size):
             found = os.fstat(file.fileno())
             yield file, (size, found.st_mtime_ns, found.st_ino, found.st_dev)
-
-
-def _read_header(path: Path) -> tuple[dict[str, _Part], dict[str, str]]:
-    """({name: where it is}, the metadata) of a file whose every byte belongs to a tensor."""
-    path = path.absolute()  # whatever directory comes
-    with _opened(path) as (file, stamp):
-        try:
-            size, length = stamp[0], int.from_bytes(file.read(8), "little")
-            start = 8 + length
-            if size < start:
-                raise ValueError("the header ends early")
-            if length > MAX_HEADER_BYTES:
-                raise ValueError("the header is too large")
-            header = json.loads(file.read(length), object_pairs_hook=_distinct)
-            if not isinstance(header, dict):
-                raise ValueError("the header is no object")
-            metadata = header.pop(METADATA, None) or {}
-            if not isinstance(metadata, dict) or not all(
-                isinstance(text, str) for text in metadata.values()
-            ):
-                raise ValueError("the metadata are no texts")
-            parts = {
-                name: _Part(path, stamp, *_placed(name, fields, start))
-                for name, fields in header.items()
-            }
-            position = start
-            for part in sorted(parts.values(), key=lambda part: (part.begin, part.end)):
-                if part.begin != position:
-                    raise ValueError("tensors overlap, or there is a gap between them")
-                position = part.end
-            if position != size:
-                raise ValueError(f"{size - start} bytes of elements, not {position - start}")
-        except FOREIGN as error:
-            if what := instead(path):
-                raise CheckpointError(f"{path} is no safetensors file, but {what}") from None
-            raise CheckpointError(
-                f"{path} is damaged or cut off ({reason(error)}); {AGAIN}"
-            ) from None
-    return parts, metadata
-
-
-def _placed(name: str, fields: object, start: int) -> tuple[str, tuple[int, ...], int, int]:
-    """The name of the type, the shape, and where the elements begin and end in the file."""
-    match fields:
-        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]} if all(
-            type(number) is int and number >= 0 for number in (*shape, begin, end)
-        ):
-            possible = len(shape) <= MAX_DIMENSIONS and begin <= end
-            if possible and kind in DTYPES:
-                # beyond 2**63 torch counts no elements, even if there are none
-                size, most = DTYPES[kind].itemsize, math.prod(max(extent, 1) for extent in shape)
-                possible = size * math.prod(shape) == end - begin and size * most < 1 << 63
-            if possible:
-                return kind, tuple(shape), start + begin, start + end
-    raise ValueError(f"{name[:80]} has no type, or its shape is not that of its elements")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name appears twice")
-    return found
