@@ -271,6 +271,8 @@ PLAIN_CLASSES: list = [
 def load_dict(path: str | Path) -> dict:
     """The dict in a file written by `torch.save`, unpickled with `weights_only=True`."""
     path = Path(path)
+    if not os.path.isfile(path):
+        raise formats.MissingError(path)
     _check_inflated(path)
     if formats.is_other_pickle(path):  # torch.load would read it first, whatever it takes
         raise CheckpointError(f"{path} is {formats.instead(path)}")

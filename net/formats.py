@@ -71,6 +71,14 @@ class CheckpointError(UserError):
     """A model that cannot be read or written: missing, damaged, unsafe, or none."""
 
 
+class MissingError(CheckpointError):
+    """There is no file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"no model at {path}; {GIVE}")
+        self.missing = path.name
+
+
 # --- which file ---------------------------------------------------------------------------------
 
 
@@ -84,9 +92,7 @@ def weights_file(path: str | Path) -> Path:
     if os.path.isfile(path):
         return path
     if not os.path.isdir(path):
-        error = CheckpointError(f"no model at {path}; {GIVE}")
-        error.missing = path.name
-        raise error
+        raise MissingError(path)
     with one_line(path, CheckpointError, GIVE):
         files = sorted(file for file in path.iterdir() if os.path.isfile(file))
     indexes = [file for file in files if is_index(file)]

@@ -342,6 +342,11 @@ def test_shards_of_torch_save(state, tmp_path):
     index.write_text(json.dumps({"weight_map": {**files, "other": name}}))
     with pytest.raises(UserError, match=r"00002-of-00002\.bin lacks other, which pytorch_model\."):
         checkpoint.load(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)  # which is not waited for
+    with pytest.raises(UserError, match=r"no model at .*00002-of-00002\.bin"):
+        checkpoint.load(tmp_path)
+    (tmp_path / name).unlink()
     (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match=r"00002-of-00002\.bin is a pointer of Git LFS"):
         checkpoint.load(tmp_path)
