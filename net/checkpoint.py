@@ -31,7 +31,7 @@ from .files import FOREIGN, atomic_write, reason, utf8_path
 from .formats import CheckpointError as CheckpointError
 from .shards import METADATA, Shards
 from .state_dicts import NotPlain, plain, to_json
-from .tensors import TensorError, check_dense, identity
+from .tensors import check_dense, identity
 from .threads import in_order
 
 FORMAT = "deep-compression 1"
@@ -124,7 +124,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> int:
         kind = type(checkpoint.state_dict).__name__
         raise CheckpointError(f"cannot write {path}: a {kind}, not a state dict")
     state = dict(checkpoint.state_dict)
-    _check(state, f"cannot write {path}:")
+    _check(state, f"cannot write {path}: ")
     content = {"format": FORMAT, **shallow_dict(checkpoint), "state_dict": state}
     outline = content | {"state_dict": dict.fromkeys(state, torch.empty(0))}
     file = io.BytesIO()
@@ -163,17 +163,13 @@ def _own(path: Path, content: Mapping) -> Checkpoint:
     )
     if not valid:
         raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
-    _check(state, f"{path} holds what cannot be read,")
+    _check(state, f"{path} holds what cannot be read, ")
     return Checkpoint(**fields)
 
 
 def _check(state: Mapping[str, torch.Tensor], problem: str) -> None:
-    """Raise CheckpointError, "`problem` 'name': ...", for a tensor without plain values."""
     for name, tensor in state.items():
-        try:
-            check_dense(name, tensor)
-        except TensorError as error:
-            raise CheckpointError(f"{problem} {error}") from None
+        check_dense(name, tensor, problem, CheckpointError)
 
 
 def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -182,7 +178,7 @@ def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     What is written in place under one name is then written under all, and a file holds it once.
     """
     found = dict(state)
-    _check(found, "cannot copy")
+    _check(found, "cannot copy ")
     copies = {}
     for tensor in found.values():
         if identity(tensor) not in copies:
@@ -273,17 +269,15 @@ def load_dict(path: str | Path) -> dict:
     path = Path(path)
     if not os.path.isfile(path):
         raise formats.MissingError(path)
+    if what := formats.instead(path):  # before torch.load reads it, whatever it takes
+        raise CheckpointError(f"{path} is {what}")
     _check_inflated(path)
-    if formats.is_other_pickle(path):  # torch.load would read it first, whatever it takes
-        raise CheckpointError(f"{path} is {formats.instead(path)}")
     try:
         with path.open("rb") as file, utf8_path(path) as name:
             content = _unpickled(name, mmap=True) if is_mapped(path) else _unpickled(file)
     except (OSError, MemoryError) as error:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}; {formats.GIVE}") from None
     except Exception as error:  # torch.load raises whatever a damaged zip or pickle leads to
-        if what := formats.instead(path):
-            raise CheckpointError(f"{path} is {what}") from None
         if refused := _refused(error):
             raise CheckpointError(
                 f"{path} is refused: it is not a file of plain tensors ({refused}), and "

@@ -181,31 +181,14 @@ def is_safetensors(file: Path) -> bool:
 
 def instead(path: str | Path) -> str | None:
     """What `path` is, and what to do: "a GGUF file (llama.cpp); load it with ..."; None where
-    nothing is known of it."""
+    nothing is known of it, or it may be a file of torch.save."""
     try:
-        head = _head(path)
+        with open_regular(path) as (file, _):
+            head = file.read(HEAD)
     except OSError:
         return None
     found = _of_bytes(head) or (_of_zip(path) if head.startswith(b"PK") else _of_text(head))
     return "; ".join(found) if found else None
-
-
-def is_other_pickle(path: str | Path) -> bool:
-    """Whether a file is a pickle that torch.save did not write."""
-    try:
-        return _is_other_pickle(_head(path))
-    except OSError:
-        return False
-
-
-def _head(path: str | Path) -> bytes:
-    with open_regular(path) as (file, _):
-        return file.read(HEAD)
-
-
-def _is_other_pickle(head: bytes) -> bool:
-    # later protocols have the length of a frame before the number
-    return head[:1] == b"\x80" and head[1:2] in PROTOCOLS and LEGACY not in head[:32]
 
 
 def _of_bytes(head: bytes) -> tuple[str, str] | None:
@@ -216,7 +199,8 @@ def _of_bytes(head: bytes) -> tuple[str, str] | None:
     for offset, magic, what, todo in MAGIC:
         if head.startswith(magic, offset):
             return what, todo
-    if _is_other_pickle(head):
+    # later protocols have the length of a frame before the number
+    if head[:1] == b"\x80" and head[1:2] in PROTOCOLS and LEGACY not in head[:32]:
         return "a pickle that torch.save did not write", CONVERT
     protobuf = _of_protobuf(head)
     return (protobuf, CONVERT) if protobuf else None

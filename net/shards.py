@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from .files import FOREIGN, atomic_write, one_line, open_regular, reason, utf8_path
 from .formats import AGAIN, CheckpointError, indexed, instead, is_index, weights_file
 from .formats import SUFFIX as SUFFIX
-from .tensors import TensorError, check_dense, memory
+from .tensors import check_dense, memory
 
 MAX_DIMENSIONS = 64  # of a tensor
 METADATA = "__metadata__"  # of a header: what the file says of itself
@@ -132,10 +132,7 @@ def write(
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, info), tensor in zip(infos.items(), tensors, strict=True):
-            try:
-                check_dense(name, tensor)
-            except TensorError as error:
-                raise CheckpointError(f"{problem} {error}") from None
+            check_dense(name, tensor, f"{problem} ", CheckpointError)
             if (tensor.dtype, tuple(tensor.shape)) != info:
                 raise CheckpointError(f"{problem} {name} is not of the announced type")
             file.write(memory(tensor).data)

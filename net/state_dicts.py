@@ -44,10 +44,7 @@ def find(content: object, key: str | None = None) -> Found:
     state = {}
     for name, value in own.items():
         if isinstance(name, str) and isinstance(value, torch.Tensor):
-            try:
-                check_dense(name, value)
-            except ValueError as error:
-                raise ValueError(f"holds what cannot be read, {error}") from None
+            check_dense(name, value, "holds what cannot be read, ")
             state[name] = value.detach()
     extra, lost = _beside(content, path)
     here = extra

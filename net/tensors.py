@@ -25,12 +25,14 @@ def is_computed(tensor: Any) -> bool:
     return getattr(tensor, "dtype", None) in COMPUTED and layout is torch.strided
 
 
-def check_dense(name: object, tensor: object) -> None:
-    """Raise TensorError unless `tensor` is an ordinary one: strided, on a device, with a shape and
-    all of its memory, not expanded to far more than that, and not of a class that gives its
-    elements another meaning."""
+def check_dense(
+    name: object, tensor: object, problem: str = "", error: type[UserError] = TensorError
+) -> None:
+    """Raise `error`, "`problem` 'name': ...", unless `tensor` is an ordinary one: strided, on a
+    device, with a shape and all of its memory, not expanded to far more than that, and not of a
+    class that gives its elements another meaning."""
     if what := fault(tensor):
-        raise TensorError(f"{name!r}: {what}")
+        raise error(f"{problem}{name!r}: {what}")
 
 
 def memory(tensor: torch.Tensor) -> np.ndarray:

@@ -98,7 +98,7 @@ def test_a_pickle_of_something_else_is_not_read(tmp_path):
 def test_every_protocol_of_torch_save_is_its_own(tmp_path, protocol):
     options = {"_use_new_zipfile_serialization": False, "pickle_protocol": protocol}
     torch.save({"a": torch.ones(3)}, tmp_path / "m.pt", **options)
-    assert not formats.is_other_pickle(tmp_path / "m.pt")
+    assert formats.instead(tmp_path / "m.pt") is None
 
 
 def test_neither_there_nor_known(tmp_path):
