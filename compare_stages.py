@@ -40,7 +40,7 @@ def body(args: Namespace) -> None:
     shown = built(args, ReportOptions)
     if shown.plot:
         plots.require()
-    found = comparison.read(args.path, args.directory, args.initial)
+    found = comparison.read(args.path, args.directory, args.initial, cli.MADE_BY)
     if not found.found:
         raise UserError(f"no stage is in {args.path}; run deep_compressing.py or pruning.py first")
     if found.encoded_bytes is None:

@@ -17,58 +17,26 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, BinaryIO, TypeGuard, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
 
-from . import formats, shards, state_dicts
+from . import formats, state_dicts
 from .errors import UserError
 from .files import FOREIGN, atomic_write, reason, utf8_path
-from .shards import METADATA
+from .formats import CheckpointError as CheckpointError
+from .shards import METADATA, Shards
 from .state_dicts import NotPlain, plain, to_json
-from .tensors import TensorError, check_dense, identity
-from .threads import asked, join, result, started
+from .tensors import check_dense, identity
+from .threads import in_order
 
 FORMAT = "deep-compression 1"
-# What torch's reader of plain tensors says of the class or function that is none.
-REFUSED = re.compile(r"GLOBAL ([\w.]+)|class '([\w.]+)'|load (DTensors|nested jagged tensors)")
-UNREADABLE = "is not a checkpoint, or is damaged or cut off; make it again"
-
-
-def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """What NumPy has every pickled array begin as, and no other, which could be of any size."""
-    if kind is not np.ndarray or shape != (0,):
-        raise ValueError("an array that NumPy has not pickled")
-    return np.empty(0, np.int8)
-
-
-_RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]
-# What others have beside their tensors, which is data and no more: the arguments of a command line,
-# paths in them, bytes, and the numbers of NumPy.
-PLAIN_CLASSES: list = [
-    argparse.Namespace,
-    io.BytesIO,
-    *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
-    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
-    *(np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}),
-    *(np.ndarray, np.float64(0).__reduce__()[0]),
-    (_empty_array, f"{_RECONSTRUCT.__module__}.{_RECONSTRUCT.__name__}"),
-    # as NumPy 1 has called them
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (_empty_array, "numpy.core.multiarray._reconstruct"),
-]
-
-# Bytes. A smaller file is read as a whole, and may change while its tensors are in use.
-MAPPED_FROM = 1 << 28
-
-# Bytes that an archive may hold for each of its own, and that are no matter.
-MOST_INFLATED, SMALL_INFLATED = 8, 1 << 26
+# What a file has; "extra" only where there is something in it.
+FIELDS = ("state_dict", "arch", "stage", "dataset", "options", "metrics")
 
 # What the stages call their files.
 INITIAL = "initial_model.ptmodel"
@@ -82,10 +50,6 @@ STAGE_FILES = {
     "weight_shared": SHARED,
     "decoded": DECODED,
 }
-
-
-class CheckpointError(UserError):
-    """The file is missing, damaged, unsafe, or not a model."""
 
 
 @dataclass
@@ -120,8 +84,36 @@ class Checkpoint:
         return about | texts
 
 
-# What a file has; "extra" only where there is something in it.
-FIELDS = ("state_dict", "arch", "stage", "dataset", "options", "metrics")
+def load(path: str | Path, key: str | None = None) -> Checkpoint:
+    """Read a checkpoint, or a bare state dict that somebody else saved: a file of torch.save or a
+    safetensors file, whatever it is called, or a folder of Hugging Face's with its shards.
+
+    The state dict may be at any depth; `key`, its dotted path, chooses one of several. Tensors are
+    read when they are asked for (safetensors), or memory-mapped where the file allows it, so that
+    a large model is read tensor by tensor.  Raises CheckpointError; never runs code from the file.
+    """
+    file = formats.weights_file(path)
+    if formats.is_safetensors(file):
+        state = Shards(file)
+        model = Checkpoint(state, extra={METADATA: state.metadata} if state.metadata else {})
+    else:
+        index = formats.is_index(file)
+        content = formats.indexed(file, load_dict) if index else load_dict(file)
+        if content.get("format") == FORMAT:
+            model = _own(file, content)
+        else:
+            try:
+                tensors, extra, notes = state_dicts.find(content, key)
+            except ValueError as error:
+                raise CheckpointError(f"{file} {error}") from None
+            model = Checkpoint(tensors, extra=extra, notes=[f"{file}: {note}" for note in notes])
+            key = None  # has been used
+        files = set(formats.weight_map(file).values()) if index else {file}
+        if mapped := [part for part in files if is_mapped(part)]:
+            model.state_dict = MappedState(mapped, model.state_dict)
+    if key is not None:
+        raise CheckpointError(f"{file} holds one model, which needs no key")
+    return model
 
 
 def save(path: str | Path, checkpoint: Checkpoint) -> int:
@@ -132,29 +124,22 @@ def save(path: str | Path, checkpoint: Checkpoint) -> int:
         kind = type(checkpoint.state_dict).__name__
         raise CheckpointError(f"cannot write {path}: a {kind}, not a state dict")
     state = dict(checkpoint.state_dict)
-    _check(state, f"cannot write {path}:")
+    _check(state, f"cannot write {path}: ")
     content = {"format": FORMAT, **shallow_dict(checkpoint), "state_dict": state}
-    _check_readable(path, content)
-    save_dict(path, content)
-    return Path(path).stat().st_size
-
-
-def _check_readable(path: str | Path, content: dict) -> None:
-    """Raise CheckpointError unless what is beside the tensors comes back from a file."""
-    outline = dict.fromkeys(content["state_dict"], torch.empty(0))
+    outline = content | {"state_dict": dict.fromkeys(state, torch.empty(0))}
     file = io.BytesIO()
-    try:
-        torch.save(content | {"state_dict": outline}, file)
+    try:  # whether what is beside the tensors comes back
+        torch.save(outline, file)
         file.seek(0)
-        with _plain_classes():
-            _own(Path(path), torch.load(file, weights_only=True))
+        _own(Path(path), _unpickled(file))
     except (*FOREIGN, pickle.PickleError, CheckpointError) as error:
-        refused = REFUSED.search(str(error))
-        what = f" ({refused[refused.lastindex or 0]})" if refused else ""
+        what = f" ({refused})" if (refused := _refused(error)) else ""
         raise CheckpointError(
             f"cannot write {path}: it could not be read again; there must be tensors, all under "
             f"texts, and beside them only numbers, texts, lists and dicts{what}"
         ) from None
+    save_dict(path, content)
+    return Path(path).stat().st_size
 
 
 def shallow_dict(checkpoint: Checkpoint) -> dict:
@@ -162,98 +147,29 @@ def shallow_dict(checkpoint: Checkpoint) -> dict:
     return found | ({"extra": checkpoint.extra} if checkpoint.extra else {})
 
 
-def load(path: str | Path, key: str | None = None) -> Checkpoint:
-    """Read a checkpoint, or a bare state dict that somebody else saved: a file of torch.save or a
-    safetensors file, whatever it is called, or a folder of Hugging Face's with its shards.
-
-    The state dict may be at any depth; `key`, its dotted path, chooses one of several. Tensors are
-    read when they are asked for (safetensors), or memory-mapped where the file allows it, so that
-    a large model is read tensor by tensor.  Raises CheckpointError; never runs code from the file.
-    """
-    try:
-        file = shards.weights_file(path)
-        if shards.is_shards(file):
-            if key is not None and os.path.isfile(file):
-                raise CheckpointError(f"{file} holds one model, which needs no key")
-            found = shards.Shards(file)
-            extra = {METADATA: found.metadata} if found.metadata else {}
-            return Checkpoint(found, extra=extra)
-        content = _of_shards(file) if shards.is_index(file) else load_dict(file)
-    except shards.ShardsError as error:
-        raise CheckpointError(str(error)) from None
-    if content.get("format") == FORMAT:
-        if key is not None:
-            raise CheckpointError(f"{file} holds one model, which needs no key")
-        model = _own(file, content)
-    else:
-        try:
-            state, extra, notes = state_dicts.find(content, key)
-        except ValueError as error:
-            raise CheckpointError(f"{file} {error}") from None
-        model = Checkpoint(state, extra=extra, notes=[f"{file}: {note}" for note in notes])
-    if is_mapped(file):
-        model.state_dict = MappedState(file, model.state_dict)
-    return model
-
-
-def _own(path: Path, content: dict) -> Checkpoint:
+def _own(path: Path, content: Mapping) -> Checkpoint:
     fields: dict[str, Any] = {name: content.get(name) for name in FIELDS}
     try:
         fields["extra"] = plain(content.get("extra", {}))
     except NotPlain:
         fields["extra"] = None
+    state = fields["state_dict"]
     valid = (
-        is_state_dict(fields["state_dict"])
+        isinstance(state, dict)
+        and state
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
         and all(isinstance(fields[k], str | None) for k in ("arch", "stage", "dataset"))
         and all(isinstance(fields[k], dict) for k in ("options", "metrics", "extra"))
     )
     if not valid:
         raise CheckpointError(f"{path} is damaged: fields are missing; make it again")
-    _check(fields["state_dict"], f"{path} holds what cannot be read,")
+    _check(state, f"{path} holds what cannot be read, ")
     return Checkpoint(**fields)
 
 
 def _check(state: Mapping[str, torch.Tensor], problem: str) -> None:
-    """Raise CheckpointError, "`problem` 'name': ...", for a tensor without plain values."""
     for name, tensor in state.items():
-        try:
-            check_dense(name, tensor)
-        except TensorError as error:
-            raise CheckpointError(f"{problem} {error}") from None
-
-
-def _of_shards(index: Path) -> dict[str, torch.Tensor]:
-    """The tensors of all files of torch.save's that an index names, memory-mapped, in its order."""
-    files = shards.weight_map(index)
-    parts = {file: load_dict(file) for file in sorted(set(files.values()))}
-    for name, file in files.items():
-        if not isinstance(parts[file].get(name), torch.Tensor):
-            raise CheckpointError(f"{file} lacks {name}, which {index.name} names")
-    return {name: parts[file][name] for name, file in files.items()}
-
-
-class MappedState(Mapping[str, torch.Tensor]):
-    """A state dict in a memory-mapped file.
-
-    Touching memory whose part of the file is gone ends the process (SIGBUS). So the size of the
-    file is looked at before a tensor is given: CheckpointError where it has been cut off.
-    """
-
-    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.path, self.tensors, self.status = path.absolute(), tensors, path.stat()
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        with suppress(OSError):  # what is removed or replaced by a rename stays mapped
-            now = self.path.stat()
-            if os.path.samestat(now, self.status) and now.st_size < self.status.st_size:
-                raise CheckpointError(f"{self.path} was cut off while it was in use; make it again")
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+        check_dense(name, tensor, problem, CheckpointError)
 
 
 def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -262,7 +178,7 @@ def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     What is written in place under one name is then written under all, and a file holds it once.
     """
     found = dict(state)
-    _check(found, "cannot copy")
+    _check(found, "cannot copy ")
     copies = {}
     for tensor in found.values():
         if identity(tensor) not in copies:
@@ -271,13 +187,21 @@ def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: copies[identity(tensor)] for name, tensor in found.items()}
 
 
+# --- files of torch.save: writing -----------------------------------------------------------------
+
+
 def save_dict(path: str | Path, content: dict) -> None:
     """`torch.save` to `path`, atomically; CheckpointError where that cannot be written."""
-    # Given a file object, torch.save names the archive "archive" whatever the path, so that equal
-    # content gives equal bytes.
     try:
+        # Given a file object, torch.save names the archive "archive" whatever the path, so that
+        # equal content gives equal bytes.
         with atomic_write(path) as file:
-            _torch_save(content, _Sink(file))
+            sink = _Sink(file)
+            # In a thread: signals come to the main thread, which can say what came.
+            for _ in in_order(torch.save, [(content, cast(BinaryIO, sink))]):
+                pass
+            if sink.error is not None:
+                raise sink.error
     except UserError as error:
         raise CheckpointError(str(error)) from None
     except RuntimeError as error:  # of torch, for views of one memory as different types
@@ -306,65 +230,82 @@ class _Sink:
         pass
 
 
-def _torch_save(content: dict, sink: _Sink) -> None:
-    target = cast(BinaryIO, sink)
-    threads: list[Thread] = []
-    queue: SimpleQueue = SimpleQueue()
-    if not started(threads, queue):  # no thread to be had
-        torch.save(content, target)
-    else:
-        # Signals come to the main thread, which can wait for torch and then say what came.
-        try:
-            result(asked(queue, torch.save, (content, target)))
-        except BaseException as error:
-            sink.error = sink.error or error  # and the rest is not written
-        finally:
-            queue.put(None)
-            join(threads)
-    if sink.error is not None:
-        raise sink.error
+# --- files of torch.save: reading -----------------------------------------------------------------
+
+# What torch's reader of plain tensors says of the class or function that is none.
+REFUSED = re.compile(r"GLOBAL ([\w.]+)|class '([\w.]+)'|load (DTensors|nested jagged tensors)")
+# Bytes. A smaller file is read as a whole, and may change while its tensors are in use.
+MAPPED_FROM = 1 << 28
+# Bytes that an archive may hold for each of its own, and that are no matter.
+MOST_INFLATED, SMALL_INFLATED = 8, 1 << 26
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+    """What NumPy has every pickled array begin as, and no other, which could be of any size."""
+    if kind is not np.ndarray or shape != (0,):
+        raise ValueError("an array that NumPy has not pickled")
+    return np.empty(0, np.int8)
+
+
+_RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]
+# What others have beside their tensors, which is data and no more: the arguments of a command line,
+# paths in them, bytes, and the numbers of NumPy.
+PLAIN_CLASSES: list = [
+    argparse.Namespace,
+    io.BytesIO,
+    *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
+    *(np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}),
+    *(np.ndarray, np.float64(0).__reduce__()[0]),
+    (_empty_array, f"{_RECONSTRUCT.__module__}.{_RECONSTRUCT.__name__}"),
+    # as NumPy 1 has called them
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (_empty_array, "numpy.core.multiarray._reconstruct"),
+]
 
 
 def load_dict(path: str | Path) -> dict:
     """The dict in a file written by `torch.save`, unpickled with `weights_only=True`."""
     path = Path(path)
     if not os.path.isfile(path):
-        raise CheckpointError(f"no model at {path}{origin(path)}")
+        raise formats.MissingError(path)
+    if what := formats.instead(path):  # before torch.load reads it, whatever it takes
+        raise CheckpointError(f"{path} is {what}")
     _check_inflated(path)
-    if formats.is_other_pickle(path):  # torch.load would read it first, whatever it takes
-        raise CheckpointError(f"{path} is {formats.instead(path)}")
     try:
-        with (
-            path.open("rb") as file,
-            utf8_path(path) as name,
-            _plain_classes(),
-            warnings.catch_warnings(),  # of pickle protocols, which say nothing to a user
-        ):
-            warnings.simplefilter("ignore")
-            mapped = is_mapped(path)
-            source = name if mapped else file
-            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        if what := formats.instead(path):
-            raise CheckpointError(f"{path} is {what}") from None
-        if not (refused := REFUSED.search(str(error))):
-            raise CheckpointError(f"{path} {UNREADABLE}") from None
-        found = refused[refused.lastindex or 0]
-        raise CheckpointError(
-            f"{path} is refused: it is not a file of plain tensors ({found}), and "
-            "reading more than that could run code; save its state_dict() instead"
-        ) from None
+        with path.open("rb") as file, utf8_path(path) as name:
+            content = _unpickled(name, mmap=True) if is_mapped(path) else _unpickled(file)
     except (OSError, MemoryError) as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}; {formats.GIVE}") from None
+    except Exception as error:  # torch.load raises whatever a damaged zip or pickle leads to
+        if refused := _refused(error):
+            raise CheckpointError(
+                f"{path} is refused: it is not a file of plain tensors ({refused}), and "
+                "reading more than that could run code; save its state_dict() instead"
+            ) from None
         raise CheckpointError(
-            f"{path} cannot be read: {reason(error)}; give the path of a saved model"
+            f"{path} is not a checkpoint, or is damaged or cut off; make it again"
         ) from None
-    except Exception:  # torch.load raises whatever a damaged zip or pickle leads to
-        if what := formats.instead(path):
-            raise CheckpointError(f"{path} is {what}") from None
-        raise CheckpointError(f"{path} {UNREADABLE}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
     return content
+
+
+def _unpickled(source: str | BinaryIO, mmap: bool = False) -> Any:
+    plain_classes = (
+        nullcontext()  # where a class has no other name than its own
+        if torch.__version__ < "2.6"
+        else torch.serialization.safe_globals(PLAIN_CLASSES)
+    )
+    with plain_classes, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols, which say nothing to a user
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _refused(error: Exception) -> str | None:
+    """The class or function that an error of torch's reader names."""
+    found = REFUSED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    return found[found.lastindex or 0] if found else None
 
 
 def _check_inflated(path: Path) -> None:
@@ -383,37 +324,34 @@ def _check_inflated(path: Path) -> None:
         )
 
 
-def _plain_classes() -> AbstractContextManager:
-    if torch.__version__ < "2.6":  # where a class has no other name than its own
-        return nullcontext()
-    return torch.serialization.safe_globals(PLAIN_CLASSES)
-
-
 def is_mapped(path: Path) -> bool:
     """Whether the file is large enough to be mapped, and of a layout that can be (PyTorch 1.6 and
     later); by its name, for which torch.load would take a safetensors file."""
-    large = path.suffix != shards.SUFFIX and path.is_file() and path.stat().st_size >= MAPPED_FROM
+    large = path.suffix != formats.SUFFIX and path.stat().st_size >= MAPPED_FROM
     return large and zipfile.is_zipfile(path)
 
 
-def is_state_dict(content: object) -> TypeGuard[Mapping[str, torch.Tensor]]:
-    return (
-        isinstance(content, dict)
-        and len(content) > 0
-        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items())
-    )
+class MappedState(Mapping[str, torch.Tensor]):
+    """A state dict in memory-mapped files.
 
+    Touching memory whose part of the file is gone ends the process (SIGBUS). So the sizes of the
+    files are looked at before a tensor is given: CheckpointError where one has been cut off.
+    """
 
-MADE_BY = {
-    INITIAL: "pruning.py",
-    TEACHER: "pruning.py",
-    RETRAINED: "pruning.py",
-    SHARED: "weight_share.py",
-    DECODED: "huffman_decode.py",
-}
+    def __init__(self, files: list[Path], tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.statuses = {path.absolute(): path.stat() for path in files}
 
+    def __getitem__(self, name: str) -> torch.Tensor:
+        for path, before in self.statuses.items():
+            with suppress(OSError):  # what is removed or replaced by a rename stays mapped
+                now = path.stat()
+                if os.path.samestat(now, before) and now.st_size < before.st_size:
+                    raise CheckpointError(f"{path} was cut off while it was in use; make it again")
+        return self.tensors[name]
 
-def origin(path: str | Path) -> str:
-    """What to do about a missing file: the script that makes it, if it is a stage's."""
-    script = MADE_BY.get(Path(path).name)
-    return f"; run {script} first" if script else "; give the path of a saved model"
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)

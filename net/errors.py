@@ -9,7 +9,11 @@ class UserError(Exception):
 
     The message says what is wrong, in which file, and what to do. The names in it may be
     anything: what a terminal would obey is shown as an escape.
+    `missing` is the name of the file that is not there, where that is what is wrong: whoever knows
+    what makes it can say so.
     """
+
+    missing = ""
 
     def __str__(self) -> str:
         return printable(super().__str__(), keep="\n")

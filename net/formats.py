@@ -1,13 +1,32 @@
-"""What a file is that holds no state dict: by its first bytes, and the names in an archive."""
+"""What a path holds: which file of a folder has the weights, and what a file is instead of them.
+
+A file is known by its first bytes, and by the names in an archive; nothing is run or unpacked.
+"""
 
 import json
 import os
-import tarfile
+import re
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-HEAD = 1 << 12
+from .errors import UserError
+from .files import FOREIGN, one_line, open_regular, read_file, reason
+
+SUFFIX = ".safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+WEIGHTS = (SUFFIX, ".bin", ".pth", ".pt", ".th", ".pth.tar", ".ckpt", ".ptmodel")
+# What a folder may hold beside: of a trainer's state, not of the model.
+NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
+MAX_INDEX_BYTES = 1 << 26
+HEAD = 1 << 12  # bytes by which a file is known
+
+AGAIN = "fetch it again"
 FETCH = "fetch the file itself"
+GIVE = "give the path of a saved model"
+WEIGHTS_OF = "give the file of the weights"
 CONVERT = "load it with its own library and save the state dict, or a .safetensors file"
 UNPACK = "unpack it, and give the weights in it"
 
@@ -35,80 +54,156 @@ MAGIC = (
     (0, b"\x28\xb5\x2f\xfd", "a zstd archive", UNPACK),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (0, b"Rar!", "a RAR archive", UNPACK),
-    (0, b"PAR1", "a Parquet table", "give the file of the weights"),
-    (0, b"\x7fELF", "a compiled program or library", "give the file of the weights"),
-    (0, b"MZ", "a compiled program or library", "give the file of the weights"),
-    (0, b"\x89PNG", "a picture", "give the file of the weights"),
-    (0, b"\xff\xd8\xff", "a picture", "give the file of the weights"),
-    (0, b"%PDF", "a PDF document", "give the file of the weights"),
+    (257, b"ustar", "a tar archive", UNPACK),
+    (0, b"PAR1", "a Parquet table", WEIGHTS_OF),
+    (0, b"\x7fELF", "a compiled program or library", WEIGHTS_OF),
+    (0, b"MZ", "a compiled program or library", WEIGHTS_OF),
+    (0, b"\x89PNG", "a picture", WEIGHTS_OF),
+    (0, b"\xff\xd8\xff", "a picture", WEIGHTS_OF),
+    (0, b"%PDF", "a PDF document", WEIGHTS_OF),
 )
+HTML = ("<!doctype html", "<html", "<head", "<body", "<script", "<!--")
+
+Content = TypeVar("Content")
+
+
+class CheckpointError(UserError):
+    """A model that cannot be read or written: missing, damaged, unsafe, or none."""
+
+
+class MissingError(CheckpointError):
+    """There is no file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"no model at {path}; {GIVE}")
+        self.missing = path.name
+
+
+# --- which file ---------------------------------------------------------------------------------
+
+
+def weights_file(path: str | Path) -> Path:
+    """`path`, or of a folder the file of its weights, or the index of its files.
+
+    An index comes first, then model.safetensors, then the only other one; a safetensors file makes
+    those of torch.save unnecessary. Raises CheckpointError for none, and for several.
+    """
+    path = Path(path)
+    if os.path.isfile(path):
+        return path
+    if not os.path.isdir(path):
+        raise MissingError(path)
+    with one_line(path, CheckpointError, GIVE):
+        files = sorted(file for file in path.iterdir() if os.path.isfile(file))
+    indexes = [file for file in files if is_index(file)]
+    weights = [
+        file
+        for file in files
+        if file.name.endswith(WEIGHTS) and not NO_WEIGHTS.fullmatch(file.name)
+    ]
+    safe = [file for file in weights if file.suffix == SUFFIX]
+    for found in (
+        [file for file in indexes if SUFFIX in file.name],
+        [file for file in safe if file.name == SINGLE],
+        safe,
+        indexes,
+        weights,
+    ):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(file.name for file in found)
+            raise CheckpointError(f"{path} holds several weights: {names}; give the path of one")
+    below = sorted({file.parent.name for file in path.glob("*/*") if file.name.endswith(WEIGHTS)})
+    if below:
+        raise CheckpointError(
+            f"{path} holds no weights itself; give the path of one of its folders: "
+            + ", ".join(below)
+        )
+    other = max(files, key=lambda file: file.stat().st_size, default=path)
+    if what := instead(other):
+        raise CheckpointError(f"{path} holds no weights; its largest file, {other.name}, is {what}")
+    raise CheckpointError(f"no {INDEX} or {SINGLE} in {path}, nor other weights; {GIVE}")
+
+
+def is_index(file: Path) -> bool:
+    return bool(re.fullmatch(r".+\.index(\.\w+)?\.json", file.name))
+
+
+def indexed(index: Path, read: Callable[[Path], Mapping[str, Content]]) -> dict[str, Content]:
+    """What `read` finds in the files that an index names, under its names and in its order."""
+    files = weight_map(index)
+    contents = {file: read(file) for file in sorted(set(files.values()))}
+    for name, file in files.items():
+        if name not in contents[file]:
+            raise CheckpointError(f"{file} lacks {name}, which {index.name} names")
+    return {name: contents[file][name] for name, file in files.items()}
+
+
+def weight_map(index: Path) -> dict[str, Path]:
+    """{tensor: its file, beside the index}. Raises CheckpointError."""
+    with one_line(index, CheckpointError, GIVE):
+        data = read_file(index, MAX_INDEX_BYTES)
+    try:
+        content = json.loads(data)
+        files = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(files, dict) or not files:
+            raise ValueError("no weight_map")
+        for name, file in files.items():
+            # beside the index, and nowhere else
+            plain = isinstance(file, str) and file.isprintable() and file not in ("", "..")
+            if not plain or Path(file).name != file:
+                raise ValueError(f"the file of {name[:80]!r} in its weight_map is missing")
+    except FOREIGN as error:
+        what = instead(index) or ""
+        what = f"it is {what}" if "LFS" in what or "HTML" in what else f"{reason(error)}; {AGAIN}"
+        raise CheckpointError(f"{index} is damaged: {what}") from error
+    return {name: index.parent / file for name, file in files.items()}
+
+
+def is_safetensors(file: Path) -> bool:
+    """Whether a file, or all that an index names, is safetensors', whatever it is called."""
+    if is_index(file):
+        return all(part.suffix == SUFFIX for part in weight_map(file).values())
+    try:
+        with open_regular(file) as (opened, size):
+            head = opened.read(9)
+    except OSError:
+        return file.suffix == SUFFIX
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
+        return True
+    # One that is cut off or something else; torch's files alone are not read as safetensors.
+    return file.suffix == SUFFIX and not head.startswith((b"PK\3\4", b"\x80"))
+
+
+# --- what it is instead ---------------------------------------------------------------------------
 
 
 def instead(path: str | Path) -> str | None:
     """What `path` is, and what to do: "a GGUF file (llama.cpp); load it with ..."; None where
-    nothing is known of it. It is looked at, not run; an archive is not unpacked."""
+    nothing is known of it, or it may be a file of torch.save."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as (file, _):
             head = file.read(HEAD)
-            size = os.fstat(file.fileno()).st_size
     except OSError:
         return None
-    found = _of_bytes(head, size) or _of_archive(Path(path), head)
+    found = _of_bytes(head) or (_of_zip(path) if head.startswith(b"PK") else _of_text(head))
     return "; ".join(found) if found else None
 
 
-def is_other_pickle(path: str | Path) -> bool:
-    """Whether a file is a pickle that torch.save did not write."""
-    try:
-        with open(path, "rb") as file:
-            return _is_other_pickle(file.read(HEAD))
-    except OSError:
-        return False
-
-
-def _is_other_pickle(head: bytes) -> bool:
-    # later protocols have the length of a frame before the number
-    return head[:1] == b"\x80" and head[1:2] in PROTOCOLS and LEGACY not in head[:32]
-
-
-def _of_bytes(head: bytes, size: int) -> tuple[str, str] | None:
+def _of_bytes(head: bytes) -> tuple[str, str] | None:
     if not head:
         return "empty", FETCH
     if not head.strip(b"\0"):
         return "zeros only, as of a download that was cut off", FETCH
     for offset, magic, what, todo in MAGIC:
-        if head[offset:].startswith(magic):
+        if head.startswith(magic, offset):
             return what, todo
-    if _is_other_pickle(head):
+    # later protocols have the length of a frame before the number
+    if head[:1] == b"\x80" and head[1:2] in PROTOCOLS and LEGACY not in head[:32]:
         return "a pickle that torch.save did not write", CONVERT
-    if protobuf := _of_protobuf(head):
-        return protobuf, CONVERT
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--")):
-        return "an HTML page, not the file that it is to lead to", FETCH
-    if text.startswith(b"<"):
-        return "an XML text, as a server answers with when it refuses", FETCH
-    return _of_text(head, size)
-
-
-def _of_text(head: bytes, size: int) -> tuple[str, str] | None:
-    try:
-        # What was read may end within a character.
-        text = head.decode(errors="strict" if size <= HEAD else "ignore").strip()
-    except UnicodeDecodeError:
-        return None
-    if not all(letter.isprintable() or letter.isspace() for letter in text):
-        return None
-    if text[:1] in ("{", "["):
-        try:
-            json.loads(text)
-        except (ValueError, RecursionError):
-            pass
-        else:
-            return "a JSON text, no weights", "give the file of the weights"
-        if size > HEAD:
-            return "a JSON text, no weights", "give the file of the weights"
-    return "a text, or damaged or cut off", "give the file of the weights"
+    protobuf = _of_protobuf(head)
+    return (protobuf, CONVERT) if protobuf else None
 
 
 def _of_protobuf(head: bytes) -> str | None:
@@ -124,11 +219,20 @@ def _of_protobuf(head: bytes) -> str | None:
     return "a Core ML model" if 0x0A in head[3:8] else None
 
 
-def _of_archive(path: Path, head: bytes) -> tuple[str, str] | None:
-    if head[257:262] == b"ustar" and tarfile.is_tarfile(path):
-        return "a tar archive", UNPACK
-    if not head.startswith(b"PK"):
+def _of_text(head: bytes) -> tuple[str, str] | None:
+    text = head.decode(errors="ignore").strip("\ufeff \t\r\n")  # it may end within a character
+    if not text or not all(letter.isprintable() or letter.isspace() for letter in text):
         return None
+    if text.lower().startswith(HTML):
+        return "an HTML page, not the file that it is to lead to", FETCH
+    if text.startswith("<"):
+        return "an XML text, as a server answers with when it refuses", FETCH
+    if text.startswith(("{", "[")):
+        return "a JSON text, no weights", WEIGHTS_OF
+    return "a text, or damaged or cut off", WEIGHTS_OF
+
+
+def _of_zip(path: str | Path) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -1,5 +1,6 @@
 """A state dict in what others save: at any depth, one of several, with other things beside it."""
 
+import itertools
 import math
 import re
 from collections import Counter, OrderedDict
@@ -17,7 +18,7 @@ MAIN = ("state_dict", "model_state_dict", "model")
 NO_MODEL = re.compile(r"optim|sched|scaler|callback|(^|_)rng", re.IGNORECASE)
 MAX_DEPTH = 32
 MAX_NAMES = 8  # of one and the same dict
-MAX_FIELDS = 1 << 21  # a pickle can name one list a thousand times
+MAX_FIELDS = 1 << 21  # of one value: a pickle can name one list a thousand times
 
 Path = tuple[str, ...]
 
@@ -43,20 +44,22 @@ def find(content: object, key: str | None = None) -> Found:
     state = {}
     for name, value in own.items():
         if isinstance(name, str) and isinstance(value, torch.Tensor):
-            try:
-                check_dense(name, value)
-            except ValueError as error:
-                raise ValueError(f"holds what cannot be read, {error}") from None
+            check_dense(name, value, "holds what cannot be read, ")
             state[name] = value.detach()
     extra, lost = _beside(content, path)
-    lost = [name for name in lost if name not in map(_dotted, others)]
+    here = extra
+    for part in path:
+        here = here.get(part, {})
+    kept = [str(name) for name in own if name not in state and name in here]
+    other_names = [_dotted(other) for other in others]
+    lost = [name for name in lost if name not in other_names]
     notes = []
     if others:
         notes.append(
             f"the state dict {_dotted(path)} is taken; there are others, which a key would name: "
-            + some_names(map(_dotted, others))
+            + some_names(other_names)
         )
-    if kept := [str(name) for name in own if name not in state and name in _at(extra, path)]:
+    if kept:
         notes.append(f"no tensors, and kept as they are: {some_names(kept)}")
     if lost:
         notes.append(f"beside the tensors and not kept: {some_names(lost)}")
@@ -96,11 +99,10 @@ def _chosen(everything: Mapping[Path, dict], key: str | None) -> tuple[Path, lis
         known = some_names(map(_dotted, everything))
         raise ValueError(f"has no state dict {key!r}; there are: {known}")
     models = _largest({path: _elements(state) for path, state in everything.items()})
-    if len(models) == 1:
-        return models[0], []
     main = [path for path in models if path and all(part in MAIN for part in path)]
-    if len(main) == 1:
-        return main[0], [path for path in models if path != main[0]]
+    for only in (models, main):
+        if len(only) == 1:
+            return only[0], [path for path in models if path != only[0]]
     raise ValueError(
         f"holds several models: {some_names(map(_dotted, models))}; choose one by its "
         f"key, such as {_dotted(models[0])}"
@@ -110,31 +112,23 @@ def _chosen(everything: Mapping[Path, dict], key: str | None) -> tuple[Path, lis
 def _largest(sizes: Mapping[Path, int]) -> list[Path]:
     """Of state dicts that are one within the other, that of the most elements: not the counter
     beside a model, nor the statistics of a layer. All if none has any."""
-    below: Counter[Path] = Counter()  # the most of any below it
+    most: Counter[Path] = Counter()  # of any at this path or below
     for path, size in sizes.items():
-        for end in range(len(path)):
-            below[path[:end]] = max(below[path[:end]], size)
-
-    def above(path: Path) -> int:
-        return max((sizes.get(path[:end], 0) for end in range(len(path))), default=0)
-
-    found = [path for path, size in sizes.items() if size and size >= max(below[path], above(path))]
+        for end in range(len(path) + 1):
+            most[path[:end]] = max(most[path[:end]], size)
+    found = [
+        path
+        for path, size in sizes.items()
+        if size == most[path] > 0
+        and all(sizes.get(path[:end], 0) <= size for end in range(len(path)))
+    ]
     return found or list(sizes)
-
-
-def _at(extra: dict, path: Path) -> dict:
-    for part in path:
-        extra = extra.get(part, {})
-    return extra
 
 
 def _elements(state: Mapping) -> int:
     """Of all tensors with a dimension: counters and scores are no weights."""
-    return sum(
-        tensor.numel()
-        for tensor in state.values()
-        if isinstance(tensor, torch.Tensor) and tensor.dim() > 0
-    )
+    tensors = (value for value in state.values() if isinstance(value, torch.Tensor))
+    return sum(tensor.numel() for tensor in tensors if tensor.dim() > 0)
 
 
 def _dotted(path: Path) -> str:
@@ -145,7 +139,7 @@ def _dotted(path: Path) -> str:
 
 
 class NotPlain(ValueError):
-    """Something that is not made of numbers, texts, lists and dicts."""
+    """A value of something else than `plain` copies, or of too much."""
 
     def __init__(self) -> None:
         super().__init__("not made of numbers, texts, lists and dicts, or of too many")
@@ -172,32 +166,22 @@ def _beside(content: object, path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def plain(value: object) -> Any:
-    """A copy of `value`: of numbers, texts, None, lists, tuples and dicts. Raises NotPlain."""
-    done: dict[int, tuple[Any, int]] = {}  # what was copied, and how many values it is written as
+    """A copy of `value`: of numbers, texts, None, lists, tuples and dicts. Raises NotPlain, also
+    for what contains itself."""
+    fields = itertools.count(1)
 
-    def copy(value: Any, depth: int) -> tuple[Any, int]:
+    def copy(value: Any, depth: int) -> Any:
+        if next(fields) > MAX_FIELDS or depth > MAX_DEPTH:
+            raise NotPlain
         if value is None or type(value) in (bool, int, float, str):
-            return value, 1
-        if id(value) in done:
-            return done[id(value)]
-        found: Any
-        if depth > MAX_DEPTH:  # or within itself
-            raise NotPlain
+            return value
         if type(value) in (list, tuple):
-            parts = [copy(each, depth + 1) for each in value]
-            found = type(value)(part for part, _ in parts)
-        elif type(value) in (dict, OrderedDict):
-            parts = [copy(each, depth + 1) for pair in value.items() for each in pair]
-            found = {parts[i][0]: parts[i + 1][0] for i in range(0, len(parts), 2)}
-        else:
-            raise NotPlain
-        size = 1 + sum(size for _, size in parts)
-        if size > MAX_FIELDS:
-            raise NotPlain
-        done[id(value)] = found, size
-        return found, size
+            return type(value)(copy(each, depth + 1) for each in value)
+        if type(value) in (dict, OrderedDict):
+            return {copy(k, depth + 1): copy(v, depth + 1) for k, v in value.items()}
+        raise NotPlain
 
-    return copy(value, 0)[0]
+    return copy(value, 0)
 
 
 def to_json(value: Any) -> Any:
@@ -218,34 +202,18 @@ def to_json(value: Any) -> Any:
 
 def from_json(value: Any) -> Any:
     """What `to_json` was given; any other JSON as it is."""
-    match value:
-        case {"$tuple": list(items), **rest} if not rest:
-            return tuple(from_json(each) for each in items)
-        case {"$dict": list(items), **rest} if not rest and all(_is_pair(each) for each in items):
-            return {from_json(key): from_json(each) for key, each in items}
-        case {"$float": "inf" | "-inf" | "nan" as text, **rest} if not rest:
-            return float(text)
-        case dict():
-            return {key: from_json(each) for key, each in value.items()}
-        case list():
-            return [from_json(each) for each in value]
-    return value
-
-
-def _is_pair(item: object) -> bool:
-    """A key, which must not be a list or a dict, and a value."""
-    return (
-        isinstance(item, list)
-        and len(item) == 2
-        and (not isinstance(item[0], list | dict) or _is_key(item[0]))
-    )
-
-
-def _is_key(item: object) -> bool:
-    """A tuple of keys, or inf or NaN."""
-    match item:
-        case {"$tuple": list(items), **rest} if not rest:
-            return all(not isinstance(each, list | dict) or _is_key(each) for each in items)
-        case {"$float": "inf" | "-inf" | "nan", **rest}:
-            return not rest
-    return False
+    if isinstance(value, list):
+        return [from_json(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    try:
+        match value:
+            case {"$tuple": list(items), **rest} if not rest:
+                return tuple(from_json(each) for each in items)
+            case {"$dict": list(items), **rest} if not rest:
+                return {from_json(key): from_json(each) for key, each in items}
+            case {"$float": "inf" | "-inf" | "nan" as text, **rest} if not rest:
+                return float(text)
+    except (TypeError, ValueError):  # keys that cannot be, or no pairs: not what to_json writes
+        pass
+    return {key: from_json(each) for key, each in value.items()}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,12 +25,22 @@ def is_computed(tensor: Any) -> bool:
     return getattr(tensor, "dtype", None) in COMPUTED and layout is torch.strided
 
 
-def check_dense(name: object, tensor: object) -> None:
-    """Raise TensorError unless `tensor` is an ordinary one: strided, on a device, with a shape and
-    all of its memory, not expanded to far more than that, and not of a class that gives its
-    elements another meaning."""
+def check_dense(
+    name: object, tensor: object, problem: str = "", error: type[UserError] = TensorError
+) -> None:
+    """Raise `error`, "`problem` 'name': ...", unless `tensor` is an ordinary one: strided, on a
+    device, with a shape and all of its memory, not expanded to far more than that, and not of a
+    class that gives its elements another meaning."""
     if what := fault(tensor):
-        raise TensorError(f"{name!r}: {what}")
+        raise error(f"{problem}{name!r}: {what}")
+
+
+def memory(tensor: torch.Tensor) -> np.ndarray:
+    """The bytes of the elements in their order, uint8[tensor.nbytes]; a view where they lie so."""
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
+    if flat.stride(0) != 1:  # an expanded tensor, or one element of a strided one
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy()
 
 
 def identity(tensor: torch.Tensor) -> tuple:

@@ -7,6 +7,7 @@ lock that is written in Python, may leave it locked, and what waits for the thre
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -36,34 +37,29 @@ def in_order(
             while waiting and (
                 len(waiting) >= most or sum(other for _, other in waiting) + held > IN_FLIGHT
             ):
-                yield result(waiting.popleft()[0])
-            if len(threads) < most and not started(threads, queue):
+                yield _result(waiting.popleft()[0])
+            if len(threads) < most and not _started(threads, queue):
                 most = len(threads)  # the system gives no more
             if not threads:
                 yield work(*job)
                 continue
-            waiting.append((asked(queue, work, job), held))
+            answer: SimpleQueue = SimpleQueue()
+            queue.put((answer, work, job))
+            waiting.append((answer, held))
         while waiting:
-            yield result(waiting.popleft()[0])
+            yield _result(waiting.popleft()[0])
     finally:
-        try:
+        with suppress(Empty):
             while True:
                 queue.get_nowait()
-        except Empty:
-            pass
         for _ in threads:
             queue.put(None)
-        join(threads)
+        for thread in threads:
+            if thread.is_alive():  # a signal may have kept it from starting
+                thread.join()
 
 
-def asked(queue: SimpleQueue, work: Callable[..., Any], job: tuple) -> SimpleQueue:
-    """Give the work to a thread of ``started``; where its ``result`` will be."""
-    answer: SimpleQueue = SimpleQueue()
-    queue.put((answer, work, job))
-    return answer
-
-
-def result(answer: SimpleQueue) -> Any:
+def _result(answer: SimpleQueue) -> Any:
     """What the work has returned, which is waited for; its exception is raised."""
     found, error = answer.get()
     if error is not None:
@@ -71,9 +67,9 @@ def result(answer: SimpleQueue) -> Any:
     return found
 
 
-def started(threads: list[threading.Thread], queue: SimpleQueue) -> bool:
+def _started(threads: list[threading.Thread], queue: SimpleQueue) -> bool:
     """Add a thread that serves `queue`, if there is one to be had."""
-    thread = threading.Thread(target=serve, args=(queue,), daemon=True)
+    thread = threading.Thread(target=_serve, args=(queue,), daemon=True)
     # Before it starts: one that a signal kept from the list would take the end of another's work.
     threads.append(thread)
     try:
@@ -84,14 +80,7 @@ def started(threads: list[threading.Thread], queue: SimpleQueue) -> bool:
     return True
 
 
-def join(threads: list[threading.Thread]) -> None:
-    """Wait for all of ``started`` that a signal has not kept from starting."""
-    for thread in threads:
-        if thread.is_alive():
-            thread.join()
-
-
-def serve(queue: SimpleQueue) -> None:
+def _serve(queue: SimpleQueue) -> None:
     """Work on (answer, work, job) until there comes None."""
     while item := queue.get():
         answer, work, job = item

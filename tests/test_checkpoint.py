@@ -79,8 +79,9 @@ def test_a_whole_module_is_refused(tmp_path):
 def test_missing(tmp_path):
     with pytest.raises(CheckpointError, match=r"no model at .*x\.pt; give the path"):
         checkpoint.load(tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"run pruning\.py first"):
-        checkpoint.load(tmp_path / "model_after_retraining.ptmodel")
+    with pytest.raises(CheckpointError, match=r"no model at .*; give the path") as raised:
+        checkpoint.load(tmp_path / checkpoint.RETRAINED)
+    assert raised.value.missing == checkpoint.RETRAINED
     with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
         checkpoint.load(tmp_path)
 

@@ -98,7 +98,7 @@ def test_a_pickle_of_something_else_is_not_read(tmp_path):
 def test_every_protocol_of_torch_save_is_its_own(tmp_path, protocol):
     options = {"_use_new_zipfile_serialization": False, "pickle_protocol": protocol}
     torch.save({"a": torch.ones(3)}, tmp_path / "m.pt", **options)
-    assert not formats.is_other_pickle(tmp_path / "m.pt")
+    assert formats.instead(tmp_path / "m.pt") is None
 
 
 def test_neither_there_nor_known(tmp_path):
@@ -115,3 +115,61 @@ def test_the_content_decides_and_not_the_name(tmp_path):
     torch.save(state, tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
     for name in ("safe.bin", "zip.safetensors", "old.safetensors"):
         assert torch.equal(checkpoint.load(tmp_path / name).state_dict["a"], state["a"])
+
+
+# which file of a folder
+
+SHARDS = "-00001-of-00002.bin"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["adapter_model.safetensors", "README.md", "config.json"], "adapter_model.safetensors"),
+        (["diffusion_pytorch_model.fp16.safetensors"], "diffusion_pytorch_model.fp16.safetensors"),
+        (["pytorch_model.bin", "training_args.bin", "optimizer.pt"], "pytorch_model.bin"),
+        (["model_best.pth.tar", "log.txt"], "model_best.pth.tar"),
+        (["consolidated.00.pth", "params.json"], "consolidated.00.pth"),
+        (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
+        (["model.safetensors", "adapter_model.safetensors"], "model.safetensors"),
+        (
+            [f"diffusion_pytorch_model{SHARDS}", "diffusion_pytorch_model.bin.index.json"],
+            "diffusion_pytorch_model.bin.index.json",
+        ),
+        (
+            ["model.safetensors.index.fp16.json", "model.fp16-00001-of-00001.safetensors"],
+            "model.safetensors.index.fp16.json",
+        ),
+        (["model.safetensors", "pytorch_model.bin.index.json"], "model.safetensors"),
+    ],
+)
+def test_the_weights_of_a_folder(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert formats.weights_file(tmp_path).name == expected
+
+
+def test_a_folder_of_several_weights(tmp_path):
+    for name in ("a.fp16.safetensors", "a.safetensors", "a.bin"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"several weights: a\.fp16\.safetensors, a\.safetensors;"
+    ):
+        formats.weights_file(tmp_path)
+
+
+def test_weights_in_folders_below(tmp_path):
+    for name in ("vae", "unet"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="give the path of one of its folders: unet, vae"):
+        formats.weights_file(tmp_path)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(99))
+    with pytest.raises(
+        CheckpointError, match=r"no weights; its largest file, m\.gguf, is a GGUF file"
+    ):
+        formats.weights_file(tmp_path)

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from net import checkpoint, shards
 from net.errors import UserError
-from net.shards import DTYPES, INDEX, Info, Shards, ShardsError
+from net.formats import INDEX, CheckpointError
+from net.shards import DTYPES, Info, Shards
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_only_the_file_of_the_tensor_is_read(folder):
     found = Shards(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert found["b"].shape == (7,)
-    with pytest.raises(ShardsError, match=r"00002-of-00002\.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors is missing"):
         found["scalar"]
 
 
@@ -87,7 +88,7 @@ def test_every_type(name, tmp_path):
 def test_a_tensor_whose_memory_was_freed(tmp_path):
     tensor = torch.ones(100)
     tensor.untyped_storage().resize_(0)
-    with pytest.raises(ShardsError, match=r"cannot write .*: .x.: its memory was freed"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*: .x.: its memory was freed"):
         shards.write(tmp_path / "m.safetensors", {"x": Info(torch.float32, (100,))}, [tensor])
     assert not list(tmp_path.iterdir())
 
@@ -106,7 +107,7 @@ def test_a_tensor_whose_memory_was_freed(tmp_path):
 def test_names_and_metadata_that_the_format_does_not_have(tmp_path, name, about):
     path = tmp_path / "m.safetensors"
     path.write_bytes(b"old")
-    with pytest.raises(ShardsError, match=r"cannot write .*(is no text|no tensor called)"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*(is no text|no tensor called)"):
         shards.write(path, {name: Info(torch.float32, (2,))}, [torch.ones(2)], about)
     assert path.read_bytes() == b"old"
 
@@ -135,9 +136,9 @@ def test_a_failed_writing_leaves_the_old_file(state, tmp_path):
     infos = {name: shards.info_of(state, name) for name in ("b", "scalar")}
     with pytest.raises(MemoryError):
         shards.write(path, infos, tensors())
-    with pytest.raises(ShardsError, match="b is not of the announced type"):
+    with pytest.raises(CheckpointError, match="b is not of the announced type"):
         shards.write(path, infos, [state["scalar"], state["b"]])
-    with pytest.raises(ShardsError, match=r"has no torch\.complex128, which x is"):
+    with pytest.raises(CheckpointError, match=r"has no torch\.complex128, which x is"):
         shards.write(path, {"x": Info(torch.complex128, ())}, [])
     assert path.read_text() == "precious"
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
@@ -191,7 +192,7 @@ def test_a_failed_writing_leaves_the_old_file(state, tmp_path):
 )
 def test_a_damaged_folder(folder, spoil, message):
     spoil(folder)
-    with pytest.raises(ShardsError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         Shards(folder)
 
 
@@ -199,17 +200,17 @@ def test_an_index_names_no_file_outside_its_folder(folder):
     outside = folder.parent / "outside.safetensors"
     save_file({"b": torch.zeros(1)}, outside)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"b": "../outside.safetensors"}}))
-    with pytest.raises(ShardsError, match="is missing"):
+    with pytest.raises(CheckpointError, match="is missing"):
         Shards(folder)
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(ShardsError, match=r"no model at .*none\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"no model at .*none\.safetensors"):
         Shards(tmp_path / "none.safetensors")
-    with pytest.raises(ShardsError, match=r"no model\.safetensors\.index\.json or model\.safe"):
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors\.index\.json or model\.safe"):
         Shards(tmp_path)
     save_file({}, tmp_path / "m.safetensors")
-    with pytest.raises(ShardsError, match="holds no tensors"):
+    with pytest.raises(CheckpointError, match="holds no tensors"):
         Shards(tmp_path / "m.safetensors")
 
 
@@ -217,7 +218,7 @@ def test_a_type_that_the_format_has_gained_since(tmp_path):
     header = b'{"scales": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}'
     path = tmp_path / "m.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
-    with pytest.raises(ShardsError, match=r"m\.safetensors: scales is of type F6_E2M3"):
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: scales is of type F6_E2M3"):
         Shards(path).info("scales")
 
 
@@ -239,32 +240,42 @@ def tensor(begin, end, kind="F32", shape=None):
     [
         (b"{", "damaged or cut off"),
         (b"{" * 9999, "damaged or cut off"),
-        ([1], "the header is no object"),
-        ({"a": 3}, "a has no type"),
-        ({"a": {"dtype": "F32", "shape": [2]}}, "a has no type"),
-        ({"a": tensor(0, 8, shape=[3])}, "its shape is not that of its elements"),
-        ({"a": tensor(0, 8, shape=[-1, -2])}, "a has no type"),
-        ({"a": tensor(0, 8, shape=[2.0])}, "a has no type"),
-        ({"a": tensor(0, 8, shape=[True, 2])}, "a has no type"),
-        ({"a": tensor(0, 4)}, "8 bytes of elements, not 4"),
-        ({"a": tensor(0, 16)}, "8 bytes of elements, not 16"),
-        ({"a": tensor(4, 8)}, "overlap, or there is a gap"),
-        ({"a": tensor(0, 8), "b": tensor(4, 8)}, "overlap, or there is a gap"),
+        ([1], "invalid type: sequence"),
+        ({"a": 3}, "invalid type: integer `3`"),
+        ({"a": {"dtype": "F32", "shape": [2]}}, "missing field `data_offsets`"),
+        ({"a": tensor(0, 8, shape=[3])}, "invalid shape, data type, or offset for tensor"),
+        ({"a": tensor(0, 8, shape=[-1, -2])}, "invalid value: integer `-1`"),
+        ({"a": tensor(0, 8, shape=[2.0])}, "invalid type: floating point `2.0`"),
+        ({"a": tensor(0, 8, shape=[True, 2])}, "invalid type: boolean `true`"),
+        ({"a": tensor(0, 4)}, "file not fully covered"),
+        ({"a": tensor(0, 16)}, "file not fully covered"),
+        ({"a": tensor(4, 8)}, "invalid offset for tensor `a`"),
+        ({"a": tensor(0, 8, "F6_E2M3", [8]), "b": tensor(8, 0, "F6_E2M3", [8])}, "damaged"),
+        ({"a": tensor(0, 8), "b": tensor(4, 8)}, "invalid offset for tensor `b`"),
         (
             b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
             b'"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
-            "a name appears twice",
+            "invalid offset for tensor `a`",
         ),
-        ({"__metadata__": {"a": 3}, "a": tensor(0, 8)}, "the metadata are no texts"),
-        ({"a": tensor(0, 8, shape=[1 << 40] * 1_000_000)}, "its shape is not that of its elements"),
-        ({"a": tensor(0, 8, shape=[1] * 64 + [2])}, "its shape is not that of its elements"),
-        ({"a": tensor(0, 8), "b": tensor(8, 8, shape=[0, 1 << 40, 1 << 40])}, "b has no type"),
-        ({"a": tensor(0, 16, "F6_E2M3"), "b": tensor(16, 8, "F6_E2M3")}, "b has no type"),
+        (
+            {"__metadata__": {"a": 3}, "a": tensor(0, 8)},
+            "invalid type: integer `3`, expected a string",
+        ),
+        ({"a": tensor(0, 8, shape=[1 << 40] * 1_000_000)}, "overflow computing buffer size"),
+        ({"a": tensor(0, 8, shape=[1] * 64 + [2])}, "a has a shape that PyTorch does not have"),
+        (
+            {"a": tensor(0, 8), "b": tensor(8, 8, shape=[0, 1 << 40, 1 << 40])},
+            "b has a shape that PyT",
+        ),
+        (
+            {"a": tensor(0, 16, "F6_E2M3"), "b": tensor(16, 8, "F6_E2M3")},
+            "invalid value: integer `-2`",
+        ),
     ],
 )
 def test_a_header_that_is_wrong(tmp_path, header, message):
     path = file_of(header, bytes(8), tmp_path / "m.safetensors")
-    with pytest.raises(ShardsError, match=rf"m\.safetensors is .*{message}"):
+    with pytest.raises(CheckpointError, match=rf"m\.safetensors is .*{message}"):
         Shards(path)
 
 
@@ -273,7 +284,7 @@ def test_a_file_that_is_cut_off(state, tmp_path, kept):
     save_file(state, tmp_path / "m.safetensors")
     data = (tmp_path / "m.safetensors").read_bytes()
     (tmp_path / "m.safetensors").write_bytes(data[:kept])
-    with pytest.raises(ShardsError, match=r"m\.safetensors is .*(cut off|empty)"):
+    with pytest.raises(CheckpointError, match=r"m\.safetensors is .*(cut off|empty)"):
         Shards(tmp_path / "m.safetensors")
 
 
@@ -282,7 +293,7 @@ def test_a_file_that_is_replaced_meanwhile(state, tmp_path):
     found = Shards(tmp_path / "m.safetensors")
     save_file({name: tensor * 0 for name, tensor in state.items()}, tmp_path / "other")
     (tmp_path / "other").rename(tmp_path / "m.safetensors")
-    with pytest.raises(ShardsError, match="has been changed meanwhile; start again"):
+    with pytest.raises(CheckpointError, match="has been changed meanwhile; start again"):
         found["b"]
 
 
@@ -316,59 +327,6 @@ def test_metadata(state, folder, tmp_path):
 
 # folders
 
-SHARDS = "-00001-of-00002.bin"
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["adapter_model.safetensors", "README.md", "config.json"], "adapter_model.safetensors"),
-        (["diffusion_pytorch_model.fp16.safetensors"], "diffusion_pytorch_model.fp16.safetensors"),
-        (["pytorch_model.bin", "training_args.bin", "optimizer.pt"], "pytorch_model.bin"),
-        (["model_best.pth.tar", "log.txt"], "model_best.pth.tar"),
-        (["consolidated.00.pth", "params.json"], "consolidated.00.pth"),
-        (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
-        (["model.safetensors", "adapter_model.safetensors"], "model.safetensors"),
-        (
-            [f"diffusion_pytorch_model{SHARDS}", "diffusion_pytorch_model.bin.index.json"],
-            "diffusion_pytorch_model.bin.index.json",
-        ),
-        (
-            ["model.safetensors.index.fp16.json", "model.fp16-00001-of-00001.safetensors"],
-            "model.safetensors.index.fp16.json",
-        ),
-        (["model.safetensors", "pytorch_model.bin.index.json"], "model.safetensors"),
-    ],
-)
-def test_the_weights_of_a_folder(tmp_path, names, expected):
-    for name in names:
-        (tmp_path / name).write_bytes(b"")
-    assert shards.weights_file(tmp_path).name == expected
-
-
-def test_a_folder_of_several_weights(tmp_path):
-    for name in ("a.fp16.safetensors", "a.safetensors", "a.bin"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(
-        ShardsError, match=r"several weights: a\.fp16\.safetensors, a\.safetensors;"
-    ):
-        shards.weights_file(tmp_path)
-
-
-def test_weights_in_folders_below(tmp_path):
-    for name in ("vae", "unet"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "diffusion_pytorch_model.safetensors").write_bytes(b"")
-    with pytest.raises(ShardsError, match="give the path of one of its folders: unet, vae"):
-        shards.weights_file(tmp_path)
-
-
-def test_a_folder_of_something_else(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(99))
-    with pytest.raises(ShardsError, match=r"no weights; its largest file, m\.gguf, is a GGUF file"):
-        shards.weights_file(tmp_path)
-
 
 def test_shards_of_torch_save(state, tmp_path):
     parts = [dict(list(state.items())[:2]), dict(list(state.items())[2:])]
@@ -384,9 +342,27 @@ def test_shards_of_torch_save(state, tmp_path):
     index.write_text(json.dumps({"weight_map": {**files, "other": name}}))
     with pytest.raises(UserError, match=r"00002-of-00002\.bin lacks other, which pytorch_model\."):
         checkpoint.load(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)  # which is not waited for
+    with pytest.raises(UserError, match=r"no model at .*00002-of-00002\.bin"):
+        checkpoint.load(tmp_path)
+    (tmp_path / name).unlink()
     (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match=r"00002-of-00002\.bin is a pointer of Git LFS"):
         checkpoint.load(tmp_path)
+
+
+def test_a_shard_of_torch_save_that_is_cut_off_while_it_is_in_use(state, tmp_path, monkeypatch):
+    for name in ("1.bin", "2.bin"):
+        torch.save({f"{name}.w": torch.ones(100_000)}, tmp_path / name)
+    files = {f"{name}.w": name for name in ("1.bin", "2.bin")}
+    (tmp_path / "m.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    monkeypatch.setattr(checkpoint, "MAPPED_FROM", 0)
+    mapped = checkpoint.load(tmp_path).state_dict
+    assert torch.equal(mapped["2.bin.w"], torch.ones(100_000))
+    os.truncate(tmp_path / "2.bin", 100)
+    with pytest.raises(CheckpointError, match=r"2\.bin was cut off while it was in use"):
+        mapped["2.bin.w"]
 
 
 def test_a_header_of_many_tensors_is_parsed_once(tmp_path, monkeypatch):

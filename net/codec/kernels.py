@@ -203,7 +203,7 @@ def merge_bits(data, at, width, shift, out):
 
 @helper
 def token_of(value, split, kept):
-    """Token and number of raw bits of a non-negative integer (see net/codec/integers.py)."""
+    """Token and number of raw bits of a non-negative integer (see net/codec/positions.py)."""
     if value >> split == 0:
         return value, 0
     magnitude = split

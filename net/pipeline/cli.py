@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     from .stages import Runtime
 
 DEFAULT_ARCH = "lenet-300-100"
+# {the file of a stage: the script that makes it}
+MADE_BY = {
+    "initial_model.ptmodel": "pruning.py",
+    "teacher_model.ptmodel": "pruning.py",
+    "model_after_retraining.ptmodel": "pruning.py",
+    "model_after_weight_sharing.ptmodel": "weight_share.py",
+    "model_after_decoding.ptmodel": "huffman_decode.py",
+}
 NO_ROOM = re.compile(r"out of memory|an(no|')t allocate|failed to map segment")  # for data, or code
 
 
@@ -110,7 +118,8 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
         if several:
             distributed.leave()
     except UserError as error:
-        return fail(str(error))
+        script = MADE_BY.get(error.missing)
+        return fail(f"{error}, or run {script} first" if script else str(error))
     except KeyboardInterrupt:
         print(f"\n{process.INTERRUPTED}", file=sys.stderr)
         return 130

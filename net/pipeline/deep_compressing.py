@@ -75,7 +75,7 @@ def body(args: Namespace) -> None:
         print(tables.sharing_table(clusterings))
         print(tables.encoding_text(stages.encode(shared, args.directory)))
         checkpoint.save(output / checkpoint.DECODED, stages.decode(args.directory))
-        found = comparison.read(output, args.directory)
+        found = comparison.read(output, args.directory, made_by=cli.MADE_BY)
         figures = comparison.compare(found, run.dataset, runtime.device, runtime.test_batch_size)
         if shown.latency:
             figures["latency"] = comparison.latency(found, run.dataset)

@@ -47,9 +47,14 @@ class Stages:
         return list(self.found.values())[-1]
 
 
-def read(folder: str | Path, directory: str | Path, initial: str | Path | None = None) -> Stages:
+def read(
+    folder: str | Path,
+    directory: str | Path,
+    initial: str | Path | None = None,
+    made_by: Mapping[str, str] | None = None,
+) -> Stages:
     """The stages in `folder`, and the encoded model in `directory`. `initial` is the file of the
-    dense model, where it is not in `folder`.
+    dense model, where it is not in `folder`; `made_by` has what makes a file, by the file's name.
 
     Raises UserError for a damaged one.
     """
@@ -73,7 +78,8 @@ def read(folder: str | Path, directory: str | Path, initial: str | Path | None =
     for stage, file in files.items():
         if stage in found:
             continue
-        line = f"no {file}{checkpoint.origin(file)}"
+        maker = (made_by or {}).get(file.name)
+        line = f"no {file}; run {maker} first" if maker else f"no {file}"
         if untrained and stage in ("initial", "retrained"):
             line = f"{stage}, since the model was shared as it was, without training"
         missing.append(line)

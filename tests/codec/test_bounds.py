@@ -10,8 +10,7 @@ from net import huffman
 from net.codec import kernels
 from net.codec.bits import BitReader, BitWriter, HuffmanError
 from net.codec.codes import Code, read_table
-from net.codec.tensors import read_tensor, write_tensor
-from net.codec.values import MULTIPLIERS, _numbered
+from net.codec.tensors import MULTIPLIERS, _numbered, read_tensor, write_tensor
 from tests.test_huffman import bits
 
 ONE = "11100000"  # a small table of the symbol 0 alone
@@ -90,7 +89,7 @@ def test_values_that_collide_are_numbered_by_another_hash() -> None:
 def test_values_that_collide_under_every_hash_are_stored_raw(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("net.codec.values.MULTIPLIERS", MULTIPLIERS[:1])
+    monkeypatch.setattr("net.codec.tensors.MULTIPLIERS", MULTIPLIERS[:1])
     tensor = torch.from_numpy(np.tile(colliding(MULTIPLIERS[0], 20_000).view(np.int64), 2))
     data = write_tensor(tensor).finish()
     assert torch.equal(read_tensor(BitReader(data), (40_000,), torch.int64), tensor)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from net import encoding
 from net.codec.codes import LANES, LANES_FROM, PART, RUN
-from net.codec.values import MANY
+from net.codec.tensors import MANY
 from net.huffman import decode, encode
 from tests import fuzz
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from net.codec import kernels
 from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError, read_set, write_set
 from net.codec.codes import Code, read_table, write_small_table, write_table
-from net.codec.integers import Integers, write_integers
-from net.codec.values import read_values, write_values
+from net.codec.positions import Integers, write_integers
+from net.codec.tensors import read_values, write_values
 from tests.test_huffman import bits
 
 

@@ -87,6 +87,19 @@ def test_failures_are_one_line(failure, code, message, capsys):
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"), [(checkpoint.RETRAINED, ", or run pruning.py first"), ("x.pt", "")]
+)
+def test_the_script_that_makes_a_missing_file_is_named(tmp_path, capsys, name, advice):
+    def body(args):
+        checkpoint.load(tmp_path / name)
+
+    assert cli.run(parser(), body, []) == 1
+    message = f"error: no model at {tmp_path / name}; give the path of a saved model{advice}\n"
+    assert capsys.readouterr().err == message
+    assert set(cli.MADE_BY) == {*checkpoint.STAGE_FILES.values(), checkpoint.TEACHER}
+
+
 def test_a_bug_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         cli.run(parser(), lambda args: 1 / 0, [])
