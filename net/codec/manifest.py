@@ -81,8 +81,7 @@ def fits(shape: Sequence[int], dtype: torch.dtype) -> bool:
 def pack(entries: list[Entry], meta: dict | None) -> bytes:
     """Magic and version, CRC-32 of the rest, DEFLATE of the JSON text, CRC-32 of every file.
 
-    Text that DEFLATE makes smaller than a reader believes is not compressed. Raises ManifestError
-    for what JSON cannot hold, as NaN, or 64 MiB.
+    Raises ManifestError for what JSON cannot hold, as NaN, or 64 MiB.
     """
     try:
         document: dict = {"tensors": [entry.line() for entry in entries]}
@@ -91,17 +90,35 @@ def pack(entries: list[Entry], meta: dict | None) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(f"cannot store the meta data as JSON: {error}") from error
     sums = np.array([entry.checksum for entry in entries if not entry.same], ">u4").tobytes()
-    for level in (9, 0):
-        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
-        body = packer.compress(text) + packer.flush() + sums
-        if _plausible(text, len(body)):
-            break
+    body = deflated(text, sums)
     if len(body) + 8 > MAX_MANIFEST_BYTES:
         raise ManifestError(f"names and meta data of more than {MAX_MANIFEST_BYTES >> 20} MiB")
     return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
 
 
-def _most_text(size: int) -> int:
+def deflated(text: bytes, rest: bytes = b"") -> bytes:
+    """JSON text as DEFLATE, and `rest`; stored where DEFLATE made it smaller than a reader
+    believes."""
+    for level in (9, 0):
+        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
+        body = packer.compress(text) + packer.flush() + rest
+        if _plausible(text, len(body)):
+            break
+    return body
+
+
+def inflated(body: bytes) -> tuple[bytes, bytes]:
+    """What `deflated` was given. Raises ManifestError or zlib.error for anything else."""
+    unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
+    text = unpacker.decompress(body, most_text(len(body)) + 1)
+    if not _plausible(text, len(body)):
+        raise ManifestError("more text than a file of this size may hold")
+    if not unpacker.eof:
+        raise ManifestError("the data ends early")
+    return text, unpacker.unused_data
+
+
+def most_text(size: int) -> int:
     """The bytes of text that a body of ``size`` bytes may have."""
     return SPARE_TEXT + MAX_EXPANSION * size
 
@@ -109,7 +126,7 @@ def _most_text(size: int) -> int:
 def _plausible(text: bytes, size: int) -> bool:
     """Whether text, and the tree that JSON makes of it, are in proportion to ``size`` bytes."""
     items = sum(text.count(mark) for mark in (b",", b"[", b"{"))
-    return len(text) <= _most_text(size) and items <= SPARE_ITEMS + ITEMS_IN_A_BYTE * size
+    return len(text) <= most_text(size) and items <= SPARE_ITEMS + ITEMS_IN_A_BYTE * size
 
 
 def unpack(data: bytes) -> tuple[list[Entry], dict]:
@@ -120,12 +137,7 @@ def unpack(data: bytes) -> tuple[list[Entry], dict]:
         raise ManifestError(f"format version {data[3:4].hex()}; this program reads version 03")
     if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "big"):
         raise ManifestError("the checksum does not match: the file is damaged")
-    unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
-    text = unpacker.decompress(data[8:], _most_text(len(data) - 8) + 1)
-    if not _plausible(text, len(data) - 8):
-        raise ManifestError("more text than a file of this size may hold")
-    if not unpacker.eof:
-        raise ManifestError("the data ends early")
+    text, checksums = inflated(data[8:])
     document = json.loads(text)
     if not isinstance(document, dict) or not isinstance(document.get("tensors"), list):
         raise ManifestError("no list of tensors")
@@ -133,9 +145,9 @@ def unpack(data: bytes) -> tuple[list[Entry], dict]:
     if not isinstance(meta, dict) or document.keys() - {"tensors", "meta"}:
         raise ManifestError("fields that this version does not have")
     stored = sum(isinstance(fields, list) and len(fields) == 3 for fields in tensors)
-    if len(unpacker.unused_data) != 4 * stored:
+    if len(checksums) != 4 * stored:
         raise ManifestError("not one checksum for each tensor")
-    sums = iter(np.frombuffer(unpacker.unused_data, ">u4").tolist())
+    sums = iter(np.frombuffer(checksums, ">u4").tolist())
     entries: list[Entry] = []
     for fields in tensors:
         entries.append(_entry(entries, fields, sums))
