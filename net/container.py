@@ -25,7 +25,7 @@ START = 16  # bytes: magic, checksum, the sizes of the manifest and of the table
 MAX_TABLE_BYTES = 1 << 26
 MAX_FILES = 1 << 16  # beside the tensors
 MAX_FILE_BYTES, MAX_FILES_BYTES = 1 << 30, 1 << 34
-MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255
+MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255  # of a path, and of each of its parts
 PIECE = 1 << 20  # bytes that are copied at once
 
 Source = bytes | Path  # of a file beside the tensors
@@ -42,14 +42,26 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass
 class Contents:
-    """What an encoding says of itself; the last three, of a folder, are empty."""
+    """What an encoding says of itself; of a folder there is no layout, nor other files."""
 
     entries: list[Entry]
     meta: dict
     layout: dict = dataclasses.field(default_factory=dict)
     files: dict[str, Stored] = dataclasses.field(default_factory=dict)
+    # where in the file the streams, by number, and the files, by name, begin; and their bytes
     places: dict[int | str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    """Where the streams, by number, and the files, by name, begin, and their bytes."""
+
+    def __post_init__(self) -> None:
+        self.named = {entry.name: entry for entry in self.entries}
+
+    def part(self, which: str | tuple[str]) -> Entry | Stored:
+        """A tensor, or a file, whose name is in a tuple."""
+        return self.named[which] if isinstance(which, str) else self.files[which[0]]
+
+    def outline(self) -> list:
+        """What any of its readers has been told, before anything was read."""
+        sizes = {name: file.size for name, file in self.files.items()}
+        return [[entry.line() for entry in self.entries], self.meta, self.layout, sizes]
 
 
 class InFolder:
@@ -116,11 +128,8 @@ class InFile:
 
 def stored_in(path: Path) -> InFolder | InFile:
     """What is at `path`; where there is nothing, what would be by its name."""
-    if os.path.isfile(path) or (path.suffix == SUFFIX and not os.path.isdir(path)):
-        return InFile(path)
-    if os.path.exists(path) and not os.path.isdir(path):  # a pipe or a device
-        return InFile(path)
-    return InFolder(path)
+    is_folder = os.path.isdir(path) or (path.suffix != SUFFIX and not os.path.exists(path))
+    return InFolder(path) if is_folder else InFile(path)
 
 
 # --- headers --------------------------------------------------------------------------------------
@@ -236,7 +245,10 @@ def unsafe(name: object) -> str | None:
         parts = [part.encode() for part in name.split("/")]
     except UnicodeEncodeError:
         return "not UTF-8"
-    if sum(map(len, parts)) + len(parts) - 1 > MAX_NAME_BYTES or max(map(len, parts)) > 255:
+    if (
+        sum(map(len, parts)) + len(parts) - 1 > MAX_NAME_BYTES
+        or max(map(len, parts)) > MAX_PART_BYTES
+    ):
         return "too long a name"
     if any(part in (b"", b".", b"..") for part in parts):
         return "not a relative path within a folder"
