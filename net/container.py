@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -176,29 +177,28 @@ def unpack(data: bytes, size: int) -> Contents:
         raise ManifestError("fields that this version does not have")
     sizes, files, layout = table.get("sizes", []), table.get("files", []), table.get("layout", {})
     streams = [entry.number for entry in entries if not entry.same]
-    if not isinstance(sizes, list) or not all(_is_size(each) for each in sizes):
+    if not isinstance(sizes, list) or not _are_sizes(sizes):
         raise ManifestError("no list of sizes")
     if len(sizes) != len(streams):
         raise ManifestError("not one size for each tensor")
     if not isinstance(layout, dict):
         raise ManifestError("the layout is no object")
     attached = _files(files)
-    found, end = Contents(entries, meta, layout, attached), len(data)
+    sizes += [file.stored for file in attached.values()]
+    ends = list(accumulate(sizes, initial=len(data)))
+    if ends[-1] != size:
+        raise ManifestError(f"{size} bytes, where its parts take {ends[-1]}: cut off, or damaged")
     names: list[int | str] = [*streams, *attached]
-    for name, bytes_ in zip(names, [*sizes, *(f.stored for f in attached.values())], strict=True):
-        found.places[name] = end, bytes_
-        end += bytes_
-    if end != size:
-        raise ManifestError(f"{size} bytes, where its parts take {end}: cut off, or damaged")
-    return found
+    places = dict(zip(names, zip(ends, sizes, strict=False), strict=True))
+    return Contents(entries, meta, layout, attached, places)
 
 
 def _numbers(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value <= 1 << 62
+def _are_sizes(values: list) -> bool:
+    return set(map(type, values)) <= {int} and all(0 <= value <= 1 << 62 for value in values)
 
 
 def _files(lines: object) -> dict[str, Stored]:
@@ -207,7 +207,7 @@ def _files(lines: object) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for line in lines:
         match line:
-            case [str(name), size, stored, crc] if all(map(_is_size, line[1:])) and crc < 1 << 32:
+            case [str(name), size, stored, crc] if _are_sizes(line[1:]) and crc < 1 << 32:
                 most = MAX_FILE_BYTES if stored == size else manifest.most_text(stored)
                 if name in found:
                     raise ManifestError(f"two files of the name {name[:80]!r}")

@@ -7,6 +7,7 @@ without a codebook of shared values. docs/format.md specifies every byte.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -568,8 +569,16 @@ def _read_tensors(
 def _read_contents(store: InFolder | InFile) -> Contents:
     with one_line(store.head, EncodingError, "encode a model first"):
         data = store.read()
-    with one_line(store.head, EncodingError, AGAIN):
-        return store.contents(data)
+    # Ten thousand entries, all of which stay, are no reason to look through everything for garbage,
+    # which takes longer than they do.
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        with one_line(store.head, EncodingError, AGAIN):
+            return store.contents(data)
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _read_entry(
