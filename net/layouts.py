@@ -304,7 +304,7 @@ def restore(encoding: Encoding, target: str | Path) -> list[Path]:
     if not is_folder:
         [(line, names)] = parts
         if (target.suffix == SUFFIX) != line["path"].endswith(SUFFIX):
-            line = _plain_line(target.name, len(names))
+            line = _plain_line(f"model{target.suffix}", len(names))
         _write(encoding, line, names, target)
         return [target]
     if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
@@ -317,7 +317,7 @@ def restore(encoding: Encoding, target: str | Path) -> list[Path]:
 
 
 def _plain_layout(encoding: Encoding, target: Path) -> dict:
-    name = shards.SINGLE if encoding.files else target.name
+    name = shards.SINGLE if encoding.files or target.suffix == SUFFIX else "model.pth"
     return {"weights": [_plain_line(name, len(encoding))]}
 
 

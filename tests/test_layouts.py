@@ -381,8 +381,8 @@ def test_without_a_layout(tmp_path: Path) -> None:
         found = encoding.open(tmp_path / path)
         layouts.restore(found, tmp_path / "m.safetensors")
         assert fuzz.same(dict(checkpoint.load(tmp_path / "m.safetensors").state_dict), state)
-        layouts.restore(found, tmp_path / "m.pth")
-        back = loaded(tmp_path / "m.pth")
+        layouts.restore(found, tmp_path / "m:1.pth")  # a name that no archive would have
+        back = loaded(tmp_path / "m:1.pth")
         assert fuzz.same(back, state)
         assert back["a"].data_ptr() == back["tied"].data_ptr()
     encoding.save(state, tmp_path / "m.dc", files={"a/config.json": b"{}"})
