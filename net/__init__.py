@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _CLASSES = {"Pruner": "prune", "WeightSharing": "sharing", "SharedState": "sharing"}
 _MODULES = (
-    *("checkpoint", "encoding", "errors", "huffman", "parameters", "plan", "prune"),
+    *("checkpoint", "encoding", "errors", "huffman", "layouts", "parameters", "plan", "prune"),
     *("quantization", "rounding", "shards", "sharing", "sparse", "treatments"),
 )
 _EARLIER = {"bare": "sharing", "post_training": "rounding"}  # what modules were called

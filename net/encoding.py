@@ -1,26 +1,33 @@
-"""State dicts as a folder of Huffman-coded files, without loss (paper, sections 3 and 4).
+"""State dicts as Huffman-coded streams, without loss (paper, sections 3 and 4).
+
+In a folder of one file per tensor, or in one file with everything that belongs to a model.
 
 Every tensor is written in the smallest of four forms, with or without its zeros and with or
 without a codebook of shared values. docs/format.md specifies every byte.
 """
 
 import dataclasses
+import gc
 import json
+import os
 import re
+import tempfile
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from . import unfinished
+from . import container, unfinished
 from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
 from .codec.manifest import MANIFEST, Entry
 from .codec.tensors import DTYPES, read_tensor, reads_as, write_tensor
+from .container import SUFFIX, Contents, InFile, InFolder
 from .errors import UserError
 from .files import (
     FOREIGN,
@@ -29,8 +36,8 @@ from .files import (
     checksum,
     locked,
     one_line,
-    open_regular,
     read_file,
+    reason,
     sync_files,
     sync_folder,
     unwritable,
@@ -38,16 +45,19 @@ from .files import (
 from .tensors import check_dense, identity
 from .threads import in_order
 
-__all__ = ["Encoded", "EncodingError", "Folder", "Stream", "TensorInfo", "directory_bytes"]
-__all__ += ["fixed_index_bits", "load", "open", "read", "save", "write"]
+__all__ = ["Encoded", "Encoding", "EncodingError", "Folder", "Stream", "TensorInfo"]
+__all__ += ["directory_bytes", "fixed_index_bits", "load", "open", "read", "save", "write"]
 
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-([0-9a-f]{8})\.huff")
 TEMPORARY = re.compile(r"\.[\w.-]+\.huff(\.\w+)?\.tmp")  # the longer ones of earlier versions
-ATTEMPTS = 20  # to read a folder that is replaced meanwhile
+TEMPORARY_FILE = re.compile(r"\.[0-9a-f]{12}\.dc\.tmp")
+ATTEMPTS = 20  # to read what is replaced meanwhile
+
+Read = TypeVar("Read")
 
 
 class EncodingError(UserError):
-    """A folder that cannot be read or written, or a state dict that cannot be encoded."""
+    """What cannot be read or written, or a state dict that cannot be encoded."""
 
 
 @dataclasses.dataclass
@@ -60,99 +70,152 @@ class Encoded:
 
 def save(
     state: Mapping[str, torch.Tensor],
-    directory: str | Path,
+    path: str | Path,
     meta: dict | None = None,
     verify: bool = True,
+    *,
+    files: Mapping[str, container.Source] | None = None,
+    layout: dict | None = None,
 ) -> int:
-    """Encode every tensor of ``state`` into files of ``directory``; return the bytes written.
+    """Encode every tensor of ``state`` into the file ``path``, if that ends in .dc, or else into
+    files of the folder ``path``; return the bytes written.
 
-    ``meta`` is a dict that comes back from JSON as it was: no tuples, no keys but strings.
+    ``meta`` is a dict that comes back from JSON as it was: no tuples, no keys but strings. A .dc
+    file holds other files of the model, too: ``files``, {relative name: bytes or the Path to read
+    from}, and a ``layout`` (``net.layouts``), another dict for JSON.
     Tensors are asked for one after the other and let go again, so a mapping that reads them from
     a file never has to fit into memory. Names of the same memory (tied weights) are one tensor,
-    and have one file.
+    and are stored once.
 
-    An earlier encoding stays valid until its manifest is replaced in one step, after all files
-    of the new one are on the disk and read back; its files are removed then. With ``verify``,
-    what is written has been decoded and found equal, bit for bit. Other files are left alone.
+    An earlier encoding stays valid until the file, or the manifest of the folder, is replaced in
+    one step, after everything new is on the disk and read back. With ``verify``, what is written
+    has been decoded and found equal, bit for bit. Other files are left alone.
     Raises EncodingError, after removing whatever it wrote, if the state cannot be encoded or the
-    folder cannot be written, and before writing if another process is writing there.
+    path cannot be written, and before writing if another process is writing there.
     """
-    return write(state, directory, meta, verify, describe=False).bytes
+    return write(state, path, meta, verify, False, files=files, layout=layout).bytes
 
 
-def load(directory: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
+def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """The state dict and the meta data that ``save`` was given ({} for none).
 
-    A folder that is replaced meanwhile is read again. Raises EncodingError, naming the file and
-    the fault, for anything else than a whole folder that ``save`` has written.
+    A file or folder that is replaced meanwhile is read again. Raises EncodingError, naming the
+    file and the fault, for anything else than a whole encoding that ``save`` has written.
     """
-    return read(directory, describe=False)[:2]
+    return read(path, describe=False)[:2]
 
 
-class Folder(Mapping[str, torch.Tensor]):
-    """An encoded folder as a read-only mapping: folder[name] reads that tensor's file alone.
+class Encoding(Mapping[str, torch.Tensor]):
+    """An encoded model as a read-only mapping: encoding[name] reads that tensor and no other.
 
-    ``meta``: the meta data; ``info(name)``: its type and shape, without reading it. All that one
-    mapping gives is of one model: EncodingError where another has replaced it meanwhile.
+    ``meta``: the meta data; ``info(name)``: its type and shape, without reading it. Of a .dc file
+    ``files``: {name: bytes} of those that ``read_file`` and ``extract`` give; ``layout``: that of
+    the files that it was made of. All that one mapping gives is of one model: EncodingError where
+    another has replaced it meanwhile.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory).absolute()  # stays what it is after a change of directory
-        entries, self.meta = _read_manifest(self.directory)
-        self._entries = {entry.name: entry for entry in entries}
-        self._given: set[str] = set()
+    def __init__(self, path: str | Path) -> None:
+        self.path = self.directory = Path(path).absolute()  # whatever directory comes
+        self._store = container.stored_in(self.path)
+        self._contents = _read_contents(self._store)
+        self._given: set[str | tuple[str]] = set()
+
+    @property
+    def meta(self) -> dict:
+        return self._contents.meta
+
+    @property
+    def layout(self) -> dict:
+        return self._contents.layout
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The names of the files beside the tensors, and their bytes."""
+        return {name: file.size for name, file in self._contents.files.items()}
 
     def info(self, name: str) -> Entry:
         """The ``dtype``, ``shape`` and ``bytes`` of a tensor."""
-        return self._entries[name]
+        return self._contents.named[name]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: entry.shape for name, entry in self._entries.items()}
+        return {name: entry.shape for name, entry in self._contents.named.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        return self._read(name, lambda now: _read_entry(self._store, now, now.named[name])[0])
+
+    def read_file(self, name: str) -> bytes:
+        """One of ``files``. Raises KeyError for another, EncodingError where it is damaged."""
+        return self._read((name,), lambda now: _read_attached(self._store, now, name))
+
+    def extract(self, folder: str | Path) -> list[Path]:
+        """Write all ``files`` into ``folder``, and the folders that they are in; return where.
+
+        Raises EncodingError where one of them is there already, or cannot be written."""
+        paths = {name: Path(folder, name) for name in self._contents.files}
+        for path in paths.values():
+            if os.path.lexists(path):
+                raise EncodingError(f"{path} is there already; give another folder")
+        try:
+            for name, path in paths.items():
+                data = self.read_file(name)
+                with atomic_write(path) as file:
+                    file.write(data)
+        except EncodingError:
+            raise
+        except UserError as error:
+            raise EncodingError(str(error)) from None
+        return list(paths.values())
+
+    def _read(self, part: str | tuple[str], read: Callable[[Contents], Read]) -> Read:
+        """What ``read`` gives of a tensor, or of a file (its name in a tuple); again, if another
+        encoding has come instead."""
         for _ in range(ATTEMPTS):
-            entries = self._entries
+            before = self._contents
             try:
-                tensor = _read_entry(self.directory, entries[name])[0]
+                found = read(before)
             except EncodingError:
-                if not self._replaced(entries):
+                if not self._replaced(before):
                     raise
             else:
-                self._given.add(name)
-                return tensor
-        raise EncodingError(f"{self.directory} {REPLACED}")
+                self._given.add(part)
+                return found
+        raise EncodingError(f"{self.path} {REPLACED}")
 
-    def _replaced(self, before: dict[str, Entry]) -> bool:
-        """Go on with the encoding that is in the folder now; False if that is the one of before.
+    def _replaced(self, before: Contents) -> bool:
+        """Go on with the encoding that is there now; False if that is the one of before.
 
-        EncodingError if it shows: for other names, types, shapes or meta data, or if a tensor
+        EncodingError if it shows: for other names, types, shapes or meta data, or if something
         that has been read is no longer the same."""
-        entries, meta = _read_manifest(self.directory)
-        found = {entry.name: entry for entry in entries}
-        if found == before:
+        now = _read_contents(self._store)
+        if now == before:
             return False
-        lines = [entry.line() for entry in entries]
-        alike = lines == [entry.line() for entry in before.values()] and meta == self.meta
-        if not alike or any(found[name] != before[name] for name in self._given):
-            raise EncodingError(f"{self.directory} was replaced while it was read; open it again")
-        self._entries = found
+        if now.outline() != before.outline() or any(
+            now.part(part) != before.part(part) for part in self._given
+        ):
+            raise EncodingError(f"{self.path} was replaced while it was read; open it again")
+        self._contents = now
         return True
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._contents.named)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._contents.named)
 
 
-def open(directory: str | Path) -> Folder:
-    """The folder as a mapping that reads a tensor only when it is asked for."""
-    return Folder(directory)
+Folder = Encoding  # as it was called when there was no other form
+
+
+def open(path: str | Path) -> Encoding:
+    """A folder or a .dc file as a mapping that reads a tensor only when it is asked for."""
+    return Encoding(path)
 
 
 def directory_bytes(directory: str | Path) -> int:
-    """The sizes of all files in the folder and below it, whoever wrote them."""
+    """The size of a .dc file, or of all files in a folder and below it, whoever wrote them."""
+    if os.path.isfile(directory):
+        return os.path.getsize(directory)
     return sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())
 
 
@@ -161,39 +224,171 @@ def directory_bytes(directory: str | Path) -> int:
 
 def write(
     state: Mapping[str, torch.Tensor],
-    directory: str | Path,
+    path: str | Path,
     meta: dict | None = None,
     verify: bool = True,
     describe: bool = True,
+    *,
+    files: Mapping[str, container.Source] | None = None,
+    layout: dict | None = None,
 ) -> Encoded:
     """As ``save``, and say what every tensor costs, which decoding it has shown."""
-    directory = Path(directory).absolute()  # stays what it is after a change of directory
+    path = Path(path).absolute()  # stays what it is after a change of directory
     if not isinstance(state, Mapping):
         raise EncodingError(f"cannot encode a {type(state).__name__}: it is no state dict")
+    one = path.suffix == SUFFIX
+    if not one and (files or layout):
+        raise EncodingError(f"{path}: only a {SUFFIX} file holds other files of a model")
     try:
-        with locked(directory) as alone:
-            return _Writing(directory, verify, describe, alone).run(state, meta)
+        with locked(Path(os.path.realpath(path)).parent if one else path) as alone:
+            if one:
+                return _FileWriting(path, verify, describe, alone).run(state, meta, files, layout)
+            return _FolderWriting(path, verify, describe, alone).run(state, meta)
     except EncodingError:
         raise
-    except UserError as error:
+    except (UserError, manifest.ManifestError) as error:
         raise EncodingError(str(error)) from None
+    except OSError as error:
+        raise EncodingError(str(unwritable(path, error))) from None
 
 
 class _Writing:
-    """One call of ``write``: the entries so far, and the files that were not there before it."""
+    """What both forms have in common: the tensors of a state dict, once each, as streams."""
 
-    def __init__(self, directory: Path, verify: bool, describe: bool, alone: bool) -> None:
-        self.directory, self.verify, self.describe, self.alone = directory, verify, describe, alone
+    def __init__(self, path: Path, verify: bool, describe: bool, alone: bool) -> None:
+        self.path, self.verify, self.describe, self.alone = path, verify, describe, alone
         self.entries: list[Entry] = []
+
+    def encoded(
+        self, state: Mapping[str, torch.Tensor]
+    ) -> Iterator[tuple[int, memoryview | None, TensorInfo | None]]:
+        """Of each tensor the bytes of its stream, what `keep` returns, and what it costs if that
+        is wanted."""
+        return in_order(self.encode, self.distinct(state), _tensor_bytes)
+
+    def distinct(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[Entry, torch.Tensor]]:
+        """Every tensor of ``state`` once, with its entry; further names become entries too."""
+        seen: dict[tuple, tuple[int, weakref.ref]] = {}
+        for name in state:
+            tensor = state[name]
+            _check_tensor(name, tensor)
+            # an address says nothing once the tensor that was there is gone
+            before = seen.get(identity(tensor))
+            same = self.entries[before[0]] if before and before[1]() is not None else None
+            entry = Entry(len(self.entries), name, tensor.dtype, tuple(tensor.shape), same=same)
+            self.entries.append(entry)
+            if same:
+                same.tied.append(name)
+            else:
+                seen[identity(tensor)] = entry.number, weakref.ref(tensor)
+                yield entry, tensor
+
+    def encode(
+        self, entry: Entry, tensor: torch.Tensor
+    ) -> tuple[int, memoryview | None, TensorInfo | None]:
+        padded = write_tensor(tensor).finish()
+        data = padded[:-PAD].data
+        entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
+        self.entries[entry.number] = entry
+        info = None
+        if self.verify or self.describe:
+            info = self._decoded(entry, tensor, padded)
+        return len(data), self.keep(entry, data), info
+
+    def keep(self, entry: Entry, data: memoryview) -> memoryview | None:
+        """Called in a thread with the stream of a tensor."""
+        return data
+
+    def _decoded(self, entry: Entry, tensor: torch.Tensor, padded: np.ndarray) -> TensorInfo | None:
+        """Decode what is about to be written, and refuse it if it is not ``tensor``."""
+        reader = BitReader(padded, self.describe)
+        try:
+            same = reads_as(reader, tensor)
+            reader.finish()
+        except HuffmanError as error:
+            raise EncodingError(f"cannot encode {entry.name!r}: {error}") from error
+        if self.verify and not same:
+            raise EncodingError(f"cannot encode {entry.name!r}: it decodes to another tensor")
+        return tensor_info(entry, tensor, reader) if self.describe else None
+
+
+class _FileWriting(_Writing):
+    """One call of ``write`` for a .dc file."""
+
+    def run(
+        self,
+        state: Mapping[str, torch.Tensor],
+        meta: dict | None,
+        files: Mapping[str, container.Source] | None,
+        layout: dict | None,
+    ) -> Encoded:
+        check_output(self.path)  # what can be refused is, before any work
+        folder = Path(os.path.realpath(self.path)).parent
+        container.check_names(files or {})
+        self.header(_packed([], meta), [], {}, layout)
+        with tempfile.TemporaryFile(dir=folder) as streams:
+            sizes, infos = [], []
+            for size, data, info in self.encoded(state):
+                streams.write(data or b"")
+                sizes.append(size)
+                infos.append(info)
+            stored = {}
+            for name, source in (files or {}).items():
+                try:
+                    stored[name] = container.store(streams, source)
+                except OSError as error:
+                    raise EncodingError(f"cannot add the file {name}: {reason(error)}") from None
+            header = self.header(_packed(self.entries, meta), sizes, stored, layout)
+            sums = [entry.checksum for entry in self.entries if not entry.same]
+            parts = [*zip(sizes, sums, strict=True), *(file[1:] for file in stored.values())]
+            streams.seek(0)
+            with atomic_write(self.path) as file:
+                file.write(header)
+                container.copy(streams, file, parts)
+                written = file.tell()
+        sync_folder(folder)
+        if self.alone:  # what killed writers have left
+            for leaving in folder.iterdir():
+                if TEMPORARY_FILE.fullmatch(leaving.name):
+                    leaving.unlink(missing_ok=True)
+        return Encoded(written, [info for info in infos if info])
+
+    def header(
+        self,
+        packed: bytes,
+        sizes: list[int],
+        stored: dict[str, container.Stored],
+        layout: dict | None,
+    ) -> bytes:
+        """EncodingError if what it gives back is not what it was made of."""
+        if layout is not None and not isinstance(layout, dict):
+            raise EncodingError(f"cannot store the layout: a {type(layout).__name__}, not a dict")
+        header = container.pack(packed, sizes, stored, layout)
+        end = len(header) + sum(sizes) + sum(file.stored for file in stored.values())
+        try:
+            found = container.unpack(header, end)
+        except (ValueError, RecursionError) as error:
+            raise EncodingError(f"cannot store the files and the layout: {error}") from None
+        if found.layout != (layout or {}) or found.files != stored:
+            raise EncodingError("cannot store the layout: it comes back from JSON as another")
+        return header
+
+
+class _FolderWriting(_Writing):
+    """One call of ``write`` for a folder, and the files that were not there before it."""
+
+    def __init__(self, path: Path, verify: bool, describe: bool, alone: bool) -> None:
+        super().__init__(path, verify, describe, alone)
+        self.directory = path
         self.written: list[Path] = []
-        self.before, self.packed = _stored_manifest(directory), b""
+        self.before, self.packed = _stored_manifest(path), b""
         self.old = _files_named_by(self.before)
 
     def run(self, state: Mapping[str, torch.Tensor], meta: dict | None) -> Encoded:
         try:
             check_output(self.directory / MANIFEST)  # both are refused before any work
             _packed([], meta)
-            results = list(in_order(self.encode, self.distinct(state), _tensor_bytes))
+            results = list(self.encoded(state))
             self.packed = _packed(self.entries, meta)
             sync_files(self.written)  # and their names, before what names them
             sync_folder(self.directory)
@@ -210,8 +405,8 @@ class _Writing:
                 ) from None
             raise
         self.settle()
-        total = sum(size for size, _ in results) + len(self.packed)
-        return Encoded(total, [info for _, info in results if info])
+        total = sum(size for size, _, _ in results) + len(self.packed)
+        return Encoded(total, [info for _, _, info in results if info])
 
     def settle(self) -> bool:
         """Remove the files of the encoding that has lost; return whether that is the earlier one.
@@ -258,51 +453,14 @@ class _Writing:
         }
         return tensors | {name for name in names if TEMPORARY.fullmatch(name)}
 
-    def distinct(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[Entry, torch.Tensor]]:
-        """Every tensor of ``state`` once, with its entry; further names become entries too."""
-        seen: dict[tuple, tuple[int, weakref.ref]] = {}
-        for name in state:
-            tensor = state[name]
-            _check_tensor(name, tensor)
-            # an address says nothing once the tensor that was there is gone
-            before = seen.get(identity(tensor))
-            same = self.entries[before[0]] if before and before[1]() is not None else None
-            entry = Entry(len(self.entries), name, tensor.dtype, tuple(tensor.shape), same=same)
-            self.entries.append(entry)
-            if same:
-                same.tied.append(name)
-            else:
-                seen[identity(tensor)] = entry.number, weakref.ref(tensor)
-                yield entry, tensor
-
-    def encode(self, entry: Entry, tensor: torch.Tensor) -> tuple[int, TensorInfo | None]:
-        """Write the file of one tensor; return its bytes, and what it costs if that is wanted."""
-        padded = write_tensor(tensor).finish()
-        data = padded[:-PAD].data
-        entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
-        self.entries[entry.number] = entry
-        info = None
-        if self.verify or self.describe:
-            info = self._decoded(entry, tensor, padded)
+    def keep(self, entry: Entry, data: memoryview) -> None:
+        """Write the file of one tensor."""
         path = self.directory / entry.file_name
         if not (path.is_file() and checksum(path) == (len(data), entry.checksum)):
             self.written.append(path)
             if entry.file_name not in self.old:
                 unfinished.add(path)
             _write_file(path, data, sync=False)
-        return len(data), info
-
-    def _decoded(self, entry: Entry, tensor: torch.Tensor, padded: np.ndarray) -> TensorInfo | None:
-        """Decode what is about to be written, and refuse it if it is not ``tensor``."""
-        reader = BitReader(padded, self.describe)
-        try:
-            same = reads_as(reader, tensor)
-            reader.finish()
-        except HuffmanError as error:
-            raise EncodingError(f"cannot encode {entry.name!r}: {error}") from error
-        if self.verify and not same:
-            raise EncodingError(f"cannot encode {entry.name!r}: it decodes to another tensor")
-        return tensor_info(entry, tensor, reader) if self.describe else None
 
 
 def _check_tensor(name: object, tensor: torch.Tensor) -> None:
@@ -377,51 +535,58 @@ REPLACED = "was replaced again and again while it was read; read it when nobody 
 
 
 def read(
-    directory: str | Path, describe: bool = True
+    path: str | Path, describe: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict, list[TensorInfo]]:
-    """As ``load``, and what every tensor costs; the folder is read once."""
-    directory = Path(directory)
+    """As ``load``, and what every tensor costs; every stream is read once."""
+    path = Path(path)
     for _ in range(ATTEMPTS):
-        entries, meta = _read_manifest(directory)
+        store = container.stored_in(path)
+        contents = _read_contents(store)
         try:
-            state, infos = _read_files(directory, entries, describe)
+            state, infos = _read_tensors(store, contents, describe)
         except EncodingError:
-            if _read_manifest(directory) == (entries, meta):
+            if _read_contents(container.stored_in(path)) == contents:
                 raise
         else:
-            return state, meta, infos
-    raise EncodingError(f"{directory} {REPLACED}")
+            return state, contents.meta, infos
+    raise EncodingError(f"{path} {REPLACED}")
 
 
-def _read_files(
-    directory: Path, entries: list[Entry], describe: bool
+def _read_tensors(
+    store: InFolder | InFile, contents: Contents, describe: bool
 ) -> tuple[dict[str, torch.Tensor], list[TensorInfo]]:
     def decode(entry: Entry) -> tuple[torch.Tensor, TensorInfo | None]:
-        tensor, reader = _read_entry(directory, entry, describe)
+        tensor, reader = _read_entry(store, contents, entry, describe)
         return tensor, tensor_info(entry, tensor, reader) if describe else None
 
-    files = [(entry,) for entry in entries if not entry.same]
-    results = in_order(decode, files, _tensor_bytes)
-    found = {entry.number: result for (entry,), result in zip(files, results, strict=True)}
-    state = {entry.name: found[(entry.same or entry).number][0] for entry in entries}
+    streams = [(entry,) for entry in contents.entries if not entry.same]
+    results = in_order(decode, streams, _tensor_bytes)
+    found = {entry.number: result for (entry,), result in zip(streams, results, strict=True)}
+    state = {entry.name: found[(entry.same or entry).number][0] for entry in contents.entries}
     return state, [info for _, info in found.values() if info]
 
 
-def _read_manifest(directory: Path) -> tuple[list[Entry], dict]:
-    path = directory / MANIFEST
-    with one_line(path, EncodingError, "encode a model first"):
-        data = read_file(path, manifest.MAX_MANIFEST_BYTES, manifest.MAGIC[:3])
-    with one_line(path, EncodingError, AGAIN):
-        return manifest.unpack(data)
+def _read_contents(store: InFolder | InFile) -> Contents:
+    with one_line(store.head, EncodingError, "encode a model first"):
+        data = store.read()
+    # Ten thousand entries, all of which stay, are no reason to look through everything for garbage,
+    # which takes longer than they do.
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        with one_line(store.head, EncodingError, AGAIN):
+            return store.contents(data)
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _read_entry(
-    directory: Path, entry: Entry, describe: bool = False
+    store: InFolder | InFile, contents: Contents, entry: Entry, describe: bool = False
 ) -> tuple[torch.Tensor, BitReader]:
     """The tensor, and the reader that has read it, with the codes in use if asked to describe."""
-    path = directory / entry.file_name
-    with one_line(path, EncodingError, AGAIN, HuffmanError):
-        with open_regular(path) as (file, size):
+    with one_line(store.name(entry), EncodingError, AGAIN, HuffmanError):
+        with store.stream(contents, entry) as (file, size):
             # raw form: every byte of every element, and a few bytes of header
             if size > entry.bytes + 64:
                 raise HuffmanError("longer than its tensor")
@@ -433,3 +598,13 @@ def _read_entry(
         tensor = read_tensor(reader, entry.shape, entry.dtype)
         reader.finish()
         return tensor, reader
+
+
+def _read_attached(store: InFolder | InFile, contents: Contents, name: str) -> bytes:
+    file = contents.files[name]
+    problem = f"{store.path}: {name!r}"
+    with (
+        one_line(problem, EncodingError, AGAIN),
+        store.stream(contents, name) as (opened, size),
+    ):
+        return container.restored(opened.read(size), file)

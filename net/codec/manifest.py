@@ -6,6 +6,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class ManifestError(ValueError):
     """Text that is no manifest, or names and meta data that make none."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # frozen, it takes twice the time to make
 class Entry:
     """One line of the manifest: a name, and the file of its tensor."""
 
@@ -81,8 +82,7 @@ def fits(shape: Sequence[int], dtype: torch.dtype) -> bool:
 def pack(entries: list[Entry], meta: dict | None) -> bytes:
     """Magic and version, CRC-32 of the rest, DEFLATE of the JSON text, CRC-32 of every file.
 
-    Text that DEFLATE makes smaller than a reader believes is not compressed. Raises ManifestError
-    for what JSON cannot hold, as NaN, or 64 MiB.
+    Raises ManifestError for what JSON cannot hold, as NaN, or 64 MiB.
     """
     try:
         document: dict = {"tensors": [entry.line() for entry in entries]}
@@ -91,17 +91,35 @@ def pack(entries: list[Entry], meta: dict | None) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(f"cannot store the meta data as JSON: {error}") from error
     sums = np.array([entry.checksum for entry in entries if not entry.same], ">u4").tobytes()
-    for level in (9, 0):
-        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
-        body = packer.compress(text) + packer.flush() + sums
-        if _plausible(text, len(body)):
-            break
+    body = deflated(text, sums)
     if len(body) + 8 > MAX_MANIFEST_BYTES:
         raise ManifestError(f"names and meta data of more than {MAX_MANIFEST_BYTES >> 20} MiB")
     return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
 
 
-def _most_text(size: int) -> int:
+def deflated(text: bytes, rest: bytes = b"") -> bytes:
+    """JSON text as DEFLATE, and `rest`; stored where DEFLATE made it smaller than a reader
+    believes."""
+    for level in (9, 0):
+        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
+        body = packer.compress(text) + packer.flush() + rest
+        if _plausible(text, len(body)):
+            break
+    return body
+
+
+def inflated(body: bytes) -> tuple[bytes, bytes]:
+    """What `deflated` was given. Raises ManifestError or zlib.error for anything else."""
+    unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
+    text = unpacker.decompress(body, most_text(len(body)) + 1)
+    if not _plausible(text, len(body)):
+        raise ManifestError("more text than a file of this size may hold")
+    if not unpacker.eof:
+        raise ManifestError("the data ends early")
+    return text, unpacker.unused_data
+
+
+def most_text(size: int) -> int:
     """The bytes of text that a body of ``size`` bytes may have."""
     return SPARE_TEXT + MAX_EXPANSION * size
 
@@ -109,7 +127,7 @@ def _most_text(size: int) -> int:
 def _plausible(text: bytes, size: int) -> bool:
     """Whether text, and the tree that JSON makes of it, are in proportion to ``size`` bytes."""
     items = sum(text.count(mark) for mark in (b",", b"[", b"{"))
-    return len(text) <= _most_text(size) and items <= SPARE_ITEMS + ITEMS_IN_A_BYTE * size
+    return len(text) <= most_text(size) and items <= SPARE_ITEMS + ITEMS_IN_A_BYTE * size
 
 
 def unpack(data: bytes) -> tuple[list[Entry], dict]:
@@ -120,12 +138,7 @@ def unpack(data: bytes) -> tuple[list[Entry], dict]:
         raise ManifestError(f"format version {data[3:4].hex()}; this program reads version 03")
     if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "big"):
         raise ManifestError("the checksum does not match: the file is damaged")
-    unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
-    text = unpacker.decompress(data[8:], _most_text(len(data) - 8) + 1)
-    if not _plausible(text, len(data) - 8):
-        raise ManifestError("more text than a file of this size may hold")
-    if not unpacker.eof:
-        raise ManifestError("the data ends early")
+    text, checksums = inflated(data[8:])
     document = json.loads(text)
     if not isinstance(document, dict) or not isinstance(document.get("tensors"), list):
         raise ManifestError("no list of tensors")
@@ -133,28 +146,42 @@ def unpack(data: bytes) -> tuple[list[Entry], dict]:
     if not isinstance(meta, dict) or document.keys() - {"tensors", "meta"}:
         raise ManifestError("fields that this version does not have")
     stored = sum(isinstance(fields, list) and len(fields) == 3 for fields in tensors)
-    if len(unpacker.unused_data) != 4 * stored:
+    if len(checksums) != 4 * stored:
         raise ManifestError("not one checksum for each tensor")
-    sums = iter(np.frombuffer(unpacker.unused_data, ">u4").tolist())
+    sums = iter(np.frombuffer(checksums, ">u4").tolist())
     entries: list[Entry] = []
+    shapes: dict[tuple, tuple[int, ...]] = {}
     for fields in tensors:
-        entries.append(_entry(entries, fields, sums))
+        entries.append(_entry(entries, fields, sums, shapes))
     if len({entry.name for entry in entries}) < len(entries):
         raise ManifestError("two tensors of the same name")
     return entries, meta
 
 
-def _entry(before: list[Entry], fields: object, sums: Iterator[int]) -> Entry:
+LINE, TIE = [str, str, list], [str, int]  # what a tensor's line is made of
+
+
+def _entry(
+    before: list[Entry],
+    fields: Any,
+    sums: Iterator[int],
+    shapes: dict[tuple, tuple[int, ...]],
+) -> Entry:
+    """The next one; `shapes` has those that are within the limits, by type."""
     number = len(before)
-    match fields:
-        case [str(name), first] if type(first) is int and 0 <= first < number:
-            if before[first].same:
-                raise ManifestError(f"tensor {number}: the same as one that has no file itself")
-            same = before[first]
-            same.tied.append(name)
-            return Entry(number, name, same.dtype, same.shape, same.checksum, same)
-        case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
-            whole = len(shape) <= 64 and all(type(extent) is int for extent in shape)
-            if whole and fits(shape, DTYPES[dtype]):
-                return Entry(number, name, DTYPES[dtype], tuple(shape), next(sums))
+    kinds = [*map(type, fields)] if isinstance(fields, list) else []
+    if kinds == LINE and fields[1] in DTYPES and len(extents := fields[2]) <= 64:
+        name, kind, _ = fields
+        if {*map(type, extents)} <= {int}:  # True is as 1, but no extent
+            shape = shapes.get(key := (kind, *extents))
+            if shape is None and fits(extents, DTYPES[kind]):
+                shape = shapes[key] = key[1:]
+            if shape is not None:
+                return Entry(number, name, DTYPES[kind], shape, next(sums))
+    elif kinds == TIE and 0 <= fields[1] < number:
+        name, same = fields[0], before[fields[1]]
+        if same.same:
+            raise ManifestError(f"tensor {number}: the same as one that has no file itself")
+        same.tied.append(name)
+        return Entry(number, name, same.dtype, same.shape, same.checksum, same)
     raise ManifestError(f"tensor {number}: not a name, a known type and a shape within the limits")

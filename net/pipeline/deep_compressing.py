@@ -46,7 +46,7 @@ def add_pruning(parser: Parser) -> None:
 
 
 def body(args: Namespace) -> None:
-    from .. import checkpoint
+    from .. import checkpoint, container
     from ..files import check_output, check_writable
     from ..report import comparison, plots, tables
     from ..training import distributed
@@ -55,8 +55,9 @@ def body(args: Namespace) -> None:
     shown, output = built(args, ReportOptions), Path(args.output)
     with cli.runtime(args, output) as runtime:
         # An hour of training must not end in "permission denied".
-        for folder in (output, args.directory):
-            check_writable(folder)
+        check_writable(output)
+        one_file = args.directory.endswith(container.SUFFIX)
+        (check_output if one_file else check_writable)(args.directory)
         for file in (shown.json, shown.csv, shown.plot):
             if file:
                 check_output(file)

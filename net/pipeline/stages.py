@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .. import checkpoint, encoding
 from ..checkpoint import Checkpoint
-from ..codec.manifest import MANIFEST
+from ..container import stored_in
 from ..files import one_line
 from ..parameters import compressible
 from ..plan import plan
@@ -273,7 +273,7 @@ def texts_of(decided: Mapping[str, Treatment]) -> dict[str, str]:
 
 
 def encode(source: Checkpoint, directory: str | Path) -> encoding.Encoded:
-    """Write `source` to the folder `directory`, losslessly; return what it takes."""
+    """Write `source` to a folder, or a .dc file, losslessly; return what it takes."""
     meta = {key: getattr(source, key) for key in ("arch", "dataset") if getattr(source, key)}
     if source.extra:
         meta["extra"] = to_json(source.extra)
@@ -287,13 +287,13 @@ def open_encoded(directory: str | Path) -> Checkpoint:
 
 
 def decode(directory: str | Path) -> Checkpoint:
-    """The model in the folder `directory`, bit for bit."""
+    """The model in a folder or a .dc file, bit for bit."""
     return _decoded(directory, *encoding.load(directory))
 
 
 def _decoded(directory: str | Path, state: Mapping[str, torch.Tensor], meta: dict) -> Checkpoint:
     """As what the meta data says, which may be anybody's."""
-    with one_line(Path(directory) / MANIFEST, encoding.EncodingError, encoding.AGAIN):
+    with one_line(stored_in(Path(directory)).head, encoding.EncodingError, encoding.AGAIN):
         for key in ("arch", "dataset"):
             if not isinstance(meta.get(key), str | None):
                 raise ValueError(f"{key!r} is no name")

@@ -53,8 +53,10 @@ def read(
     initial: str | Path | None = None,
     made_by: Mapping[str, str] | None = None,
 ) -> Stages:
-    """The stages in `folder`, and the encoded model in `directory`. `initial` is the file of the
-    dense model, where it is not in `folder`; `made_by` has what makes a file, by the file's name.
+    """The stages in `folder`, and the encoded model, which `directory` or a .dc file holds.
+
+    `initial` is the file of the dense model, where it is not in `folder`; `made_by` has what makes
+    a file, by the file's name.
 
     Raises UserError for a damaged one.
     """
@@ -84,7 +86,7 @@ def read(
             line = f"{stage}, since the model was shared as it was, without training"
         missing.append(line)
     file_bytes = {stage: files[stage].stat().st_size for stage in found}
-    if not (directory.is_dir() and any(directory.glob("[!.]*"))):
+    if not (directory.is_file() or (directory.is_dir() and any(directory.glob("[!.]*")))):
         return Stages(found, file_bytes, missing, {}, [], None)
     state, _, tensors = encoding.read(directory)
     size = encoding.directory_bytes(directory)

@@ -1,0 +1,300 @@
+"""Where the parts of an encoded model are: in the files of a folder, or one after the other in one.
+
+docs/format.md specifies every byte. `InFolder` and `InFile` answer the same three questions: what
+an encoding says of itself, where the stream of a tensor is, and how it is called in a message.
+"""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from .codec import manifest
+from .codec.manifest import MANIFEST, Entry, ManifestError
+from .files import open_regular, read_file
+
+SUFFIX = ".dc"
+MAGIC = b"DCF\x03"
+START = 16  # bytes: magic, checksum, the sizes of the manifest and of the table
+MAX_TABLE_BYTES = 1 << 26
+MAX_FILES = 1 << 16  # beside the tensors
+MAX_FILE_BYTES, MAX_FILES_BYTES = 1 << 30, 1 << 34
+MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255  # of a path, and of each of its parts
+PIECE = 1 << 20  # bytes that are copied at once
+
+Source = bytes | Path  # of a file beside the tensors
+Opened = tuple[io.BufferedReader, int]
+
+
+class Stored(NamedTuple):
+    """A file beside the tensors, as it is in a container."""
+
+    size: int
+    stored: int  # bytes; fewer than `size` if deflated
+    checksum: int  # CRC-32 of those
+
+
+@dataclasses.dataclass
+class Contents:
+    """What an encoding says of itself; of a folder there is no layout, nor other files."""
+
+    entries: list[Entry]
+    meta: dict
+    layout: dict = dataclasses.field(default_factory=dict)
+    files: dict[str, Stored] = dataclasses.field(default_factory=dict)
+    # where in the file the streams, by number, and the files, by name, begin; and their bytes
+    places: dict[int | str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.named = {entry.name: entry for entry in self.entries}
+
+    def part(self, which: str | tuple[str]) -> Entry | Stored:
+        """A tensor, or a file, whose name is in a tuple."""
+        return self.named[which] if isinstance(which, str) else self.files[which[0]]
+
+    def outline(self) -> list:
+        """What any of its readers has been told, before anything was read."""
+        sizes = {name: file.size for name, file in self.files.items()}
+        return [[entry.line() for entry in self.entries], self.meta, self.layout, sizes]
+
+
+class InFolder:
+    """A manifest, and one file for each tensor."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.head = path, path / MANIFEST
+
+    def read(self) -> bytes:
+        """The manifest. Raises OSError."""
+        return read_file(self.head, manifest.MAX_MANIFEST_BYTES, manifest.MAGIC[:3])
+
+    def contents(self, data: bytes) -> Contents:
+        """Raises ValueError, RecursionError or zlib.error."""
+        return Contents(*manifest.unpack(data))
+
+    def name(self, entry: Entry) -> str | Path:
+        return self.path / entry.file_name
+
+    @contextmanager
+    def stream(self, contents: Contents, part: Entry | str) -> Iterator[Opened]:
+        """The file to read the stream of a tensor from, and its bytes. Raises OSError."""
+        assert isinstance(part, Entry)  # nothing else is here
+        with open_regular(self.path / part.file_name) as found:
+            yield found
+
+
+class InFile:
+    """The manifest, a table of the parts, and these, in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = self.head = path
+
+    def read(self) -> bytes:
+        """The header, with the size of the file in 8 bytes before it. Raises OSError."""
+        with open_regular(self.path) as (file, size):
+            data = file.read(START)
+            if data[:4] == MAGIC:
+                # no more than there is, whatever it claims
+                sizes = _numbers(data[8:16])
+                if max(sizes) > MAX_TABLE_BYTES:
+                    raise OSError(errno.EFBIG, "a header larger than such a file may have")
+                data += file.read(min(sum(sizes), max(size - START, 0)))
+            return size.to_bytes(8, "big") + data
+
+    def contents(self, data: bytes) -> Contents:
+        """Raises ValueError, RecursionError or zlib.error."""
+        return unpack(data[8:], int.from_bytes(data[:8], "big"))
+
+    def name(self, entry: Entry) -> str:
+        return f"{self.path}: {entry.name[:80]!r}"
+
+    @contextmanager
+    def stream(self, contents: Contents, part: Entry | str) -> Iterator[Opened]:
+        """The file, at the stream of a tensor or at a file of this name, and the bytes of that.
+
+        Raises OSError."""
+        which = part if isinstance(part, str) else (part.same or part).number
+        offset, size = contents.places[which]
+        with open_regular(self.path) as (file, _):
+            file.seek(offset)
+            yield file, size
+
+
+def stored_in(path: Path) -> InFolder | InFile:
+    """What is at `path`; where there is nothing, what would be by its name."""
+    is_folder = os.path.isdir(path) or (path.suffix != SUFFIX and not os.path.exists(path))
+    return InFolder(path) if is_folder else InFile(path)
+
+
+# --- headers --------------------------------------------------------------------------------------
+
+
+def pack(
+    packed: bytes, sizes: Sequence[int], files: Mapping[str, Stored], layout: dict | None
+) -> bytes:
+    """The header of a file with the manifest `packed`. Raises ManifestError for what JSON cannot
+    hold, or 64 MiB."""
+    table: dict[str, Any] = {"sizes": list(sizes)} if sizes else {}
+    table |= {"files": [[name, *stored] for name, stored in files.items()]} if files else {}
+    table |= {"layout": layout} if layout else {}
+    try:
+        text = json.dumps(table, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ManifestError(f"cannot store the layout as JSON: {error}") from error
+    body = manifest.deflated(text)
+    if len(body) > MAX_TABLE_BYTES:
+        raise ManifestError(f"names and a layout of more than {MAX_TABLE_BYTES >> 20} MiB")
+    rest = len(packed).to_bytes(4, "big") + len(body).to_bytes(4, "big") + packed + body
+    return MAGIC + zlib.crc32(rest).to_bytes(4, "big") + rest
+
+
+def unpack(data: bytes, size: int) -> Contents:
+    """What `pack` was given, in a file of `size` bytes.
+
+    Raises ValueError, RecursionError or zlib.error for what it does not write."""
+    if data[:3] != MAGIC[:3]:
+        raise ManifestError("not an encoded model of this program")
+    if data[3:4] != MAGIC[3:]:
+        raise ManifestError(f"format version {data[3:4].hex()}; this program reads version 03")
+    split, length = _numbers(data[8:START])
+    if len(data) != START + split + length:
+        raise ManifestError("the header ends early: the file is cut off")
+    if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "big"):
+        raise ManifestError("the checksum of the header does not match: the file is damaged")
+    entries, meta = manifest.unpack(data[START : START + split])
+    text, rest = manifest.inflated(data[START + split :])
+    if rest:
+        raise ManifestError("something follows the table of its parts")
+    table = json.loads(text)
+    if not isinstance(table, dict) or table.keys() - {"sizes", "files", "layout"}:
+        raise ManifestError("fields that this version does not have")
+    sizes, files, layout = table.get("sizes", []), table.get("files", []), table.get("layout", {})
+    streams = [entry.number for entry in entries if not entry.same]
+    if not isinstance(sizes, list) or not _are_sizes(sizes):
+        raise ManifestError("no list of sizes")
+    if len(sizes) != len(streams):
+        raise ManifestError("not one size for each tensor")
+    if not isinstance(layout, dict):
+        raise ManifestError("the layout is no object")
+    attached = _files(files)
+    sizes += [file.stored for file in attached.values()]
+    ends = list(accumulate(sizes, initial=len(data)))
+    if ends[-1] != size:
+        raise ManifestError(f"{size} bytes, where its parts take {ends[-1]}: cut off, or damaged")
+    names: list[int | str] = [*streams, *attached]
+    places = dict(zip(names, zip(ends, sizes, strict=False), strict=True))
+    return Contents(entries, meta, layout, attached, places)
+
+
+def _numbers(data: bytes) -> tuple[int, int]:
+    return int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
+
+
+def _are_sizes(values: list) -> bool:
+    return set(map(type, values)) <= {int} and all(0 <= value <= 1 << 62 for value in values)
+
+
+def _files(lines: object) -> dict[str, Stored]:
+    if not isinstance(lines, list) or len(lines) > MAX_FILES:
+        raise ManifestError("no list of files, or too long a one")
+    found: dict[str, Stored] = {}
+    for line in lines:
+        match line:
+            case [str(name), size, stored, crc] if _are_sizes(line[1:]) and crc < 1 << 32:
+                most = MAX_FILE_BYTES if stored == size else manifest.most_text(stored)
+                if name in found:
+                    raise ManifestError(f"two files of the name {name[:80]!r}")
+                if not stored <= size <= min(most, MAX_FILE_BYTES):
+                    raise ManifestError(f"{name[:80]!r}: a size beyond the limits")
+                found[name] = Stored(size, stored, crc)
+            case _:
+                raise ManifestError("a file without a name, sizes and a checksum")
+    check_names(found)
+    if sum(file.size for file in found.values()) > MAX_FILES_BYTES:
+        raise ManifestError(f"files of more than {MAX_FILES_BYTES >> 30} GiB")
+    return found
+
+
+def check_names(names: Mapping[str, object]) -> None:
+    """Raise ManifestError for a file that would be written outside its folder, or over another."""
+    if len(names) > MAX_FILES:
+        raise ManifestError(f"more than {MAX_FILES} files")
+    for name in names:
+        if what := unsafe(name):
+            raise ManifestError(f"the file {str(name)[:80]!r}: {what}")
+    for name in names:
+        at = name.find("/")
+        while at >= 0:
+            if name[:at] in names:
+                raise ManifestError(f"the file {name[:80]!r}: in a folder that is a file")
+            at = name.find("/", at + 1)
+
+
+def unsafe(name: object) -> str | None:
+    """Why a name is not one of a file within a folder, on any system; None if it is."""
+    if not isinstance(name, str):
+        return "a name is a text"
+    try:
+        parts = [part.encode() for part in name.split("/")]
+    except UnicodeEncodeError:
+        return "not UTF-8"
+    if (
+        sum(map(len, parts)) + len(parts) - 1 > MAX_NAME_BYTES
+        or max(map(len, parts)) > MAX_PART_BYTES
+    ):
+        return "too long a name"
+    if any(part in (b"", b".", b"..") for part in parts):
+        return "not a relative path within a folder"
+    if any(letter in "\\:\x7f" or letter < " " for letter in name):
+        return "a character that not every system has in names"
+    return None
+
+
+# --- files beside the tensors ---------------------------------------------------------------------
+
+
+def store(target: BinaryIO, source: Source) -> Stored:
+    """Write a file beside the tensors to `target`, deflated if that makes it smaller.
+
+    Raises OSError, also for a pipe, and for what is larger than MAX_FILE_BYTES."""
+    data = source if isinstance(source, bytes) else read_file(source, MAX_FILE_BYTES)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(data) + packer.flush()
+    smaller = len(packed) < len(data) <= manifest.most_text(len(packed))
+    kept = packed if smaller else data
+    target.write(kept)
+    return Stored(len(data), len(kept), zlib.crc32(kept))
+
+
+def restored(kept: bytes, file: Stored) -> bytes:
+    """The file of which `kept` was stored. Raises ManifestError."""
+    if len(kept) != file.stored or zlib.crc32(kept) != file.checksum:
+        raise ManifestError("the checksum does not match: the file is damaged")
+    if file.stored == file.size:
+        return kept
+    unpacker = zlib.decompressobj(-15)
+    data = unpacker.decompress(kept, file.size + 1)
+    if len(data) != file.size or not unpacker.eof or unpacker.unused_data:
+        raise ManifestError("not the bytes that it is to have")
+    return data
+
+
+def copy(source: BinaryIO, target: BinaryIO, parts: Sequence[tuple[int, int]]) -> None:
+    """Copy `parts`, bytes and their CRC-32. OSError where what is read is not what was written."""
+    for size, expected in parts:
+        crc = 0
+        while size:
+            piece = source.read(min(size, PIECE))
+            if not piece:
+                break
+            crc, size = zlib.crc32(piece, crc), size - len(piece)
+            target.write(piece)
+        if size or crc != expected:
+            raise OSError(errno.EIO, "what is read back is not what was written")
