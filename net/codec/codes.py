@@ -291,15 +291,23 @@ def write_small_table(writer: BitWriter, code: Code) -> None:
 def read_small_table(reader: BitReader) -> Code:
     symbols, lengths = [], []
     before, kraft = FIRST_LENGTH, 0  # Kraft's sum in units of 2**-31
+    text, at = "", 0  # the next bits, which is faster than to ask for one after the other
     for symbol in range(SMALL_ALPHABET):
         length = before
-        if reader.read(1):
-            kind = reader.read(2)
-            if kind == 2:
+        if at + 8 > len(text):
+            reader.skip(at)
+            text, at = reader.ahead(1024), 0
+        kind, at = text[at : at + 3], at + 1
+        if kind[0] == "1":
+            at += 2
+            if kind == "110":
                 continue
-            length = reader.read(5) if kind == 3 else before + 1 - 2 * kind
-            if kind == 3 and abs(length - before) < 2:
-                raise HuffmanError("a code length in a longer form than needed")
+            if kind == "111":
+                length, at = int(text[at : at + 5], 2), at + 5
+                if abs(length - before) < 2:
+                    raise HuffmanError("a code length in a longer form than needed")
+            else:
+                length += 1 if kind == "100" else -1
         if not 0 <= length <= 31:
             raise HuffmanError("a code length outside 0 to 31")
         symbols.append(symbol)
@@ -308,4 +316,5 @@ def read_small_table(reader: BitReader) -> Code:
         kraft += 1 << (31 - length)
         if kraft >= 1 << 31:
             break
+    reader.skip(at)
     return Code.checked(np.array(symbols, np.int64), np.array(lengths, np.uint8))

@@ -70,10 +70,13 @@ def write_tensor(tensor: torch.Tensor) -> BitWriter:
 def read_tensor(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """The tensor that ``write_tensor`` was given; HuffmanError for any other bits."""
     size, kind = math.prod(shape) * (2 if dtype.is_complex else 1), f"u{component_size(dtype)}"
-    sparse, parts = _read(reader, shape, dtype)
+    sparse, parts = _read(reader, shape, dtype, whole=True)
     values = np.zeros(size, kind) if sparse else np.empty(size, kind)
     for where, read in parts:
-        values[where] = read
+        if len(read) == size and not sparse:
+            values = read
+        else:
+            values[where] = read
     return torch.from_numpy(values.view(np.uint8)).view(dtype).reshape(shape)
 
 
@@ -94,17 +97,17 @@ def reads_as(reader: BitReader, tensor: torch.Tensor) -> bool:
 
 
 def _read(
-    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype
+    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype, whole: bool = False
 ) -> tuple[bool, Iterator[tuple[slice | np.ndarray, np.ndarray]]]:
     """Whether some patterns are zero because they are not stored; where those belong that are, and
-    the patterns, part by part."""
+    the patterns, part by part or, where that takes no more memory, as a ``whole``."""
     whole = shape + ((2,) if dtype.is_complex else ())
     floating = dtype.is_floating_point or dtype.is_complex
     kind = np.dtype(f"u{component_size(dtype)}")
     if not reader.read(1):
         count = math.prod(whole)
         reader.need(count // RUN)  # before there is a tensor to fill
-        return False, read_values(reader, count, kind, floating)
+        return False, read_values(reader, count, kind, floating, whole=whole)
     reader.begin("positions")
     positions = Positions(reader, whole)
     reader.begin("header")

@@ -36,12 +36,18 @@ def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
 
 
 def read_values(
-    reader: BitReader, count: int, kind: np.dtype, floating: bool, in_order: bool = False
+    reader: BitReader,
+    count: int,
+    kind: np.dtype,
+    floating: bool,
+    in_order: bool = False,
+    whole: bool = False,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """``count`` patterns of type ``kind`` written by ``write_values``, part by part.
 
     Gives which they are, and the patterns, to be used before the next part is asked for. Lanes
-    come in turns unless ``in_order``, which takes a byte or two more for each value.
+    come in turns unless ``in_order``, which takes a byte or two more for each value. With ``whole``
+    shared values are decoded into one array of all, for who would put the parts together.
     """
     if not count:
         return
@@ -54,7 +60,11 @@ def read_values(
         reader.begin("values")
         in_order &= lane_size(count) > 0
         if reader.codes is None and not in_order:
-            yield from code.read_parts(reader, count, codebook[code.symbols])
+            values = codebook[code.symbols]
+            if whole:
+                yield slice(0, count), code.read(reader, count, values)
+            else:
+                yield from code.read_parts(reader, count, values)
             return
         names = narrow(code.symbols, len(codebook))
         pieces = code.read_parts(reader, count, names)
