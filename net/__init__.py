@@ -13,13 +13,15 @@ TYPE_CHECKING = False  # type checkers take it for true; typing takes as long as
 if TYPE_CHECKING:
     from typing import Any
 
-_CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
+# {name: its module}
+_NAMES = {"Pruner": "prune", "WeightSharing": "sharing"}
+_NAMES |= {"load_into": "pretrained", "from_pretrained": "pretrained"}
 _MODULES = (
     *("bare", "checkpoint", "encoding", "errors", "huffman", "parameters", "post_training"),
-    *("prune", "quantization", "shards", "sharing", "sparse"),
+    *("pretrained", "prune", "quantization", "shards", "sharing", "sparse"),
 )
 
-__all__ = [*_CLASSES, *_MODULES]
+__all__ = [*_NAMES, *_MODULES]
 __version__ = "0.1.0"
 
 
@@ -28,8 +30,8 @@ def __getattr__(name: str) -> "Any":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    module = importlib.import_module(f".{_CLASSES.get(name, name)}", __name__)
-    return getattr(module, name) if name in _CLASSES else module
+    module = importlib.import_module(f".{_NAMES.get(name, name)}", __name__)
+    return getattr(module, name) if name in _NAMES else module
 
 
 def __dir__() -> list[str]:
