@@ -21,5 +21,5 @@ def read(
 
 
 def restore(encoding: Encoding, target: str | Path) -> list[Path]:
-    """Write the folder or the file that `encoding` was made of to `target`; return what is there."""
+    """Write the folder or the file that `encoding` was made of to `target`; return these."""
     raise NotImplementedError
