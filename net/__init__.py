@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 # {name: its module}
-_NAMES = {"Pruner": "prune", "WeightSharing": "sharing"}
-_NAMES |= {"load_into": "pretrained", "from_pretrained": "pretrained"}
+_CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
+_CLASSES |= {"load_into": "pretrained", "from_pretrained": "pretrained"}
 _MODULES = (
-    *("bare", "checkpoint", "encoding", "errors", "huffman", "parameters", "post_training"),
-    *("pretrained", "prune", "quantization", "shards", "sharing", "sparse"),
+    *("bare", "checkpoint", "encoding", "errors", "huffman", "layouts", "parameters"),
+    *("post_training", "prune", "quantization", "shards", "sharing", "sparse"),
 )
 
-__all__ = [*_NAMES, *_MODULES]
+__all__ = [*_CLASSES, *_MODULES]
 __version__ = "0.1.0"
 
 
@@ -30,8 +30,8 @@ def __getattr__(name: str) -> "Any":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    module = importlib.import_module(f".{_NAMES.get(name, name)}", __name__)
-    return getattr(module, name) if name in _NAMES else module
+    module = importlib.import_module(f".{_CLASSES.get(name, name)}", __name__)
+    return getattr(module, name) if name in _CLASSES else module
 
 
 def __dir__() -> list[str]:

@@ -219,20 +219,20 @@ def _separate_products(model: nn.Module) -> Iterator[None]:
 
 def _run(model: nn.Module, call: Call) -> None:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    args, kwargs = _moved(call, device)
+    args, kwargs = on_device(call, device)
     with suppress(_Enough):
         model(*args, **kwargs)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def on_device(value: Any, device: torch.device) -> Any:
     """`value` with its tensors on the device, as a loader's seldom are."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if type(value) in (tuple, list, Call):
-        parts = [_moved(each, device) for each in value]
+        parts = [on_device(each, device) for each in value]
         return parts if isinstance(value, list) else tuple(parts)
     if type(value) is dict:
-        return {key: _moved(each, device) for key, each in value.items()}
+        return {key: on_device(each, device) for key, each in value.items()}
     return value
 
 

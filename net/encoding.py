@@ -59,6 +59,14 @@ class EncodingError(UserError):
     """What cannot be read or written, or a state dict that cannot be encoded."""
 
 
+class TooLarge(EncodingError):
+    """A file that would be larger than it may, and was not written."""
+
+    def __init__(self, path: Path, size: int, most: int) -> None:
+        super().__init__(f"{path} would take {size:,} bytes, more than {most:,}")
+        self.bytes = size
+
+
 @dataclasses.dataclass
 class Encoded:
     """What ``write`` has written."""
@@ -75,13 +83,15 @@ def save(
     *,
     files: Mapping[str, container.Source] | None = None,
     layout: dict | None = None,
+    most: int | None = None,
 ) -> int:
     """Encode every tensor of ``state`` into the file ``path``, if that ends in .dc, or else into
     files of the folder ``path``; return the bytes written.
 
     ``meta`` is a dict that comes back from JSON as it was: no tuples, no keys but strings. A .dc
     file holds other files of the model, too: ``files``, {relative name: bytes or the Path to read
-    from}, and a ``layout`` (``net.layouts``), another dict for JSON.
+    from}, and a ``layout`` (``net.layouts``), another dict for JSON. One that would have more than
+    ``most`` bytes is not written: TooLarge, which has its size.
     Tensors are asked for one after the other and let go again, so a mapping that reads them from
     a file never has to fit into memory. Names of the same memory (tied weights) are one tensor,
     and are stored once.
@@ -92,7 +102,7 @@ def save(
     Raises EncodingError, after removing whatever it wrote, if the state cannot be encoded or the
     path cannot be written, and before writing if another process is writing there.
     """
-    return write(state, path, meta, verify, False, files=files, layout=layout).bytes
+    return write(state, path, meta, verify, False, files=files, layout=layout, most=most).bytes
 
 
 def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -247,6 +257,7 @@ def write(
     *,
     files: Mapping[str, container.Source] | None = None,
     layout: dict | None = None,
+    most: int | None = None,
 ) -> Encoded:
     """As ``save``, and say what every tensor costs, which decoding it has shown."""
     path = Path(path).absolute()  # stays what it is after a change of directory
@@ -258,7 +269,8 @@ def write(
     try:
         with locked(Path(os.path.realpath(path)).parent if one else path) as alone:
             if one:
-                return _FileWriting(path, verify, describe, alone).run(state, meta, files, layout)
+                writing = _FileWriting(path, verify, describe, alone)
+                return writing.run(state, meta, files, layout, most)
             return _FolderWriting(path, verify, describe, alone).run(state, meta)
     except EncodingError:
         raise
@@ -337,6 +349,7 @@ class _FileWriting(_Writing):
         meta: dict | None,
         files: Mapping[str, container.Source] | None,
         layout: dict | None,
+        most: int | None,
     ) -> Encoded:
         check_output(self.path)  # what can be refused is, before any work
         folder = Path(os.path.realpath(self.path)).parent
@@ -357,6 +370,9 @@ class _FileWriting(_Writing):
             header = self.header(_packed(self.entries, meta), sizes, stored, layout)
             sums = [entry.checksum for entry in self.entries if not entry.same]
             parts = [*zip(sizes, sums, strict=True), *(file[1:] for file in stored.values())]
+            total = len(header) + sum(size for size, _ in parts)
+            if most is not None and total > most:
+                raise TooLarge(self.path, total, most)
             streams.seek(0)
             with atomic_write(self.path) as file:
                 file.write(header)

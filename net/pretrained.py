@@ -59,48 +59,44 @@ def load_into(
     """
     source, inner = encoding.open(path), unwrapped(model)
     places = _places(inner)
-    named = {name: place for place in places for name in place.names}
-    missing = [
-        place.names[0]
-        for place in places
-        if not any(name in source for name in place.names)
-        and not place.names[0].endswith("num_batches_tracked")
-    ]
-    unexpected = [name for name in source if name not in named]
-    problems = [
-        f"{what} {_listed(names)}"
-        for what, names in (("the file lacks", missing), ("the model lacks", unexpected))
-        if strict and names
-    ]
-    jobs = []
+    named = {name for place in places for name in place.names}
+    missing, problems, jobs = [], [], []
     for place in places:
         given = [name for name in place.names if name in source]
         if given:
             replace = place.tensor.is_meta if assign is None else assign
             problems += _misfits(place, source, given, replace)
             jobs.append((given[0], place, replace))
+        elif not place.names[0].endswith("num_batches_tracked"):
+            missing.append(place.names[0])
+    unexpected = [name for name in source if name not in named]
     if strict:
-        here = {id(owner) for _, place, _ in jobs for owner in (place.tensor,)}
+        stranded = [n for n, buffer in inner.named_buffers() if buffer.is_meta and n not in named]
         problems += [
-            f"{name} is on the meta device and in no state dict; make the model on the CPU"
-            for name, tensor in (*inner.named_parameters(), *inner.named_buffers())
-            if tensor.is_meta and id(tensor) not in here and name not in named
+            f"{what} {_listed(names)}"
+            for what, names in (
+                ("the file lacks", missing),
+                ("the model lacks", unexpected),
+                ("no state dict has the model's buffers on the meta device", stranded),
+            )
+            if names
         ]
     if problems:
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise UserError(f"{path} does not fit the model: " + "; ".join(problems[:SHOWN]) + more)
+        raise UserError(f"{path} does not fit the model: {_listed(problems, '; ')}")
 
     def decoded(name: str, place: _Place, replace: bool) -> tuple[torch.Tensor, _Place, bool]:
         return source[name], place, replace
 
-    largest = max((source.info(name).bytes for name, *_ in jobs), default=0)
+    def size(job: tuple) -> int:
+        return source.info(job[0]).bytes
+
     try:
-        for tensor, place, replace in in_order(
-            decoded, jobs, lambda job: source.info(job[0]).bytes, largest
-        ):
+        largest = max(map(size, jobs), default=0)
+        for tensor, place, replace in in_order(decoded, jobs, size, largest):
             _put(tensor, place, replace)
+            del tensor  # before the next is decoded
     except EncodingError as error:
-        raise EncodingError(f"{error} (a part of the model is loaded already)") from None
+        raise EncodingError(f"{error}; a part of the model is loaded already") from None
     return Loaded(missing, unexpected)
 
 
@@ -122,29 +118,27 @@ def _places(model: nn.Module) -> list[_Place]:
 
 
 def _misfits(place: _Place, source: Encoding, given: list[str], replace: bool) -> Iterator[str]:
-    """What keeps the tensors of the file from `place`."""
+    """What keeps the tensors `given` in the file from `place`."""
     target = place.tensor
     if not target.is_meta and (what := fault(target)):
         yield f"{given[0]} of the model is {what}"
-        return
+    elif target.is_meta and not replace:
+        yield f"{given[0]} of the model is on the meta device, which needs assign"
     for name in given:
         info = source.info(name)
-        if info.shape != tuple(target.shape):
-            yield f"{name} is {list(info.shape)} in the file and {list(target.shape)} in the model"
-        elif info.dtype != target.dtype and not (
-            info.dtype in COMPUTED and target.dtype in COMPUTED
-        ):
-            yield f"{name} is {info.dtype} in the file and {target.dtype} in the model"
-    if target.is_meta and not replace:
-        yield f"{given[0]} of the model is on the meta device: give assign=True"
-    if (
-        len(given) > 1
-        and len({id(source.info(name).same or source.info(name)) for name in given}) > 1
-    ):
-        first = source[given[0]]
-        for name in given[1:]:
-            if not torch.equal(source[name], first):
-                yield f"{given[0]} and {name} are one in the model and differ in the file"
+        same_kind = info.dtype == target.dtype or {info.dtype, target.dtype} <= set(COMPUTED)
+        if info.shape != tuple(target.shape) or not same_kind:
+            yield f"{name} is {_shown(info)} in the file, {_shown(target)} in the model"
+            return
+    # Under names of one tensor of the model the file may have several, if they are equal.
+    first, *others = {(source.info(name).same or source.info(name)).name for name in given}
+    for other in others:
+        if not torch.equal(source[first], source[other]):
+            yield f"{first} and {other} are one tensor in the model, and differ in the file"
+
+
+def _shown(tensor: Any) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _put(tensor: torch.Tensor, place: _Place, replace: bool) -> None:
@@ -152,17 +146,15 @@ def _put(tensor: torch.Tensor, place: _Place, replace: bool) -> None:
         with torch.no_grad():
             place.tensor.copy_(tensor)
         return
-    new = tensor
     if isinstance(place.tensor, nn.Parameter):
-        wants = place.tensor.requires_grad and tensor.is_floating_point()
-        new = nn.Parameter(tensor, requires_grad=wants)
+        tensor = nn.Parameter(tensor, requires_grad=place.tensor.requires_grad)
     for module, name in place.owners:
-        setattr(module, name, new)
+        setattr(module, name, tensor)
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: list[str], between: str = ", ") -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(repr, names[:SHOWN])) + more
+    return between.join(names[:SHOWN]) + more
 
 
 # --- transformers ---------------------------------------------------------------------------------
@@ -172,47 +164,44 @@ def from_pretrained(cls: Any, path: str | Path, **options: Any) -> Any:
     """What ``cls.from_pretrained(folder, **options)`` gives for the folder of Hugging Face's that
     was compressed into the .dc file at `path`.
 
-    `cls` is a class of transformers': AutoModel and its kin or a model's own, and AutoTokenizer,
-    AutoConfig and others that read what lies beside the weights. Nothing is written but these small
-    files, for a moment. Raises UserError for a file without a configuration, for an adapter of
-    PEFT's, which is not a model of its own, and for a class of another library.
+    `cls` is a class of transformers': AutoModel and its kin or that of one model, and AutoTokenizer
+    and others that read what lies beside the weights. For a moment these small files are written
+    into a temporary folder. Raises UserError for a file without a configuration, for an adapter of
+    PEFT's, which is half a model, and for a class of another library: decompress these.
     """
-    if not (inspect.isclass(cls) and _is_transformers(cls)):
+    if not any(base.__module__.startswith("transformers.") for base in getattr(cls, "__mro__", ())):
         name = getattr(cls, "__name__", repr(cls))
-        raise UserError(
-            f"{name} is no class of transformers; decompress {path}, and load the folder with it"
-        )
+        raise UserError(f"{name} is no class of transformers; decompress {path} for it")
     source = encoding.open(path)
     if CONFIG not in source.files:
         what = "holds an adapter of PEFT's" if ADAPTER in source.files else f"has no {CONFIG}"
         raise UserError(f"{path} {what}; decompress it, and load it with what wrote it")
     with TemporaryDirectory() as folder:
         source.extract(folder)
-        if not (issubclass(cls, nn.Module) or hasattr(cls, "from_config")):
-            return cls.from_pretrained(folder, **options)
-        return _model(cls, source, folder, options)
-
-
-def _is_transformers(cls: type) -> bool:
-    return any(base.__module__.partition(".")[0] == "transformers" for base in cls.__mro__)
+        if hasattr(cls, "from_config") or issubclass(cls, nn.Module):
+            return _model(cls, source, folder, options)
+        return cls.from_pretrained(folder, **options)
 
 
 def _model(cls: Any, source: Encoding, folder: str, options: dict[str, Any]) -> Any:
-    """Built by transformers from its configuration and a state dict, so that its own rules hold for
+    """Built by transformers of a configuration and a state dict, so that its own rules hold for
     names of earlier versions, tied weights, types, and buffers that no state dict has."""
     transformers = import_module("transformers")
     config = options.pop("config", None)
-    trusted = {name: options[name] for name in ("trust_remote_code",) if name in options}
+    trust = {name: options[name] for name in ("trust_remote_code",) if name in options}
     if config is None:
-        own = getattr(cls, "config_class", None) if issubclass(cls, nn.Module) else None
-        config = (own or transformers.AutoConfig).from_pretrained(folder, **trusted)
+        of_cls = getattr(cls, "config_class", None) or transformers.AutoConfig
+        config = of_cls.from_pretrained(folder, **trust)
     if not issubclass(cls, nn.Module):
         with torch.device("meta"):  # the class that this configuration asks for
-            cls = type(cls.from_config(config, **trusted))
-    state, _ = encoding.load(source.path)
-    loaded = cls.from_pretrained(None, config=config, state_dict=state, **options)
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
+            cls = type(cls.from_config(config, **trust))
+    # Those of other folders, as sentence-transformers has them, are not of this model.
+    state = {
+        name: tensor for name, tensor in encoding.load(source.path)[0].items() if "/" not in name
+    }
+    found = cls.from_pretrained(None, config=config, state_dict=state, **options)
+    model = found[0] if isinstance(found, tuple) else found  # output_loading_info
     model.name_or_path = model.config.name_or_path = os.fspath(source.path)
     if GENERATION in source.files and model.can_generate() and "generation_config" not in options:
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return loaded
+    return found

@@ -46,7 +46,7 @@ class WeightSharing(StepHooks):
     gradient as well, and moves to the centroid that is nearest then; afterwards assignments stay.
 
     `bits="auto"` is for a model that is trained already (net.post_training): the values of every
-    tensor are those that give the fewest bytes at a `noise` in the weights, 0.4 standard deviations
+    tensor are those that give the fewest bytes at a `noise` in the weights, 0.2 standard deviations
     wide steps by default, half of that in recurrent ones; weights become zero where that pays.
     `calibration`, an iterable of inputs of the model (tensors, or tuples or dicts of arguments),
     gives far fewer bytes at the same error of the outputs (net.calibration); `without_data` then
@@ -107,7 +107,7 @@ class WeightSharing(StepHooks):
         self._scaler: weakref.ref | None = None
         self._scale: tuple[int, int] | None = None  # which one the last gradients have
         self._by_rate = {name: self.plan[name].kind for name in treated(self.plan, "rate")}
-        self._inputs = None if calibration is None else Samples(model, calibration)
+        self._inputs = None if calibration is None else Samples.of(model, calibration)
         self._steps = steps_of(self._parameters, self._by_rate, config.noise)
         self._vectors = treated(self.plan, "round")
         # Where errors of the weights are compensated, those of the vectors would show.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import checkpoint, shards
+from .. import checkpoint, choose, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..clustering import Clustering
 from ..files import check_output, check_writable, locked
@@ -201,7 +201,12 @@ def share_bare(
     """Share the weights of a state dict whose architecture is not known, and write the result:
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file."""
     check_output(path)
-    shared, state = stages.share_bare(source, choosing.without_auto(options))
+    options = choosing.without_auto(options)
+    if options.bits == "auto" and options.noise == "auto":
+        noise = float(f"{choose.default_noise(source.state_dict):.3g}")
+        options = replace(options, noise=noise)
+        log.note(f"noise {noise:g}, by the shapes of the weights; more gives fewer bytes")
+    shared, state = stages.share_bare(source, options)
     log.table(plan_text(state.plan, state), event="plan", plan=shared.options["plan"])
     write(path, shared)
     for note in sharing_notes(state.plan, state.clusterings, state.rounded, state):
