@@ -15,6 +15,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from . import container, unfinished
 from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
+from .codec.codes import Empty
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
 from .codec.manifest import MANIFEST, Entry
 from .codec.tensors import DTYPES, read_tensor, reads_as, write_tensor
@@ -51,6 +53,8 @@ TENSOR_FILE = re.compile(r"\d+-[\w.-]*-([0-9a-f]{8})\.huff")
 TEMPORARY = re.compile(r"\.[\w.-]+\.huff(\.\w+)?\.tmp")  # the longer ones of earlier versions
 TEMPORARY_FILE = re.compile(r"\.[0-9a-f]{12}\.dc\.tmp")
 ATTEMPTS = 20  # to read what is replaced meanwhile
+
+ROOM, ALIGNED = 1 << 25, 64  # bytes
 
 Read = TypeVar("Read")
 
@@ -587,8 +591,10 @@ def read(
 def _read_tensors(
     store: InFolder | InFile, contents: Contents, describe: bool
 ) -> tuple[dict[str, torch.Tensor], list[TensorInfo]]:
+    empty = _Room().empty
+
     def decode(entry: Entry) -> tuple[torch.Tensor, TensorInfo | None]:
-        tensor, reader = _read_entry(store, contents, entry, describe)
+        tensor, reader = _read_entry(store, contents, entry, describe, empty)
         return tensor, tensor_info(entry, tensor, reader) if describe else None
 
     streams = [(entry,) for entry in contents.entries if not entry.same]
@@ -596,6 +602,25 @@ def _read_tensors(
     found = {entry.number: result for (entry,), result in zip(streams, results, strict=True)}
     state = {entry.name: found[(entry.same or entry).number][0] for entry in contents.entries}
     return state, [info for _, info in found.values() if info]
+
+
+class _Room:
+    """Memory for arrays that stay together, side by side: the system has huge pages for that, and
+    one fault of 2 MiB costs less than hundreds of 4 KiB, which take as long as all decoding."""
+
+    def __init__(self) -> None:
+        self.left, self.lock = np.empty(0, np.uint8), Lock()
+
+    def empty(self, count: int, kind: np.dtype) -> np.ndarray:
+        """As np.empty."""
+        size = -(-count * kind.itemsize // ALIGNED) * ALIGNED
+        if size > ROOM // 8:  # NumPy asks for huge pages itself
+            return np.empty(count, kind)
+        with self.lock:
+            if size > len(self.left):
+                self.left = np.empty(ROOM, np.uint8)
+            taken, self.left = self.left[:size], self.left[size:]
+        return taken[: count * kind.itemsize].view(kind)
 
 
 def _read_contents(store: InFolder | InFile) -> Contents:
@@ -606,7 +631,11 @@ def _read_contents(store: InFolder | InFile) -> Contents:
 
 
 def _read_entry(
-    store: InFolder | InFile, contents: Contents, entry: Entry, describe: bool = False
+    store: InFolder | InFile,
+    contents: Contents,
+    entry: Entry,
+    describe: bool = False,
+    empty: Empty = np.empty,
 ) -> tuple[torch.Tensor, BitReader]:
     """The tensor, and the reader that has read it, with the codes in use if asked to describe."""
     with one_line(store.name(entry), EncodingError, AGAIN, HuffmanError):
@@ -619,7 +648,7 @@ def _read_entry(
         if zlib.crc32(data.data[:size]) != entry.checksum:
             raise HuffmanError("the checksum does not match: damaged, or of another encoding")
         reader = BitReader(data, describe)
-        tensor = read_tensor(reader, entry.shape, entry.dtype)
+        tensor = read_tensor(reader, entry.shape, entry.dtype, empty)
         reader.finish()
         return tensor, reader
 

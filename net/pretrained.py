@@ -4,7 +4,6 @@ net.load_into(model, "model.dc")
 model = net.from_pretrained(transformers.AutoModel, "model.dc")
 """
 
-import inspect
 import os
 from collections.abc import Iterator
 from importlib import import_module
@@ -60,7 +59,9 @@ def load_into(
     source, inner = encoding.open(path), unwrapped(model)
     places = _places(inner)
     named = {name for place in places for name in place.names}
-    missing, problems, jobs = [], [], []
+    missing: list[str] = []
+    problems: list[str] = []
+    jobs: list[tuple[str, _Place, bool]] = []
     for place in places:
         given = [name for name in place.names if name in source]
         if given:
@@ -176,9 +177,14 @@ def from_pretrained(cls: Any, path: str | Path, **options: Any) -> Any:
     if CONFIG not in source.files:
         what = "holds an adapter of PEFT's" if ADAPTER in source.files else f"has no {CONFIG}"
         raise UserError(f"{path} {what}; decompress it, and load it with what wrote it")
+    is_model = hasattr(cls, "from_config") or issubclass(cls, nn.Module)
     with TemporaryDirectory() as folder:
-        source.extract(folder)
-        if hasattr(cls, "from_config") or issubclass(cls, nn.Module):
+        for name in source.files:
+            if not is_model or name in (CONFIG, GENERATION) or name.endswith(".py"):
+                file = Path(folder, name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(source.read_file(name))
+        if is_model:
             return _model(cls, source, folder, options)
         return cls.from_pretrained(folder, **options)
 
@@ -192,9 +198,11 @@ def _model(cls: Any, source: Encoding, folder: str, options: dict[str, Any]) -> 
     if config is None:
         of_cls = getattr(cls, "config_class", None) or transformers.AutoConfig
         config = of_cls.from_pretrained(folder, **trust)
-    if not issubclass(cls, nn.Module):
-        with torch.device("meta"):  # the class that this configuration asks for
-            cls = type(cls.from_config(config, **trust))
+    if not issubclass(cls, nn.Module):  # the class that this configuration asks for
+        known = getattr(cls, "_model_mapping", {})
+        own = known[type(config)] if type(config) in known and not trust else None
+        with torch.device("meta"):
+            cls = own if isinstance(own, type) else type(cls.from_config(config, **trust))
     # Those of other folders, as sentence-transformers has them, are not of this model.
     state = {
         name: tensor for name, tensor in encoding.load(source.path)[0].items() if "/" not in name

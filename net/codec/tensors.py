@@ -12,7 +12,7 @@ import torch
 
 from ..tensors import fault
 from .bits import BitReader, BitWriter
-from .codes import RUN
+from .codes import RUN, Empty
 from .positions import Positions, write_positions
 from .values import read_values, write_values
 
@@ -67,16 +67,20 @@ def write_tensor(tensor: torch.Tensor) -> BitWriter:
     return dense if sparse is None or dense.length < sparse.length else sparse
 
 
-def read_tensor(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def read_tensor(
+    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype, empty: Empty = np.empty
+) -> torch.Tensor:
     """The tensor that ``write_tensor`` was given; HuffmanError for any other bits."""
     size, kind = math.prod(shape) * (2 if dtype.is_complex else 1), f"u{component_size(dtype)}"
-    sparse, parts = _read(reader, shape, dtype, whole=True)
-    values = np.zeros(size, kind) if sparse else np.empty(size, kind)
+    sparse, parts = _read(reader, shape, dtype, empty)
+    values = np.zeros(size, kind) if sparse else None
     for where, read in parts:
         if len(read) == size and not sparse:
             values = read
         else:
+            values = empty(size, np.dtype(kind)) if values is None else values
             values[where] = read
+    values = np.empty(0, kind) if values is None else values
     return torch.from_numpy(values.view(np.uint8)).view(dtype).reshape(shape)
 
 
@@ -97,17 +101,17 @@ def reads_as(reader: BitReader, tensor: torch.Tensor) -> bool:
 
 
 def _read(
-    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype, whole: bool = False
+    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype, empty: Empty | None = None
 ) -> tuple[bool, Iterator[tuple[slice | np.ndarray, np.ndarray]]]:
     """Whether some patterns are zero because they are not stored; where those belong that are, and
-    the patterns, part by part or, where that takes no more memory, as a ``whole``."""
+    the patterns, part by part; with ``empty`` in one part where that takes no more memory."""
     whole = shape + ((2,) if dtype.is_complex else ())
     floating = dtype.is_floating_point or dtype.is_complex
     kind = np.dtype(f"u{component_size(dtype)}")
     if not reader.read(1):
         count = math.prod(whole)
         reader.need(count // RUN)  # before there is a tensor to fill
-        return False, read_values(reader, count, kind, floating, whole=whole)
+        return False, read_values(reader, count, kind, floating, empty=empty)
     reader.begin("positions")
     positions = Positions(reader, whole)
     reader.begin("header")

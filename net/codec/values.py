@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import codec
 from .bits import PAD, BitReader, BitWriter, HuffmanError, read_set, write_set
-from .codes import RUN, Code, lane_size, narrow, parts, read_table, write_table
+from .codes import RUN, Code, Empty, lane_size, narrow, parts, read_table, write_table
 
 MANY = 1 << 16  # values; of so many, only the forms that are likely the smallest are tried
 MAX_CODEBOOK = 1 << 16
@@ -41,13 +41,13 @@ def read_values(
     kind: np.dtype,
     floating: bool,
     in_order: bool = False,
-    whole: bool = False,
+    empty: Empty | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """``count`` patterns of type ``kind`` written by ``write_values``, part by part.
 
     Gives which they are, and the patterns, to be used before the next part is asked for. Lanes
-    come in turns unless ``in_order``, which takes a byte or two more for each value. With ``whole``
-    shared values are decoded into one array of all, for who would put the parts together.
+    come in turns unless ``in_order``, which takes a byte or two more for each value. With
+    ``empty`` shared values are one part, in an array that it gives.
     """
     if not count:
         return
@@ -61,8 +61,8 @@ def read_values(
         in_order &= lane_size(count) > 0
         if reader.codes is None and not in_order:
             values = codebook[code.symbols]
-            if whole:
-                yield slice(0, count), code.read(reader, count, values)
+            if empty:
+                yield slice(0, count), code.read(reader, count, values, empty)
             else:
                 yield from code.read_parts(reader, count, values)
             return
