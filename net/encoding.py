@@ -227,6 +227,9 @@ class Encoding(Mapping[str, torch.Tensor]):
     def _sizes(contents: Contents) -> dict[str, int]:
         return {name: file.size for name, file in contents.files.items()}
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
@@ -609,7 +612,7 @@ class _Room:
     one fault of 2 MiB costs less than hundreds of 4 KiB, which take as long as all decoding."""
 
     def __init__(self) -> None:
-        self.left, self.lock = np.empty(0, np.uint8), Lock()
+        self.left, self.given, self.lock = np.empty(0, np.uint8), 0, Lock()
 
     def empty(self, count: int, kind: np.dtype) -> np.ndarray:
         """As np.empty."""
@@ -617,8 +620,9 @@ class _Room:
         if size > ROOM // 8:  # NumPy asks for huge pages itself
             return np.empty(count, kind)
         with self.lock:
-            if size > len(self.left):
-                self.left = np.empty(ROOM, np.uint8)
+            self.given += size
+            if size > len(self.left):  # no more than is needed, or twice
+                self.left = np.empty(min(self.given, ROOM), np.uint8)
             taken, self.left = self.left[:size], self.left[size:]
         return taken[: count * kind.itemsize].view(kind)
 
