@@ -7,6 +7,7 @@ Whether a layer gains at all depends on its size, its density, the batch and the
 measured: a layer stays dense unless a sparse form is faster.
 """
 
+import importlib.util
 import statistics
 import time
 import warnings
@@ -16,6 +17,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from .extras import needs
 from .parameters import compressible, copied, layer_of, shortest_name
 
 SAMPLES = 25
@@ -51,9 +53,8 @@ class ScipyCSR(nn.Module):
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
-        from scipy.sparse import csr_matrix
-
-        self.weight = csr_matrix(layer.weight.detach().numpy())  # [out, in]
+        sparse = needs("scipy.sparse", "SciPy's CSR matrix")
+        self.weight = sparse.csr_matrix(layer.weight.detach().numpy())  # [out, in]
         self.bias = None if layer.bias is None else layer.bias.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., out]
@@ -66,12 +67,33 @@ class ScipyCSR(nn.Module):
 def sparse_model(model: nn.Module, batch_size: int = 1) -> nn.Module:
     """A copy of `model` on the CPU whose linear layers are sparse where that is faster.
 
-    Each layer is timed at `batch_size`, dense and in both sparse forms, and takes the fastest.
-    The copy is for inference (no gradients); it computes what `model` does to float rounding.
+    Each layer is timed at `batch_size`, dense and in both sparse forms (SciPy's where that is
+    installed), and takes the fastest. The copy is for inference (no gradients); it computes what
+    `model` does to float rounding. Its attribute `choices`, {layer: text}, says what each weight
+    became, and why:
+
+        {"fc1": "torch: 41 us, dense 180 us, 5.0 % non-zero",
+         "fc2": "dense: 9 us, torch 14 us, 31.0 % non-zero", "conv1": "dense: no linear layer"}
     """
     model = on_cpu(model)
     times = layer_times(model, batch_size)
-    return replaced(model, {name: fastest(each) for name, each in times.items()})
+    mixed = replaced(model, {name: fastest(each) for name, each in times.items()})
+    layers = map(layer_of, compressible(model))
+    mixed.choices = {name: _reason(name, model, times) for name in layers}  # type: ignore[assignment]
+    return mixed
+
+
+def _reason(name: str, model: nn.Module, times: Mapping[str, dict[str, list[float]]]) -> str:
+    """The form of a layer, and the one that it was compared with."""
+    if name not in times:
+        return "dense: no linear layer"
+    chosen = fastest(times[name])
+    medians = {form: 1e6 * statistics.median(each) for form, each in times[name].items()}
+    sparse = min(medians.keys() - {"dense"}, key=lambda form: medians[form])
+    other = sparse if chosen == "dense" else "dense"
+    weight = linear_layers(model)[name].weight
+    density = f"{weight.count_nonzero().item() / weight.numel():.1%} non-zero"
+    return f"{chosen}: {medians[chosen]:.0f} us, {other} {medians[other]:.0f} us, {density}"
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
@@ -118,7 +140,9 @@ def layer_times(model: nn.Module, batch_size: int) -> dict[str, dict[str, list[f
     found = {}
     for name, layer in linear_layers(model).items():
         x = torch.randn(batch_size, layer.in_features, dtype=layer.weight.dtype)
-        forms = {"dense": layer, "torch": TorchCSR(layer), "scipy": ScipyCSR(layer)}
+        forms: dict[str, Callable] = {"dense": layer, "torch": TorchCSR(layer)}
+        if importlib.util.find_spec("scipy"):
+            forms["scipy"] = ScipyCSR(layer)
         found[name] = alternate({form: partial(f, x) for form, f in forms.items()})
     return found
 

@@ -14,7 +14,8 @@ import net
 
 ROOT = Path(__file__).parent.parent
 NAME = "deep_compression"
-DISTRIBUTION = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+DISTRIBUTION = ("pyproject.toml", "README.md", "LICENSE")
+BASE = {"torch", "numpy", "numba", "safetensors"}
 
 
 def modules() -> dict[str, Path]:
@@ -92,7 +93,12 @@ def test_its_description(installed):
     (about,) = importlib.metadata.distributions(path=[str(installed)])
     assert about.metadata["Name"] == "deep-compression"
     assert about.version == net.__version__
-    assert about.requires == (ROOT / "requirements.txt").read_text().split()
+    needs = [line.partition("; ") for line in about.requires]
+    # The suite needs both, in the same versions.
+    assert {line for line, *_ in needs} == set((ROOT / "requirements.txt").read_text().split())
+    assert len(needs) == len((ROOT / "requirements.txt").read_text().split())
+    assert {line.partition(">")[0] for line, _, extra in needs if not extra} == BASE
+    assert {extra for *_, extra in needs if extra} == {'extra == "train"'}
     assert about.metadata["License-Expression"] == "BSD-3-Clause"
     (command,) = about.entry_points
     assert (command.group, command.name) == ("console_scripts", "deep-compression")

@@ -166,7 +166,7 @@ def test_a_damaged_file_says_that_a_part_is_loaded(tmp_path):
     data = bytearray((tmp_path / "model.dc").read_bytes())
     data[-3] ^= 1
     (tmp_path / "model.dc").write_bytes(data)
-    with pytest.raises(encoding.EncodingError, match="checksum .*a part of the model is loaded"):
+    with pytest.raises(encoding.EncodingError, match=r"checksum .*a part of the model is loaded"):
         net.load_into(Net(), tmp_path / "model.dc")
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from .. import checkpoint, choose, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..clustering import Clustering
+from ..extras import ProgressBar
 from ..files import check_output, check_writable, locked
 from ..report.tables import plan_text, sharing_notes
 from ..training import architectures, datasets, distributed, restore, weights
@@ -240,7 +240,7 @@ def write_model(path: str | Path, model: Checkpoint) -> int:
         return checkpoint.save(path, model)
     state = model.state_dict
     infos = {name: shards.info_of(state, name) for name in state}
-    bar = tqdm(state, "writing tensors", leave=False, disable=None)
+    bar = ProgressBar(state, "writing tensors")
     return shards.write(path, infos, (state[name] for name in bar), model.metadata())
 
 

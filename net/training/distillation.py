@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from ..extras import ProgressBar
 from . import splits
 from .augmentation import WHOLE, augment
 from .precision import Amp, autocast
@@ -102,7 +102,7 @@ class Distilled:
         images, logits = [], []
         teacher.eval()
         with torch.no_grad():
-            for _ in tqdm(range(copies), desc="teacher's view", leave=False, disable=None):
+            for _ in ProgressBar(range(copies), "teacher's view"):
                 for batch, _ in Distorted(split, strength).batches(batch_size):
                     images.append(self.stored(batch))
                     logits.append(teacher(self.restored(images[-1])))

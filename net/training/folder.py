@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
+from ..extras import needs
 from . import splits
 from .inputs import Input, Normalise, chosen, normalisation
 from .log import Log
@@ -96,8 +97,7 @@ def listed(
     path: Path, size: tuple[int, int], classes: list[str] | None = None
 ) -> tuple[list[str], Files]:
     """The classes (names of the folders, sorted) and the images below `path`."""
-    from torchvision.datasets import ImageFolder
-
+    ImageFolder = needs("torchvision.datasets", "a folder of images").ImageFolder
     if not path.is_dir():
         raise UserError(f"no folder {path}; it must hold one folder of images per class")
     try:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from ..errors import UserError
+from ..extras import ProgressBar
 from .augmentation import WHOLE, Kind
 from .inputs import Adapt
 from .splits import Split, batch_indexes
@@ -174,8 +174,8 @@ def first_pass(
     shape: tuple[int, ...] = ()
     sums, n = Sums(), 0
     batches = order.split(64)
-    for inputs, targets, where, broken in tqdm(
-        read(source, batches), "reading", total=len(batches), leave=False, disable=None
+    for inputs, targets, where, broken in ProgressBar(
+        read(source, batches), "reading", total=len(batches)
     ):
         for i, reason in broken:
             if not skip_broken:
