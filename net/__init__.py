@@ -5,6 +5,7 @@
     pruner = net.Pruner(model, sensitivity=1.5)
     sharing = net.WeightSharing(model, bits=5)
     net.encoding.save(model.state_dict(), "encodings")
+    net.compress(model, "model.dc", max_bytes=2_000_000)
 
 What is named below is imported when it is first used, so that `import net` costs nothing.
 """
@@ -13,10 +14,10 @@ TYPE_CHECKING = False  # type checkers take it for true; typing takes as long as
 if TYPE_CHECKING:
     from typing import Any
 
-_CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
+_CLASSES = {"Pruner": "prune", "WeightSharing": "sharing", "compress": "compression"}
 _MODULES = (
-    *("bare", "checkpoint", "encoding", "errors", "huffman", "layouts", "parameters"),
-    *("post_training", "prune", "quantization", "shards", "sharing", "sparse"),
+    *("bare", "checkpoint", "compression", "encoding", "errors", "huffman", "layouts"),
+    *("parameters", "post_training", "prune", "quantization", "shards", "sharing", "sparse"),
 )
 
 __all__ = [*_CLASSES, *_MODULES]
