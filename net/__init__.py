@@ -5,6 +5,7 @@
     pruner = net.Pruner(model, sensitivity=1.5)
     sharing = net.WeightSharing(model, bits=5)
     net.encoding.save(model.state_dict(), "encodings")
+    net.compress(model, "model.dc", max_bytes=2_000_000)
 
 What is named below is imported when it is first used, so that `import net` costs nothing.
 """
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 # {name: its module}
-_CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
+_CLASSES = {"Pruner": "prune", "WeightSharing": "sharing", "compress": "compression"}
 _CLASSES |= {"load_into": "pretrained", "from_pretrained": "pretrained"}
 _MODULES = (
-    *("bare", "checkpoint", "encoding", "errors", "huffman", "layouts", "parameters"),
-    *("post_training", "prune", "quantization", "shards", "sharing", "sparse"),
+    *("bare", "checkpoint", "compression", "encoding", "errors", "huffman", "layouts"),
+    *("parameters", "post_training", "prune", "quantization", "shards", "sharing", "sparse"),
 )
 
 __all__ = [*_CLASSES, *_MODULES]

@@ -5,12 +5,13 @@ scikit-learn's, and what Python's own library says of itself. Of logits the dive
 all outputs the cosine and the relative error. Labels are not needed.
 """
 
+import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import math
 import os
-import pydoc
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -161,7 +162,7 @@ def _first(model: nn.Module, calls: list[Call]) -> tuple[torch.Tensor, bool]:
 def _rows(output: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
     """(float32 [rows, width], whether they are logits): logits, or else the first output, a row for
     each input or, of a sequence, for each token that is not padding."""
-    found = getattr(output, "logits", None)
+    found: Any = getattr(output, "logits", None)
     logits = isinstance(found, torch.Tensor)
     if not logits:
         found = output
@@ -328,12 +329,20 @@ def _line(error: Exception) -> str:
 
 def documentation() -> list[str]:
     """TEXTS paragraphs of what Python's library says of itself."""
-    found: list[str] = []
+    found: dict[str, None] = {}
     for name in MODULES:
-        text = pydoc.plain(pydoc.render_doc(name))
-        paragraphs = (" ".join(part.replace("|", " ").split()) for part in text.split("\n\n"))
-        found += [each[:LONGEST] for each in paragraphs if len(each) >= SHORTEST]
-    return found[:: max(1, len(found) // TEXTS)][:TEXTS]
+        module = importlib.import_module(name)
+        members = [each for _, each in inspect.getmembers(module) if inspect.isroutine(each)]
+        classes = [each for _, each in inspect.getmembers(module, inspect.isclass)]
+        for each in (module, *classes, *members):
+            paragraphs = (
+                " ".join(part.split()) for part in (inspect.getdoc(each) or "").split("\n\n")
+            )
+            found |= {part[:LONGEST]: None for part in paragraphs if len(part) >= SHORTEST}
+    if len(found) < TEXTS:  # as of an interpreter that strips them
+        raise Unseen("Python's own documentation is not there, and no inputs were given")
+    texts = list(found)
+    return [texts[i * len(texts) // TEXTS] for i in range(TEXTS)]
 
 
 def tokens(folder: Path, texts: list[str]) -> list[dict[str, torch.Tensor]]:

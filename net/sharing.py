@@ -76,7 +76,7 @@ class WeightSharing(StepHooks):
         model: nn.Module,
         bits: Bits | Literal["auto"] | SharingConfig = 5,
         *,
-        calibration: Iterable | None = None,
+        calibration: Samples | Iterable | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model)

@@ -9,6 +9,7 @@ In a clone `python -m net` does the same. Each command has a --help of its own.
 """
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -151,7 +152,7 @@ def compress_parser() -> Parser:
     as Hugging Face's, sentence-transformers', diffusers' and PEFT's. What the outputs do is said
     where the model can be run: a folder of Hugging Face's by transformers, others with --arch.
     """
-    parser = _Parser(compress_parser.__doc__)
+    parser = _Parser(inspect.getdoc(compress_parser))
     cli.add_source(parser)
     parser.add_argument(
         "-o",
@@ -167,7 +168,7 @@ def compress_parser() -> Parser:
 
 def compress(args: Namespace) -> None:
     from .. import encoding
-    from ..compress import compress as run
+    from ..compression import compress as run
     from ..report import tables
     from . import samples
 
@@ -253,7 +254,7 @@ def decompress_parser() -> Parser:
     deep-compression decompress FILE.dc
     deep-compression decompress FILE.dc -o PATH
     """
-    parser = Parser(decompress_parser.__doc__)
+    parser = Parser(inspect.getdoc(decompress_parser))
     _add_file(parser)
     parser.add_argument(
         "-o",
@@ -287,7 +288,7 @@ def info_parser() -> Parser:
     deep-compression info FILE.dc --json
     deep-compression info FILE.dc --plot info.png
     """
-    parser = Parser(info_parser.__doc__)
+    parser = Parser(inspect.getdoc(info_parser))
     _add_file(parser)
     parser.add_argument("--json", action="store_true", help="the figures, for other programs")
     parser.add_argument("--plot", type=picture_name, metavar="PNG", help="draw them as well")
@@ -305,6 +306,9 @@ def info(args: Namespace) -> None:
 
 def _add_file(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE.dc", help="what compress has written")
+
+
+USAGE = "usage: deep-compression [-h] [--version] COMMAND ..."
 
 
 class Command(NamedTuple):
@@ -326,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = given[0] if given else ""
     with terminal.outputs():
         if name in ("-h", "--help"):
-            print((__doc__ or "").rstrip())
+            print(f"{USAGE}\n\n{(__doc__ or '').rstrip()}")
             return 0
         if name == "--version":
             print(__version__)
@@ -335,7 +339,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             given, name = ["pipeline", *given], "pipeline"
         if name not in COMMANDS:
             what = f"no command {name!r}" if name else "no command"
-            sys.stderr.write(f"error: {what}; there are {', '.join(COMMANDS)}; see --help\n")
+            sys.stderr.write(
+                f"error: {what}; there are {', '.join(COMMANDS)}; see deep-compression --help\n"
+            )
             return 2
     command = COMMANDS[name]
     parser = command.parser()

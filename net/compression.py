@@ -334,10 +334,10 @@ class _Work:
         except ValueError as error:  # of what calibration does not take
             raise UserError(str(error)) from None
         if evaluate is not None:
-            model = self.subject.model if self.subject else source.module
-            if model is None:
+            own = self.subject.model if self.subject else source.module
+            if own is None:
                 raise UserError(f"evaluate has nothing to run: {self.unseen}")
-            self.evaluate, self.figure = evaluate, float(evaluate(copied_model(model).eval()))
+            self.evaluate, self.figure = evaluate, float(evaluate(copied_model(own).eval()))
         self.tell("looking at the outputs", 1, 1)
 
     def evaluated(self, state: Mapping[str, torch.Tensor]) -> float:
@@ -447,13 +447,16 @@ class _Work:
         estimate, factor = _Estimate(self.source), 1.0
         # Noises between which the one is that is looked for: at `fine` the file is too large.
         fine, coarse = NOISES
+        bounds = set(NOISES)  # that have not been tried
         best: tuple[_Shared, int] | None = None
         size = 0
-        for _ in range(TRIES):
+        for left in reversed(range(TRIES)):
             noise = estimate.noise(GOAL * most / factor)
-            if not fine < noise < coarse:  # the estimate is at its end, or a bound decides
-                at_bound = fine == NOISES[0] if noise <= fine else coarse == NOISES[1]
-                noise = min(max(noise, fine), coarse) if at_bound else math.sqrt(fine * coarse)
+            if not left or not fine * CLOSE < noise < coarse / CLOSE:
+                # At the end of the range, or the estimate is wrong. What fits is wanted first.
+                bound = coarse if best is None else fine
+                noise = bound if bound in bounds else math.sqrt(fine * coarse)
+            bounds.discard(noise)
             shared = self.source.shared(noise, self.subject)
             try:
                 size = self.save(shared, most)
@@ -461,10 +464,11 @@ class _Work:
             except TooLarge as error:
                 size, fine = error.bytes, noise
             factor = size / estimate.bytes(noise)
-            if FILLED * most <= size <= most or coarse / fine < CLOSE:
+            close = fine == coarse if best is None else coarse / fine < CLOSE**2
+            if FILLED * most <= size <= most or close:
                 break
         if best is None:
-            raise UserError(self.too_small(most, size))
+            raise UserError(self.too_small(most, size))  # of the coarsest, the last of all
         if best[1] < FILLED * most:
             self.notes.append(
                 f"a noise of {best[0].noise:.3g} is the least that fits, or that is tried; "
@@ -493,9 +497,9 @@ class _Work:
         largest = sorted(exact, key=lambda name: -exact[name])[:SHOWN]
         beside = sum(os.path.getsize(path) for path in self.source.files.values())
         helps = ["prune and retrain it first"]
-        if beside > 0.01 * smallest:
+        if beside > 0.05 * smallest:
             helps.append(f"leave out some of the {beside:,} bytes of files beside the weights")
-        if exact and sum(exact.values()) > 0.01 * smallest:
+        if sum(exact.values()) > 0.05 * smallest:
             helps.append(
                 f"include some of what stays exact ({sum(exact.values()):,} bytes: "
                 f"{', '.join(largest)})"
