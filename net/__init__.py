@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
 _MODULES = (
     *("bare", "checkpoint", "encoding", "errors", "huffman", "parameters", "post_training"),
-    *("prune", "quantization", "shards", "sharing", "sparse"),
+    *("prune", "quantization", "report", "shards", "sharing", "sparse"),
 )
 
 __all__ = [*_CLASSES, *_MODULES]
