@@ -32,7 +32,7 @@ DEFINITIONS = {
     "noise_percent": "root mean square of the change, in % of that of the tensor before",
 }
 RECORDED = "noise_percent"  # in the meta data: {name: percent}, of an encoder that knew it
-SAMPLE = 1 << 20  # elements
+SAMPLE = 1 << 18  # elements, or up to twice as many
 CHUNK = 1 << 22  # elements in float64 at a time, or whose distinct values are counted: by a sort
 FEWEST, MOST_STEPS = 5, 64  # values on a grid, of which fewer may be by chance; steps from 0
 MOST_CLUSTERED = 1 << 10  # values: types of 16 bits have few themselves
@@ -172,19 +172,21 @@ def _rule(info: TensorInfo, tensor: torch.Tensor, values: int | None) -> str:
 
 
 def _on_grid(tensor: torch.Tensor) -> bool:
-    """Whether the values are multiples of the smallest one, to what float16 or their type leaves of
-    that; those of more than MOST_STEPS are not looked at."""
+    """Whether the values are multiples of a step, to what float16 or their type leaves of that;
+    those of more than MOST_STEPS are not looked at."""
     values = np.unique(np.abs(_sample(tensor)))
     values = values[values > 0]
-    values = values[values < MOST_STEPS * values[:1].sum()]
-    step, weighted, squares = values[:1].sum(), 0.0, 0.0
-    for value in values:
-        multiple = round(value / step)
-        if abs(value / step - multiple) > 0.2:
+    if len(values) < FEWEST:
+        return False
+    step = min(values[0], np.diff(values[:FEWEST]).min())
+    multiples, weighted, squares = [0], 0.0, 0.0
+    for value in values[values < MOST_STEPS * step]:
+        multiples.append(round(value / step))
+        if abs(value / step - multiples[-1]) > 0.2 or multiples[-1] == multiples[-2]:
             return False
-        weighted, squares = weighted + multiple * value, squares + multiple**2
+        weighted, squares = weighted + multiples[-1] * value, squares + multiples[-1] ** 2
         step = weighted / squares  # better with every value
-    return len(values) >= FEWEST
+    return len(multiples) > FEWEST and 1 in np.diff(multiples[1:])
 
 
 def _sample(tensor: torch.Tensor) -> np.ndarray:
@@ -222,10 +224,11 @@ def _groups(tensors: Sequence[dict], files: Mapping[str, int], size: int) -> lis
 
 
 def _histogram(tensor: torch.Tensor, old: torch.Tensor | None) -> dict:
-    """Between the percentiles INSIDE: percent of the weights in each of BINS bins, before and here;
+    """Between the percentiles INSIDE: percent of the weights in each of BINS bins, before and
+    encoded;
     where there are few values here, percent of each."""
-    here, before = _sample(tensor), None if old is None else _sample(old)
-    reference = here if before is None else before
+    after, before = _sample(tensor), None if old is None else _sample(old)
+    reference = after if before is None else before
     low, high = np.percentile(reference, INSIDE) if len(reference) else (0.0, 0.0)
     if low == high:
         low, high = low - 1, high + 1
@@ -233,16 +236,16 @@ def _histogram(tensor: torch.Tensor, old: torch.Tensor | None) -> dict:
     def binned(sample: np.ndarray) -> list[float]:
         return (100 * np.histogram(sample, BINS, (low, high))[0] / max(1, len(sample))).tolist()
 
-    values, counts = np.unique(here, return_counts=True)
+    values, counts = np.unique(after, return_counts=True)
     inside = (values >= low) & (values <= high)
     few = inside.sum() <= 4 * BINS
     return {
         "low": float(low),
         "high": float(high),
         "before": None if before is None else binned(before),
-        "here": None if few else binned(here),
+        "encoded": None if few else binned(after),
         "values": values[inside].tolist() if few else None,
-        "percents": (100 * counts[inside] / max(1, len(here))).tolist() if few else None,
+        "percents": (100 * counts[inside] / max(1, len(after))).tolist() if few else None,
     }
 
 
@@ -261,8 +264,7 @@ def rows_of(figures: dict, every: bool = False) -> list[dict]:
         members = [by_name[each] for each in names]
         size, count = (sum(row[key] for row in members) for key in ("bytes", "parameters"))
         row = {key: members[0][key] for key in ("group", "treatment", "dtype")}
-        row |= {"name": name, "members": members, "bytes": size, "parameters": count}
-        rows.append(row | {"bits_per_weight": 8 * size / count if count else None})
+        rows.append(row | {"name": name, "members": members, "bytes": size, "parameters": count})
     return rows
 
 
@@ -304,7 +306,8 @@ def table(figures: dict, every: bool = False, width: int = 100) -> str:
     names = [*(short[row["name"]] for row in rows), *(row["group"] for row in totals)]
     lines = [[name, *each] for name, *each in zip(names, *body.values(), strict=True)]
     parts = [
-        f"{shown(figures['path'])}: {len(tensors)} tensors, {usual} where no type is named",
+        f"{shown(Path(figures['path']).name)}: {len(tensors)} tensors"
+        + f", {usual} where no type is named" * bool(tensors),
         f"{figures['dense_bytes']:,} -> {size:,} bytes, "
         f"compression ratio {ratio(figures['dense_bytes'], size)}",
         *("", text_table(["tensor", *body], lines[: len(rows)], lines[len(rows) :]), ""),

@@ -19,7 +19,7 @@ COLOURS = {
 }
 SPREADS = {
     "bits_per_weight": "bits per element,\nall bytes of a tensor counted",
-    "noise_percent": "noise, %: root mean square of the\nchange, of that of the tensor before",
+    "noise_percent": "noise, %: root mean square of\nthe change, of that before",
 }
 BARS, NAMES = 16, 32
 COUNTED, STRETCH = 0.01, 2.5  # what takes less of the bytes stretches an axis no further
@@ -29,9 +29,7 @@ def contents_page(figures: dict, rows: Sequence[dict]) -> "Figure":
     """From the dict of `contents.figures`, and the rows of its table."""
     bars, histograms = _bars(figures, rows), figures["histograms"]
     spreads = {
-        key: label
-        for key, label in SPREADS.items()
-        if any(row[key] is not None for row in figures["tensors"])
+        key: label for key, label in SPREADS.items() if any(row[key] for row in figures["tensors"])
     }
     heights = [1.3 + 0.22 * len(bars), *[2.4] * bool(histograms)]
     figure = new_figure(sum(heights))
@@ -41,7 +39,8 @@ def contents_page(figures: dict, rows: Sequence[dict]) -> "Figure":
     figure.suptitle(text, fontsize=min(13, 1000 / len(text)), fontweight="bold")
     top, *bottom = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     ratios = [1.3, *[1] * len(spreads)]
-    first, *others = top.subplots(1, len(ratios), sharey=True, width_ratios=ratios)
+    panels = top.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)
+    first, *others = panels[0]
     # As many names as in the table, so that none here could be one that is left out.
     names = [row["name"] for row in (*rows, *bars, *histograms)]
     short = {name: drawable(text) for name, text in shorten(names, NAMES).items()}
@@ -49,16 +48,16 @@ def contents_page(figures: dict, rows: Sequence[dict]) -> "Figure":
     _draw_bytes(first, bars, figures["bytes"])
     for axes, (key, label) in zip(others, spreads.items(), strict=True):
         _draw_spread(axes, bars, key, label)
-    top.legend(
-        *first.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False
-    )
+    labels = {top: first}
     if bottom:
-        panels = bottom[0].subplots(1, len(histograms), squeeze=False)[0]
-        for axes, each in zip(panels, histograms, strict=True):
+        first, *others = bottom[0].subplots(1, len(histograms), squeeze=False)[0]
+        for axes, each in zip((first, *others), histograms, strict=True):
             _draw_histogram(axes, each, short[each["name"]])
-        panels[0].set_ylabel("% of the weights (log scale)")
-        handles, labels = panels[0].get_legend_handles_labels()
-        bottom[0].legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        first.set_ylabel("% of the weights (log scale)")
+        labels[bottom[0]] = first
+    for part, axes in labels.items():
+        handles = axes.get_legend_handles_labels()
+        part.legend(*handles, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
@@ -69,13 +68,13 @@ def _bars(figures: dict, rows: Sequence[dict]) -> list[dict]:
     small = [row for row in rows if not any(row is each for each in most)]
     if small:
         members = [each for row in small for each in row["members"]]
-        size, count = (sum(row[key] for row in small) for key in ("bytes", "parameters"))
-        bars.append({"name": f"{len(members)} smaller tensors", "members": members, "bytes": size})
-        bars[-1] |= {"bits_per_weight": 8 * size / count if count else None, "treatment": REST}
-    for group in figures["groups"]:
-        if "parameters" not in group:  # files, header
-            blank: dict = {"members": [], "bits_per_weight": None, "treatment": REST}
-            bars.append({"name": group["group"], "bytes": group["bytes"], **blank})
+        size = sum(row["bytes"] for row in small)
+        name = f"{len(members)} smaller tensors"
+        bars.append({"name": name, "members": members, "bytes": size, "treatment": REST})
+    for row in figures["groups"]:
+        if "parameters" not in row:  # files, header
+            blank: dict = {"members": [], "treatment": REST}
+            bars.append({"name": row["group"], "bytes": row["bytes"], **blank})
     return bars
 
 
@@ -103,17 +102,15 @@ def _draw_spread(axes: "Axes", bars: Sequence[dict], key: str, label: str) -> No
         for each in bar["members"]
         if each[key] is not None
     ]
-    total = sum(bar["bytes"] for bar in bars)
-    counted = [
-        x for x, _, bar in points if bar["bytes"] >= COUNTED * total and bar["treatment"] != REST
-    ]
+    least = COUNTED * sum(bar["bytes"] for bar in bars)
+    large = [x for x, _, bar in points if bar["bytes"] >= least and bar["treatment"] != REST]
     end = max(x for x, *_ in points)
-    end = 1.05 * min(end, STRETCH * max(counted, default=end) or end) or 1.0
+    end = 1.05 * min(end, STRETCH * max(large, default=end) or end)
     colours = [COLOURS[bar["treatment"]] for *_, bar in points]
     axes.scatter([x for x, *_ in points], [y for _, y, _ in points], s=14, c=colours, alpha=0.6)
     beyond = sum(x > end for x, *_ in points)
     axes.set_xlim(-0.03 * end, end)
-    axes.set_xlabel(label + (f"\n({beyond} tensors lie beyond)" if beyond else ""))
+    axes.set_xlabel(label + (f"\n(beyond the axis: {beyond})" if beyond else ""))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", color="0.92", zorder=0)
     axes.set_axisbelow(True)
@@ -124,7 +121,7 @@ def _draw_histogram(axes: "Axes", each: dict, name: str) -> None:
     axes.set_title(name)
     for key, style in (
         ("before", {"color": GREY, "fill": True}),
-        ("here", {"color": BLUE, "linewidth": 1.2}),
+        ("encoded", {"color": BLUE, "linewidth": 1.2}),
     ):
         if each[key]:
             step = (each["high"] - each["low"]) / len(each[key])
@@ -132,9 +129,8 @@ def _draw_histogram(axes: "Axes", each: dict, name: str) -> None:
             axes.stairs(each[key], edges, label=key, **style)
     if each["values"]:
         axes.vlines(each["values"], 0, each["percents"], color=RED, linewidth=1)
-        axes.plot(
-            each["values"], each["percents"], ".", color=RED, markersize=4, label="here: a value"
-        )
+        style = {"color": RED, "markersize": 4, "label": "encoded: a value"}
+        axes.plot(each["values"], each["percents"], ".", **style)
     axes.set_yscale("log")
     axes.set_xlim(each["low"], each["high"])
     axes.set_xlabel("the middle 99.8 % of the weights")

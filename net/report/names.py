@@ -16,27 +16,27 @@ def grouped(keys: Mapping[str, Hashable]) -> dict[str, list[str]]:
     A row stands for every combination of its numbers, as "layers.0-31.experts.0-7.w" does, and is
     where its first name was.
     """
-    rows = {(tuple(name.split(".")), key): [name] for name, key in keys.items()}
-    for place in range(max((len(parts) for parts, _ in rows), default=0)):
+    rows = [(tuple(name.split(".")), key, [name]) for name, key in keys.items()]
+    for place in range(max((len(parts) for parts, *_ in rows), default=0)):
         alike: dict[Hashable, list] = {}  # rows that differ in this place only
-        for row in rows:
-            parts, key = row
+        for i, row in enumerate(rows):
+            parts, key, _ = row
             number = len(parts) > place and _is_number(parts[place])
-            rest = (*parts[:place], None, *parts[place + 1 :], key) if number else row
+            rest = (*parts[:place], None, *parts[place + 1 :], key) if number else i
             alike.setdefault(rest, []).append(row)
-        merged = {}
+        rows = []
         for members in alike.values():
-            parts, key = members[0]
+            parts, key, _ = members[0]
             if len(members) > 1:
-                numbers = ranges(sorted(int(each[0][place]) for each in members))
+                numbers = ranges(sorted(int(each[place]) for each, *_ in members))
                 parts = (*parts[:place], numbers, *parts[place + 1 :])
-            merged[parts, key] = [name for each in members for name in rows[each]]
-        rows = merged
+            rows.append((parts, key, [name for *_, names in members for name in names]))
     found: dict[str, list[str]] = {}
-    for (parts, _), names in rows.items():
-        # A name may read like a range: it is not to be taken for the row of others.
+    for parts, _, names in rows:
         text = ".".join(parts)
-        found.update({text: names} if text not in found else {name: [name] for name in names})
+        # A name may read like a range itself: that is not to be taken for the row of others.
+        taken = len(names) > 1 and text in keys
+        found.update({name: [name] for name in names} if taken else {text: names})
     return found
 
 
