@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _CLASSES = {"Pruner": "prune", "WeightSharing": "sharing"}
 _MODULES = (
-    *("bare", "checkpoint", "encoding", "errors", "huffman", "parameters", "post_training"),
-    *("prune", "quantization", "report", "shards", "sharing", "sparse"),
+    *("bare", "checkpoint", "encoding", "errors", "huffman", "layouts", "parameters"),
+    *("post_training", "prune", "quantization", "report", "shards", "sharing", "sparse"),
 )
 
 __all__ = [*_CLASSES, *_MODULES]

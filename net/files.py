@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import secrets
+import shutil
 import stat
 import sys
 import tempfile
@@ -69,6 +70,35 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
     finally:
         if temporary:
             unfinished.discard(temporary)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `path` that gets its name when the block ends without an
+    exception, and is removed with all that is in it when anything fails.
+
+    There must be nothing at `path`, or an empty folder. Raises UserError where it cannot be made.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.add(temporary)
+        temporary.mkdir()
+        yield temporary
+        for folder, _, _ in os.walk(temporary):
+            sync_folder(folder)
+        with suppress(FileNotFoundError):
+            target.rmdir()
+        os.rename(temporary, target)
+        sync_folder(target.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from None
+        raise
+    finally:
+        unfinished.discard(temporary)
 
 
 class _Written(io.RawIOBase):

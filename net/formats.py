@@ -27,6 +27,7 @@ MAGIC = (
     (0, b"\x93NUMPY", "a NumPy array (.npy)", CONVERT),
     (0, b"MATLAB 5.0", "a MATLAB file", CONVERT),
     (0, b"DCE", "a part of an encoded model", "decode the folder that it is in"),
+    (0, b"DCF", "an encoded model", "decode it first"),
     (0, b"\x08\x01\x12", "a TensorFlow SavedModel", CONVERT),
     (0, b"\x12\x01\x00\x00\x00\x00\x00\x00", "an MXNet file", CONVERT),
     (0, b"\x1f\x8b", "a gzip archive", UNPACK),

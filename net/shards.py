@@ -212,32 +212,35 @@ def write(
     infos: Mapping[str, Info],
     tensors: Iterable[torch.Tensor],
     metadata: Mapping[str, str] | None = None,
+    header: bytes | None = None,
 ) -> int:
     """Write a .safetensors file, its `tensors` one after the other in the order of `infos`; return
     its bytes. They need not fit into memory together, as they must for safetensors.torch.save_file.
 
-    `metadata` is what the file says of itself, by default that its tensors are PyTorch's. The old
-    file, if there is one, stays until the new one is whole. Raises ShardsError for a type
+    `metadata` is what the file says of itself, by default that its tensors are PyTorch's; `header`
+    the whole text of a header that says the same as the usual one would. The old file, if there is
+    one, stays until the new one is whole. Raises ShardsError for a type
     that the format does not have, and for a tensor that is not as announced.
     """
-    header, size = {}, 0
+    fields, size = {}, 0
     for name, (dtype, shape) in infos.items():
         if dtype not in NAMES:
             raise ShardsError(f"cannot write {path}: the format has no {dtype}, which {name} is")
         end = size + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [size, end]}
+        fields[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [size, end]}
         size = end
     about = {"format": "pt"} if metadata is None else dict(metadata)
     try:
-        "".join((*header, *about, *about.values())).encode()
+        "".join((*fields, *about, *about.values())).encode()
     except (TypeError, ValueError) as error:
         raise ShardsError(
             f"cannot write {path}: a name, or a part of the metadata, is no text ({error})"
         ) from None
-    if METADATA in header:
+    if METADATA in fields:
         raise ShardsError(f"cannot write {path}: the format has no tensor called {METADATA}")
-    text = json.dumps({METADATA: about, **header}).encode()
+    text = json.dumps({METADATA: about, **fields}).encode()
     text += b" " * (-len(text) % 8)  # elements begin at a multiple of 8
+    text = text if header is None else header
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, info), tensor in zip(infos.items(), tensors, strict=True):

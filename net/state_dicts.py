@@ -63,6 +63,11 @@ def find(content: object, key: str | None = None) -> Found:
     return Found(state, extra, notes)
 
 
+def path_of(content: object, key: str | None = None) -> Path:
+    """Where `find` finds it: the keys, as texts, that lead to it."""
+    return _chosen(_with_tensors(content), key)[0]
+
+
 def _with_tensors(content: object) -> dict[Path, dict]:
     """{path: dict} of all that hold tensors under names, but for those of optimizers."""
     found: dict[Path, dict] = {}

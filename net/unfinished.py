@@ -1,4 +1,5 @@
-"""Files of this process that nothing names yet: removed if it ends before they are finished."""
+"""Files and folders of this process that nothing names yet: removed if it ends before they are
+finished."""
 
 import os
 
@@ -18,7 +19,11 @@ def discard(path: str | os.PathLike) -> None:
 def remove() -> None:
     """Called by what ends the process without unwinding it, as a handler of signals does."""
     while _paths:
-        try:  # noqa: SIM105 (a script that has just begun has not loaded contextlib)
-            os.unlink(_paths.pop())
+        path = _paths.pop()
+        try:
+            os.unlink(path)
         except OSError:
-            pass
+            if os.path.isdir(path) and not os.path.islink(path):
+                import shutil  # a script that has just begun has not loaded it
+
+                shutil.rmtree(path, ignore_errors=True)

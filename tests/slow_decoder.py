@@ -213,23 +213,73 @@ def stream(data: bytes) -> list[int]:
     return symbols
 
 
-def folder(directory: Path) -> tuple[dict[str, tuple[str, list[int], list[int]]], dict]:
-    """{name: (type, shape, patterns)} and the meta data."""
-    data = (directory / "manifest.huff").read_bytes()
+State = dict[str, tuple[str, list[int], list[int]]]
+
+
+def inflate(data: bytes) -> tuple[dict, bytes]:
+    """A JSON text, and what follows it."""
+    unpacker = zlib.decompressobj(-15, zdict=DICTIONARY.read_bytes())
+    text = unpacker.decompress(data)
+    assert unpacker.eof
+    return json.loads(text), unpacker.unused_data
+
+
+def manifest(data: bytes) -> tuple[list[list], list[int], dict]:
+    """The lines of the tensors, the checksums of those that have one, and the meta data."""
     assert data[:4] == b"DCE\x03"
     assert zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "big")
-    inflate = zlib.decompressobj(-15, zdict=DICTIONARY.read_bytes())
-    text = json.loads(inflate.decompress(data[8:]))
-    sums = struct.iter_unpack(">I", inflate.unused_data)
-    state = {}
-    for i, (name, *fields) in enumerate(text["tensors"]):
+    text, sums = inflate(data[8:])
+    return (
+        text["tensors"],
+        [each for (each,) in struct.iter_unpack(">I", sums)],
+        text.get("meta", {}),
+    )
+
+
+def decoded(lines: list[list], sums: list[int], contents: list[bytes]) -> State:
+    state: State = {}
+    parts = zip(sums, contents, strict=True)
+    for name, *fields in lines:
         if len(fields) == 1:
-            state[name] = state[text["tensors"][fields[0]][0]]
+            state[name] = state[lines[fields[0]][0]]
             continue
-        (kind, shape), (checksum,) = fields, next(sums)
-        safe = re.sub(r"[^A-Za-z0-9_.]", "_", name)[-40:]
-        content = (directory / f"{i:02d}-{safe}-{checksum:08x}.huff").read_bytes()
+        (kind, shape), (checksum, content) = fields, next(parts)
         assert zlib.crc32(content) == checksum
         state[name] = kind, shape, tensor(content, kind, shape)
-    assert next(sums, None) is None
-    return state, text.get("meta", {})
+    assert next(parts, None) is None
+    return state
+
+
+def folder(directory: Path) -> tuple[State, dict]:
+    """{name: (type, shape, patterns)} and the meta data."""
+    lines, sums, meta = manifest((directory / "manifest.huff").read_bytes())
+    stored = [(i, line[0]) for i, line in enumerate(lines) if len(line) == 3]
+    contents = []
+    for (number, name), checksum in zip(stored, sums, strict=True):
+        safe = re.sub(r"[^A-Za-z0-9_.]", "_", name)[-40:]
+        contents.append((directory / f"{number:02d}-{safe}-{checksum:08x}.huff").read_bytes())
+    return decoded(lines, sums, contents), meta
+
+
+def one_file(path: Path) -> tuple[State, dict, dict[str, bytes], dict]:
+    """{name: (type, shape, patterns)}, the meta data, the other files, and the layout."""
+    data = path.read_bytes()
+    assert data[:4] == b"DCF\x03"
+    m, t = struct.unpack(">II", data[8:16])
+    at = 16 + m + t
+    assert zlib.crc32(data[8:at]) == int.from_bytes(data[4:8], "big")
+    lines, sums, meta = manifest(data[16 : 16 + m])
+    table, rest = inflate(data[16 + m : at])
+    assert not rest
+    parts = []
+    others = table.get("files", [])
+    for size in [*table.get("sizes", []), *(stored for _, _, stored, _ in others)]:
+        parts.append(data[at : at + size])
+        at += size
+    assert at == len(data)
+    files = {}
+    for (name, size, stored, checksum), part in zip(others, parts[len(sums) :], strict=True):
+        assert zlib.crc32(part) == checksum
+        files[name] = part if stored == size else zlib.decompress(part, -15)
+        assert len(files[name]) == size
+    return decoded(lines, sums, parts[: len(sums)]), meta, files, table.get("layout", {})

@@ -39,11 +39,13 @@ def test_run_twice_the_same_bytes(pipeline, tmp_path):
 
 def test_another_seed_gives_another_model(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "available", lambda: False)
-    arguments = ["--output", str(tmp_path / "s"), "--directory", str(tmp_path / "e")]
+    arguments = ["--output", str(tmp_path / "s"), "--directory", str(tmp_path / "m.dc")]
     arguments += ["--seed", "8", "--retrain-epochs", "0", "--finetune-epochs", "0"]
     assert deep_compressing.main([*FAST, *arguments]) == 0
     a, b = (checkpoint.load(p / checkpoint.INITIAL) for p in (tmp_path / "s", pipeline.saves))
     assert not torch.equal(a.state_dict["fc1.weight"], b.state_dict["fc1.weight"])
+    decoded = checkpoint.load(tmp_path / "s" / checkpoint.DECODED).state_dict
+    assert torch.equal(decoded["fc1.weight"], encoding.open(tmp_path / "m.dc")["fc1.weight"])
 
 
 @pytest.mark.parametrize(

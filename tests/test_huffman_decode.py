@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import compare_stages
 import huffman_decode
 import huffman_encode
 import weight_share
@@ -22,6 +23,26 @@ def test_decoded_equals_weight_shared_bit_for_bit(pipeline, tmp_path):
     assert (tmp_path / "m.ptmodel").read_bytes() == (
         pipeline.saves / checkpoint.DECODED
     ).read_bytes()
+
+
+def test_one_file_in_place_of_the_folder(pipeline, tmp_path, capsys):
+    directory = ["--directory", str(tmp_path / "m.dc")]
+    output, figures = tmp_path / "m.ptmodel", tmp_path / "figures.json"
+    shared = str(pipeline.saves / checkpoint.SHARED)
+    assert huffman_encode.main([shared, *directory]) == 0
+    size = (tmp_path / "m.dc").stat().st_size
+    assert f"{size:,}" in capsys.readouterr().out.splitlines()[-1]
+    assert size < encoding.directory_bytes(pipeline.encodings) + 60
+    assert huffman_decode.main([*directory, "--output", str(output)]) == 0
+    assert output.read_bytes() == (pipeline.saves / checkpoint.DECODED).read_bytes()
+    arguments = ["--path", str(pipeline.saves), *directory, "--json", str(figures)]
+    assert compare_stages.main(arguments) == 0
+    assert json.loads(figures.read_text())["encoded_bytes"] == size
+    (tmp_path / "m.dc").write_bytes(b"DCF")
+    assert huffman_decode.main([*directory, "--output", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
 
 
 def test_an_empty_folder(tmp_path, capsys):

@@ -137,7 +137,9 @@ def add_folders(parser: Parser, output: bool = True, directory: bool = True) -> 
     if output:
         add_path(parser, "--output", "saves/", "the folder of the models")
     if directory:
-        add_path(parser, "--directory", "encodings/", "the folder of the encoded model")
+        add_path(
+            parser, "--directory", "encodings/", "the folder of the encoded model, or a .dc file"
+        )
 
 
 def add_path(parser: Parser, flag: str, default: str, text: str, metavar: str = "DIR") -> None:

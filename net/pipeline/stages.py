@@ -22,7 +22,7 @@ from .. import checkpoint, encoding
 from ..bare import SharedState
 from ..checkpoint import Checkpoint
 from ..clustering import Clustering
-from ..codec.manifest import MANIFEST
+from ..container import stored_in
 from ..errors import UserError
 from ..files import one_line
 from ..parameters import compressible, resolve
@@ -330,7 +330,7 @@ def share_bare(source: Checkpoint, options: SharingOptions) -> tuple[Checkpoint,
 
 
 def encode(source: Checkpoint, directory: str | Path) -> encoding.Encoded:
-    """Write `source` to the folder `directory`, losslessly; return what it takes."""
+    """Write `source` to a folder, or a .dc file, losslessly; return what it takes."""
     meta = {key: getattr(source, key) for key in ("arch", "dataset") if getattr(source, key)}
     if source.extra:
         meta["extra"] = to_json(source.extra)
@@ -344,13 +344,13 @@ def open_encoded(directory: str | Path) -> Checkpoint:
 
 
 def decode(directory: str | Path) -> Checkpoint:
-    """The model in the folder `directory`, bit for bit."""
+    """The model in a folder or a .dc file, bit for bit."""
     return _decoded(directory, *encoding.load(directory))
 
 
 def _decoded(directory: str | Path, state: Mapping[str, torch.Tensor], meta: dict) -> Checkpoint:
     """As what the meta data says, which may be anybody's."""
-    with one_line(Path(directory) / MANIFEST, encoding.EncodingError, encoding.AGAIN):
+    with one_line(stored_in(Path(directory)).head, encoding.EncodingError, encoding.AGAIN):
         for key in ("arch", "dataset"):
             if not isinstance(meta.get(key), str | None):
                 raise ValueError(f"{key!r} is no name")

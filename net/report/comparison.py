@@ -48,9 +48,9 @@ def read(
     known: tuple[Mapping[str, torch.Tensor], list[TensorInfo]] | None = None,
     initial: str | Path | None = None,
 ) -> Stages:
-    """The stages in `folder`, and the encoded model in `directory`; `known` is its state dict and
-    what it takes, where somebody has decoded it already. `initial` is the file of the dense model,
-    where it is not in `folder`.
+    """The stages in `folder`, and the encoded model, which `directory` or a .dc file holds; `known`
+    is its state dict and what it takes, where somebody has decoded it already. `initial` is the
+    file of the dense model, where it is not in `folder`.
 
     Raises UserError where there is no stage at all, or a damaged one.
     """
@@ -74,7 +74,7 @@ def read(
     if known:
         state, tensors = known
         size = encoding.directory_bytes(directory)
-    elif directory.is_dir() and any(directory.glob("[!.]*")):
+    elif directory.is_file() or (directory.is_dir() and any(directory.glob("[!.]*"))):
         state, _, tensors = encoding.read(directory)
         size = encoding.directory_bytes(directory)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import checkpoint, encoding
+from .. import encoding, layouts
 from ..codec.manifest import MANIFEST
 from ..codec.tensors import patterns
 from ..container import SUFFIX
@@ -111,7 +111,7 @@ def _state(before: Before) -> Mapping[str, torch.Tensor]:
     path = Path(before)
     if path.suffix == SUFFIX or (path / MANIFEST).is_file():
         return encoding.open(path)
-    return checkpoint.load(path).state_dict
+    return layouts.read(path)[0]
 
 
 def _counterpart(
