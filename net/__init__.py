@@ -19,7 +19,8 @@ _CLASSES = {"Pruner": "prune", "WeightSharing": "sharing", "compress": "compress
 _CLASSES |= {"load_into": "pretrained", "from_pretrained": "pretrained"}
 _MODULES = (
     *("bare", "checkpoint", "compression", "encoding", "errors", "huffman", "layouts"),
-    *("parameters", "post_training", "prune", "quantization", "shards", "sharing", "sparse"),
+    *("parameters", "post_training", "prune", "quantization", "report", "shards", "sharing"),
+    "sparse",
 )
 
 __all__ = [*_CLASSES, *_MODULES]
