@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _CLASSES = {"Pruner": "prune", "WeightSharing": "sharing", "compress": "compression"}
 _MODULES = (
     *("bare", "checkpoint", "compression", "encoding", "errors", "huffman", "layouts"),
-    *("parameters", "post_training", "prune", "quantization", "shards", "sharing", "sparse"),
+    *("parameters", "post_training", "prune", "quantization", "report", "shards", "sharing"),
+    "sparse",
 )
 
 __all__ = [*_CLASSES, *_MODULES]

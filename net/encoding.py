@@ -144,6 +144,11 @@ class Encoding(Mapping[str, torch.Tensor]):
         """The names of the files beside the tensors, and their bytes."""
         return {name: file.size for name, file in self._contents.files.items()}
 
+    @property
+    def stored_files(self) -> dict[str, int]:
+        """The same names, and the bytes that each takes here."""
+        return {name: file.stored for name, file in self._contents.files.items()}
+
     def info(self, name: str) -> Entry:
         """The ``dtype``, ``shape`` and ``bytes`` of a tensor."""
         return self._entries[name]
@@ -158,6 +163,18 @@ class Encoding(Mapping[str, torch.Tensor]):
         )
         self._given.add(name)
         return tensor
+
+    def describe(self, name: str) -> tuple[torch.Tensor, TensorInfo]:
+        """The same tensor, and what it costs."""
+
+        def read() -> tuple[torch.Tensor, TensorInfo]:
+            entry = self._entries[name]
+            tensor, reader = _read_entry(self._store, self._contents, entry, True)
+            return tensor, tensor_info(entry.same or entry, tensor, reader)
+
+        found = self._current(read)
+        self._given.add(name)
+        return found
 
     def read_file(self, name: str) -> bytes:
         """One of ``files``. Raises KeyError for another, EncodingError where it is damaged."""

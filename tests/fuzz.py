@@ -4,9 +4,9 @@
 
 So many mutations, and as many forgeries. Half of the mutations leave the checksums as they were:
 such data must be refused, or decode to the original. The other half repair the checksums, as an
-attacker would. A forgery is a folder or a stream with right checksums that is made to the rules of
-the format, and whose claims are false: counts, shapes, names, ties, lengths, tables. What has
-right checksums may decode to anything that it says, and a second decoder must find the same in it;
+attacker would. A forgery is a folder, a file or a stream with right checksums that is made to the
+rules of the format, and whose claims are false: counts, shapes, names, ties, lengths, tables. What
+has right checksums may decode to anything that it says, and a second decoder must find the same;
 but it must not raise another exception than HuffmanError or EncodingError, nor take over 2 s, or
 four times the bytes of the largest tensor and the files together.
 """
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from net import encoding, huffman
+from net import container, encoding, huffman
 from net.codec import manifest
 from net.codec.bits import PAD, BitWriter
 from net.codec.codes import LANES_FROM, Code, write_small_table, write_table
@@ -59,14 +59,16 @@ def fuzz(count: int, seed: int) -> dict[str, float]:
         examples = [Example(state, Path(folder) / str(i)) for i, state in enumerate(states())]
 
         def mutation(rng: random.Random) -> Attempt:
-            if rng.random() < 0.5:
+            if rng.random() < 0.4:
                 return try_stream(rng, streams)
-            return rng.choice(examples).attempt(rng, examples)
+            example = rng.choice(examples)
+            return (example.attempt if rng.random() < 0.5 else example.one_file)(rng, examples)
 
         def forgery(rng: random.Random) -> Attempt:
             if rng.random() < 0.2:
                 return try_forged_stream(rng)
-            return rng.choice(examples).forged(rng)
+            example = rng.choice(examples)
+            return example.forged(rng) if rng.random() < 0.7 else example.forged_file(rng)
 
         counts: dict[str, float] = {}
         for what, attempt in (("mutations", mutation), ("forgeries", forgery)):
@@ -226,6 +228,11 @@ class Example:
         encoding.save(state, folder, {"arch": "lenet-300-100"})
         self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
         self.names = sorted(self.files.keys() - {encoding.MANIFEST})
+        self.path = folder.with_suffix(".dc")
+        self.attached = {"config.json": b"{}" * 500, "a/tokenizer": bytes(range(256))}
+        self.layout = {"weights": [{"path": "m.safetensors", "tensors": len(state)}]}
+        encoding.save(state, self.path, files=self.attached, layout=self.layout)
+        self.one = self.path.read_bytes()
 
     def attempt(self, rng: random.Random, others: list["Example"]) -> Attempt:
         """A mutated folder."""
@@ -243,6 +250,55 @@ class Example:
         state, size = self._loaded(files)
         assert state is None or repair or same(state, self.state), "a wrong tensor"
         return size, state is None
+
+    def one_file(self, rng: random.Random, others: list["Example"]) -> Attempt:
+        """A mutated .dc file."""
+        other = rng.choice(others).one
+        if rng.random() < 0.5:
+            data = mutate(rng, self.one, other)
+            found, size = self._opened(data, whole=data != other)  # all of it may be the other
+            assert found in (None, self.attached), "another file"
+            return size, found is None
+        packed, table, parts = opened_up(self.one)
+        choice = rng.randrange(3)
+        if choice == 0:
+            packed = mutate(rng, packed, other)
+        elif choice == 1:
+            table = mutate(rng, table, other)
+        else:
+            parts = mutate(rng, parts, other)
+        found, size = self._opened(joined(packed, manifest.deflated(table), parts), whole=False)
+        return size, found is None
+
+    def forged_file(self, rng: random.Random) -> Attempt:
+        """A .dc file whose checksums are right, and whose table is not."""
+        packed, table, parts = opened_up(self.one)
+        document = json.loads(table)
+        for _ in range(rng.randint(1, 3)):
+            parts = forge_table(rng, document, parts)
+        table = forge_text(rng, document)
+        body = manifest.deflated(table) if rng.random() < 0.9 else deflate(table)
+        found, size = self._opened(joined(packed, body, parts), whole=False)
+        if found is not None and sum(each.numel() for each in self.state.values()) < 10_000:
+            state, _, files, layout = slow_decoder.one_file(self.path.with_suffix(".scratch.dc"))
+            assert (list(state), files) == (list(self.state), found), "another decoder finds others"
+            assert layout == json.loads(table).get("layout", {})
+        return size, found is None
+
+    def _opened(self, data: bytes, whole: bool = True) -> tuple[dict[str, bytes] | None, int]:
+        """The files in a .dc file, None if it or a tensor is refused; and what it promises."""
+        path = self.path.with_suffix(".scratch.dc")
+        path.write_bytes(data)
+        size = len(data)
+        try:
+            found = encoding.open(path)
+            size += max([0, *(found.info(name).bytes for name in found), *found.files.values()])
+            state = dict(found)
+            files = {name: found.read_file(name) for name in found.files}
+        except encoding.EncodingError as error:
+            return one_line(error), size
+        assert not whole or same(state, self.state), "a wrong tensor"
+        return files, size
 
     def forged(self, rng: random.Random) -> Attempt:
         """A folder whose checksums are right, and whose claims are not."""
@@ -312,6 +368,63 @@ class Example:
             sums[i] = zlib.crc32(data := mutate(rng, files.pop(self.names[i]), donor))
             files[self.names[i][:-13] + f"{sums[i]:08x}.huff"] = data
         files[encoding.MANIFEST] = packed(text, sums)
+
+
+def opened_up(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Of a .dc file the manifest, the text of the table, and the parts."""
+    first, second = (int.from_bytes(data[i : i + 4], "big") for i in (8, 12))
+    table = zlib.decompressobj(-15, zdict=manifest.DICTIONARY)
+    at = 16 + first + second
+    return data[16 : 16 + first], table.decompress(data[16 + first : at]), data[at:]
+
+
+def joined(packed: bytes, body: bytes, parts: bytes) -> bytes:
+    rest = len(packed).to_bytes(4, "big") + len(body).to_bytes(4, "big") + packed + body
+    return container.MAGIC + zlib.crc32(rest).to_bytes(4, "big") + rest + parts
+
+
+def deflate(text: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=manifest.DICTIONARY)
+    return packer.compress(text) + packer.flush()
+
+
+def forge_table(rng: random.Random, document: dict, parts: bytes) -> bytes:
+    """Change one claim; return the parts, which may be others."""
+    for field in ("sizes", "files"):
+        if not isinstance(document.get(field), list):
+            document[field] = []
+    sizes, files = document["sizes"], document["files"]
+    choice = rng.randrange(9)
+    if choice == 0 and sizes:
+        sizes[rng.randrange(len(sizes))] = rng.choice(NUMBERS)
+    elif choice == 1 and len(sizes) > 1:
+        i, j = rng.sample(range(len(sizes)), 2)
+        if isinstance(sizes[i], int) and isinstance(sizes[j], int):
+            sizes[i], sizes[j] = sizes[i] - 1, sizes[j] + 1
+    elif choice == 2:
+        rng.choice([sizes, files]).append(rng.choice([0, 1, None, ["x", 0, 0, 0], ["x", 1, 0, 0]]))
+    elif choice == 3 and files and isinstance(files[0], list):
+        files[0][rng.randrange(len(files[0])) if files[0] else 0 :] = [rng.choice(NUMBERS)]
+    elif choice == 4 and files and isinstance(files[-1], list) and files[-1]:
+        files[-1][0] = rng.choice([*NAMES, "config.json", "config.json/x", "C:x", "\\x", "/x"])
+    elif choice == 5:
+        data = bytes(rng.choice([0, 9, 5000, 1 << 21]))
+        kept = rng.choice([data, zlib.compressobj(9, wbits=-15).flush(), deflate_plain(data)])
+        size = rng.choice([len(data), len(data), len(kept), *NUMBERS])
+        files.append([f"more {len(files)}", size, len(kept), zlib.crc32(kept)])
+        parts += kept
+    elif choice == 6:
+        document["layout"] = rng.choice([[], 3, None, {"a": [[]] * 99}, {"weights": 3}, ""])
+    elif choice == 7:
+        parts = rng.choice([parts[:-1], parts + b"x", b""])
+    else:
+        document[rng.choice(["sizes", "files", "more"])] = rng.choice([None, {}, "", [None], 3])
+    return parts
+
+
+def deflate_plain(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush()
 
 
 def unpacked(data: bytes) -> tuple[bytes, list[int]]:

@@ -35,6 +35,17 @@ def model(seed: int, tensors: int = 6) -> dict[str, torch.Tensor]:
     return {f"l{i}": torch.randn(20, 30, generator=generator) for i in range(tensors)}
 
 
+# Both forms of an encoding, by their names
+FORMS = pytest.mark.parametrize("form", ["folder", "model.dc"])
+
+
+def is_alone(path: Path) -> bool:
+    """Whether nothing lies about but an encoding of six tensors."""
+    if path.is_file():
+        return [file.name for file in path.parent.iterdir()] == [path.name]
+    return len(list(path.iterdir())) == len(model(0)) + 1
+
+
 def in_child(work: Callable[[], object]) -> int:
     """The process that does it: 0 when done, 1 for a UserError, 3 for another exception, 130 for
     an interrupt, which both Ctrl-C and a kill are, as in the scripts."""
@@ -66,10 +77,12 @@ def expected_codes(number: int) -> tuple[int, ...]:
 
 
 @rounds(4, 500)
+@FORMS
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_at_the_rename(number: int, count: int, tmp_path: Path) -> None:
+def test_a_signal_at_the_rename(number: int, form: str, count: int, tmp_path: Path) -> None:
     models = [model(0), model(1)]
-    encoding.save(models[1], tmp_path)
+    path = tmp_path / form
+    encoding.save(models[1], path)
     for i in range(count):
         new, before = models[i % 2], i // 2 % 2
 
@@ -80,23 +93,23 @@ def test_a_signal_at_the_rename(number: int, count: int, tmp_path: Path) -> None
                 if before:
                     os.kill(os.getpid(), number)
                 real(source, target)
-                if Path(target).name == encoding.MANIFEST:
+                if Path(target).name in (encoding.MANIFEST, path.name):
                     os.kill(os.getpid(), number)
 
             os.replace = replace
-            encoding.save(new, tmp_path)
+            encoding.save(new, path)
 
         assert exit_code(in_child(save)) in expected_codes(number)
-        state, _ = encoding.load(tmp_path)
+        state, _ = encoding.load(path)
         assert fuzz.same(state, models[0]) or fuzz.same(state, models[1])
         assert before or fuzz.same(state, new)
-    encoding.save(models[0], tmp_path)
-    assert len(list(tmp_path.iterdir())) == len(models[0]) + 1
+    encoding.save(models[0], path)
+    assert is_alone(path)
 
 
 @rounds(3, 500)
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("kind", ["encoding", "ptmodel", "safetensors"])
+@pytest.mark.parametrize("kind", ["encoding", "model.dc", "ptmodel", "safetensors"])
 def test_a_signal_at_any_moment(kind: str, number: int, count: int, tmp_path: Path) -> None:
     models = [model(0), model(1)]
     path = tmp_path / kind
@@ -104,6 +117,8 @@ def test_a_signal_at_any_moment(kind: str, number: int, count: int, tmp_path: Pa
     def save(state: dict) -> None:
         if kind == "encoding":
             encoding.save(state, path)
+        elif kind == "model.dc":
+            encoding.save(state, path, files={"a": bytes(99)}, layout={"a": 1})
         elif kind == "ptmodel":
             checkpoint.save(path, checkpoint.Checkpoint(state))
         else:
@@ -114,7 +129,7 @@ def test_a_signal_at_any_moment(kind: str, number: int, count: int, tmp_path: Pa
             )
 
     def load() -> dict:
-        if kind == "encoding":
+        if kind in ("encoding", "model.dc"):
             return encoding.load(path)[0]
         return dict(
             checkpoint.load(
@@ -134,32 +149,37 @@ def test_a_signal_at_any_moment(kind: str, number: int, count: int, tmp_path: Pa
         assert exit_code(pid) in expected_codes(number)
         state = load()
         assert fuzz.same(state, models[0]) or fuzz.same(state, models[1])
-    if kind == "encoding":
+    if kind in ("encoding", "model.dc"):
         save(models[0])
-        assert len(list(path.iterdir())) == len(models[0]) + 1
+        assert is_alone(path)
 
 
 @rounds(3, 200)
-def test_two_writers(count: int, tmp_path: Path) -> None:
+@FORMS
+def test_two_writers(form: str, count: int, tmp_path: Path) -> None:
     models = [model(0), model(1, tensors=9)]
+    path = tmp_path / form
     for _ in range(count):
-        pids = [in_child(lambda m=m: encoding.save(m, tmp_path)) for m in models]
+        pids = [in_child(lambda m=m: encoding.save(m, path)) for m in models]
         codes = [exit_code(pid) for pid in pids]
         assert 0 in codes
         assert set(codes) <= {0, 1}
-        state, _ = encoding.load(tmp_path)
+        state, _ = encoding.load(path)
         assert any(fuzz.same(state, m) for m in models)
-        assert len(list(tmp_path.iterdir())) == len(state) + 1
+        assert path.is_file() or len(list(path.iterdir())) == len(state) + 1
+        assert [each.name for each in tmp_path.iterdir()] == [form]
 
 
 @rounds(5, 200)
-def test_two_readers_beside_a_writer(count: int, tmp_path: Path) -> None:
+@FORMS
+def test_two_readers_beside_a_writer(form: str, count: int, tmp_path: Path) -> None:
     models = [model(0), model(1)]
-    encoding.save(models[0], tmp_path)
+    path = tmp_path / form
+    encoding.save(models[0], path)
 
     def write() -> None:
         for i in range(count):
-            encoding.save(models[(i + 1) % 2], tmp_path)
+            encoding.save(models[(i + 1) % 2], path)
 
     def whole(state: dict) -> None:
         if not (fuzz.same(state, models[0]) or fuzz.same(state, models[1])):
@@ -167,9 +187,9 @@ def test_two_readers_beside_a_writer(count: int, tmp_path: Path) -> None:
 
     def read() -> None:
         for _ in range(count):
-            whole(encoding.load(tmp_path)[0])
+            whole(encoding.load(path)[0])
             try:
-                whole(dict(encoding.open(tmp_path)))
+                whole(dict(encoding.open(path)))
             except EncodingError as error:  # a mapping gives one model, or says that it cannot
                 if "was replaced while it was read" not in str(error):
                     raise
@@ -177,7 +197,10 @@ def test_two_readers_beside_a_writer(count: int, tmp_path: Path) -> None:
     assert [exit_code(pid) for pid in [in_child(w) for w in (write, read, read)]] == [0, 0, 0]
 
 
-def test_a_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["", "model.dc"])
+def test_a_second_writer_is_refused(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "WAIT", 0)
     said, say = os.pipe()
 
@@ -189,7 +212,7 @@ def test_a_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pid = in_child(hold)
     os.read(said, 1)
     with pytest.raises(EncodingError, match="another process is writing here; wait until it has"):
-        encoding.save(model(0), tmp_path)
+        encoding.save(model(0), tmp_path / form)
     os.kill(pid, signal.SIGKILL)
     exit_code(pid)
     assert not list(tmp_path.iterdir())
