@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,7 +26,7 @@ START = 16  # bytes: magic, checksum, the sizes of the manifest and of the table
 MAX_TABLE_BYTES = 1 << 26
 MAX_FILES = 1 << 16  # beside the tensors
 MAX_FILE_BYTES, MAX_FILES_BYTES = 1 << 30, 1 << 34
-MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255
+MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255  # of a path, and of each of its parts
 PIECE = 1 << 20  # bytes that are copied at once
 
 Source = bytes | Path  # of a file beside the tensors
@@ -42,14 +43,26 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass
 class Contents:
-    """What an encoding says of itself; the last three, of a folder, are empty."""
+    """What an encoding says of itself; of a folder there is no layout, nor other files."""
 
     entries: list[Entry]
     meta: dict
     layout: dict = dataclasses.field(default_factory=dict)
     files: dict[str, Stored] = dataclasses.field(default_factory=dict)
+    # where in the file the streams, by number, and the files, by name, begin; and their bytes
     places: dict[int | str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    """Where the streams, by number, and the files, by name, begin, and their bytes."""
+
+    def __post_init__(self) -> None:
+        self.named = {entry.name: entry for entry in self.entries}
+
+    def part(self, which: str | tuple[str]) -> Entry | Stored:
+        """A tensor, or a file, whose name is in a tuple."""
+        return self.named[which] if isinstance(which, str) else self.files[which[0]]
+
+    def outline(self) -> list:
+        """What any of its readers has been told, before anything was read."""
+        sizes = {name: file.size for name, file in self.files.items()}
+        return [[entry.line() for entry in self.entries], self.meta, self.layout, sizes]
 
 
 class InFolder:
@@ -116,11 +129,8 @@ class InFile:
 
 def stored_in(path: Path) -> InFolder | InFile:
     """What is at `path`; where there is nothing, what would be by its name."""
-    if os.path.isfile(path) or (path.suffix == SUFFIX and not os.path.isdir(path)):
-        return InFile(path)
-    if os.path.exists(path) and not os.path.isdir(path):  # a pipe or a device
-        return InFile(path)
-    return InFolder(path)
+    is_folder = os.path.isdir(path) or (path.suffix != SUFFIX and not os.path.exists(path))
+    return InFolder(path) if is_folder else InFile(path)
 
 
 # --- headers --------------------------------------------------------------------------------------
@@ -167,29 +177,28 @@ def unpack(data: bytes, size: int) -> Contents:
         raise ManifestError("fields that this version does not have")
     sizes, files, layout = table.get("sizes", []), table.get("files", []), table.get("layout", {})
     streams = [entry.number for entry in entries if not entry.same]
-    if not isinstance(sizes, list) or not all(_is_size(each) for each in sizes):
+    if not isinstance(sizes, list) or not _are_sizes(sizes):
         raise ManifestError("no list of sizes")
     if len(sizes) != len(streams):
         raise ManifestError("not one size for each tensor")
     if not isinstance(layout, dict):
         raise ManifestError("the layout is no object")
     attached = _files(files)
-    found, end = Contents(entries, meta, layout, attached), len(data)
+    sizes += [file.stored for file in attached.values()]
+    ends = list(accumulate(sizes, initial=len(data)))
+    if ends[-1] != size:
+        raise ManifestError(f"{size} bytes, where its parts take {ends[-1]}: cut off, or damaged")
     names: list[int | str] = [*streams, *attached]
-    for name, bytes_ in zip(names, [*sizes, *(f.stored for f in attached.values())], strict=True):
-        found.places[name] = end, bytes_
-        end += bytes_
-    if end != size:
-        raise ManifestError(f"{size} bytes, where its parts take {end}: cut off, or damaged")
-    return found
+    places = dict(zip(names, zip(ends, sizes, strict=False), strict=True))
+    return Contents(entries, meta, layout, attached, places)
 
 
 def _numbers(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value <= 1 << 62
+def _are_sizes(values: list) -> bool:
+    return set(map(type, values)) <= {int} and all(0 <= value <= 1 << 62 for value in values)
 
 
 def _files(lines: object) -> dict[str, Stored]:
@@ -198,7 +207,7 @@ def _files(lines: object) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for line in lines:
         match line:
-            case [str(name), size, stored, crc] if all(map(_is_size, line[1:])) and crc < 1 << 32:
+            case [str(name), size, stored, crc] if _are_sizes(line[1:]) and crc < 1 << 32:
                 most = MAX_FILE_BYTES if stored == size else manifest.most_text(stored)
                 if name in found:
                     raise ManifestError(f"two files of the name {name[:80]!r}")
@@ -236,7 +245,10 @@ def unsafe(name: object) -> str | None:
         parts = [part.encode() for part in name.split("/")]
     except UnicodeEncodeError:
         return "not UTF-8"
-    if sum(map(len, parts)) + len(parts) - 1 > MAX_NAME_BYTES or max(map(len, parts)) > 255:
+    if (
+        sum(map(len, parts)) + len(parts) - 1 > MAX_NAME_BYTES
+        or max(map(len, parts)) > MAX_PART_BYTES
+    ):
         return "too long a name"
     if any(part in (b"", b".", b"..") for part in parts):
         return "not a relative path within a folder"

@@ -7,6 +7,7 @@ without a codebook of shared values. docs/format.md specifies every byte.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -127,9 +128,7 @@ class Encoding(Mapping[str, torch.Tensor]):
         self.path = self.directory = Path(path).absolute()  # whatever directory comes
         self._store = container.stored_in(self.path)
         self._contents = _read_contents(self._store)
-        self._entries = {entry.name: entry for entry in self._contents.entries}
-        self._given: set[str] = set()
-        self._files_given: set[str] = set()
+        self._given: set[str | tuple[str]] = set()
 
     @property
     def meta(self) -> dict:
@@ -151,18 +150,14 @@ class Encoding(Mapping[str, torch.Tensor]):
 
     def info(self, name: str) -> Entry:
         """The ``dtype``, ``shape`` and ``bytes`` of a tensor."""
-        return self._entries[name]
+        return self._contents.named[name]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: entry.shape for name, entry in self._entries.items()}
+        return {name: entry.shape for name, entry in self._contents.named.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = self._current(
-            lambda: _read_entry(self._store, self._contents, self._entries[name])[0]
-        )
-        self._given.add(name)
-        return tensor
+        return self._read(name, lambda now: _read_entry(self._store, now, now.named[name])[0])
 
     def describe(self, name: str) -> tuple[torch.Tensor, TensorInfo]:
         """The same tensor, and what it costs."""
@@ -178,9 +173,7 @@ class Encoding(Mapping[str, torch.Tensor]):
 
     def read_file(self, name: str) -> bytes:
         """One of ``files``. Raises KeyError for another, EncodingError where it is damaged."""
-        data = self._current(lambda: _read_attached(self._store, self._contents, name))
-        self._files_given.add(name)
-        return data
+        return self._read((name,), lambda now: _read_attached(self._store, now, name))
 
     def extract(self, folder: str | Path) -> list[Path]:
         """Write all ``files`` into ``folder``, and the folders that they are in; return where.
@@ -201,50 +194,41 @@ class Encoding(Mapping[str, torch.Tensor]):
             raise EncodingError(str(error)) from None
         return list(paths.values())
 
-    def _current(self, read: Callable[[], Read]) -> Read:
-        """What ``read`` gives, again with the encoding that has come instead."""
+    def _read(self, part: str | tuple[str], read: Callable[[Contents], Read]) -> Read:
+        """What ``read`` gives of a tensor, or of a file (its name in a tuple); again, if another
+        encoding has come instead."""
         for _ in range(ATTEMPTS):
             before = self._contents
             try:
-                return read()
+                found = read(before)
             except EncodingError:
                 if not self._replaced(before):
                     raise
+            else:
+                self._given.add(part)
+                return found
         raise EncodingError(f"{self.path} {REPLACED}")
 
     def _replaced(self, before: Contents) -> bool:
         """Go on with the encoding that is there now; False if that is the one of before.
 
-        EncodingError if it shows: for other names, types, shapes or meta data, or if a tensor or
-        a file that has been read is no longer the same."""
+        EncodingError if it shows: for other names, types, shapes or meta data, or if something
+        that has been read is no longer the same."""
         now = _read_contents(self._store)
         if now == before:
             return False
-        found, old = ({entry.name: entry for entry in each.entries} for each in (now, before))
-
-        def outline(contents: Contents) -> list:
-            lines = [entry.line() for entry in contents.entries]
-            return [lines, contents.meta, contents.layout, self._sizes(contents)]
-
-        alike = outline(now) == outline(before)
-        if (
-            not alike
-            or any(found[name] != old[name] for name in self._given)
-            or any(now.files[name] != before.files[name] for name in self._files_given)
+        if now.outline() != before.outline() or any(
+            now.part(part) != before.part(part) for part in self._given
         ):
             raise EncodingError(f"{self.path} was replaced while it was read; open it again")
-        self._contents, self._entries = now, found
+        self._contents = now
         return True
 
-    @staticmethod
-    def _sizes(contents: Contents) -> dict[str, int]:
-        return {name: file.size for name, file in contents.files.items()}
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._contents.named)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._contents.named)
 
 
 Folder = Encoding  # as it was called when there was no other form
@@ -618,8 +602,16 @@ def _read_tensors(
 def _read_contents(store: InFolder | InFile) -> Contents:
     with one_line(store.head, EncodingError, "encode a model first"):
         data = store.read()
-    with one_line(store.head, EncodingError, AGAIN):
-        return store.contents(data)
+    # Ten thousand entries, all of which stay, are no reason to look through everything for garbage,
+    # which takes longer than they do.
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        with one_line(store.head, EncodingError, AGAIN):
+            return store.contents(data)
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _read_entry(

@@ -31,6 +31,8 @@ WEIGHTS = re.compile(
     r"(.+?)(\.(?:fp16|bf16|fp32|non_ema))?(-\d{5}-of-\d{5})?(\.(?:fp16|bf16|fp32|non_ema))?"
     r"\.(?:safetensors|bin|ckpt|ptmodel|th|pth?|pth\.tar)"
 )
+# Folders in a folder that are not of its model
+APART = re.compile(r"\..*|__pycache__|(checkpoint-\d+)")
 SHOWN = 6
 
 
@@ -103,10 +105,11 @@ def _listed(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
     left_out: dict[str, list[str]] = {}
     for where, below, files in os.walk(folder):
         inside = Path(where).relative_to(folder)
-        hidden = [name for name in below if name.startswith(".") or name == "__pycache__"]
-        below[:] = sorted(set(below) - set(hidden))
-        if hidden:
-            left_out.setdefault("hidden", []).extend((inside / name).as_posix() for name in hidden)
+        for name in sorted(below):
+            if match := APART.fullmatch(name):
+                why = "a trainer's checkpoints" if match[1] else "hidden"
+                left_out.setdefault(why, []).append((inside / name).as_posix())
+        below[:] = sorted(name for name in below if not APART.fullmatch(name))
         for file in sorted(files):
             name, path = (inside / file).as_posix(), folder / inside / file
             if not os.path.isfile(path) or container.unsafe(name):
@@ -160,7 +163,7 @@ def _read_folder(
         notes += own
     for why, some in left_out.items():
         more = f" and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
-        notes.append(f"{folder}: left out, {why}: {', '.join(some[:SHOWN])}{more}")
+        notes.append(f"left out, {why}: {', '.join(some[:SHOWN])}{more}")
     layout = {"name": Path(os.path.realpath(folder)).name, "folder": True, "weights": lines}
     return tensors, layout | ({"notes": notes} if notes else {}), files
 
@@ -182,7 +185,9 @@ def _weights_of(names: list[str]) -> tuple[list[str], dict[str, str]]:
         stem = match[1].replace("pytorch_model", "model")
         apart = re.fullmatch(r"consolidated(\.\d+)?", stem)  # as Meta and Mistral call their own
         form = not name.endswith(SUFFIX), match[2] or match[4] or "", bool(apart), not match[3]
-        group = forms.setdefault((where, "model" if apart else stem), {})
+        if apart:
+            where, stem = where.removesuffix("original").rstrip("/"), "model"
+        group = forms.setdefault((where, stem), {})
         group.setdefault(form, []).append(name)
     wanted = []
     for group in forms.values():
@@ -240,7 +245,7 @@ def _read_weights(file: Path, name: str, key: str | None) -> _Weights:
     line["content"] = to_json(_outline(content, extra, at))
     line |= {"versions": versions} if versions else {}
     mapped = checkpoint.MappedState(file, tensors) if checkpoint.is_mapped(file) else tensors
-    return _Weights(line, mapped, [f"{file}: {note}" for note in notes])
+    return _Weights(line, mapped, [f"{name}: {note}" for note in notes])
 
 
 def _outline(content: Mapping, extra: Mapping, at: list) -> dict:
@@ -299,7 +304,7 @@ def restore(encoding: Encoding, target: str | Path) -> list[Path]:
     if not is_folder:
         [(line, names)] = parts
         if (target.suffix == SUFFIX) != line["path"].endswith(SUFFIX):
-            line = _plain_line(target.name, len(names))
+            line = _plain_line(f"model{target.suffix}", len(names))
         _write(encoding, line, names, target)
         return [target]
     if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
@@ -312,7 +317,7 @@ def restore(encoding: Encoding, target: str | Path) -> list[Path]:
 
 
 def _plain_layout(encoding: Encoding, target: Path) -> dict:
-    name = shards.SINGLE if encoding.files else target.name
+    name = shards.SINGLE if encoding.files or target.suffix == SUFFIX else "model.pth"
     return {"weights": [_plain_line(name, len(encoding))]}
 
 

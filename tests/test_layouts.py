@@ -295,6 +295,8 @@ def test_other_forms_of_the_weights_are_left_out_with_a_word(tmp_path: Path) -> 
             "optimizer.pt": "trainer's",
             "vocab.bin": "no tensors",
             ".git__config": "hidden",
+            "checkpoint-500__model.safetensors": "a trainer's",
+            "original__consolidated.00.pth": "duplicate",
             ".gitattributes": "kept",
             "odd\\name.txt": "unsafe",
         },
@@ -309,9 +311,11 @@ def test_other_forms_of_the_weights_are_left_out_with_a_word(tmp_path: Path) -> 
     assert after == {name: data for name, data in before.items() if name in kept}
     assert list(found) == ["w", "2_Dense/w"]
     notes = " ".join(found.layout["notes"])
-    left = set(before) - kept - {".git/config"}
-    missing = [name for name in [*left, ".git", "broken"] if name not in notes]
-    assert (len(missing), "and 1 more" in notes) == (1, True)  # six of a kind are named
+    left = set(before) - kept - {".git/config", "checkpoint-500/model.safetensors"}
+    left |= {".git", "broken", "checkpoint-500"}
+    missing = [name for name in left if name not in notes]
+    assert (len(missing), "and 2 more" in notes) == (2, True)  # six of a kind are named
+    assert str(tmp_path) not in notes
 
 
 @pytest.mark.parametrize("name", ["adapter_model", "diffusion_pytorch_model.fp16"])
@@ -377,8 +381,8 @@ def test_without_a_layout(tmp_path: Path) -> None:
         found = encoding.open(tmp_path / path)
         layouts.restore(found, tmp_path / "m.safetensors")
         assert fuzz.same(dict(checkpoint.load(tmp_path / "m.safetensors").state_dict), state)
-        layouts.restore(found, tmp_path / "m.pth")
-        back = loaded(tmp_path / "m.pth")
+        layouts.restore(found, tmp_path / "m:1.pth")  # a name that no archive would have
+        back = loaded(tmp_path / "m:1.pth")
         assert fuzz.same(back, state)
         assert back["a"].data_ptr() == back["tied"].data_ptr()
     encoding.save(state, tmp_path / "m.dc", files={"a/config.json": b"{}"})

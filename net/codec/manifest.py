@@ -6,6 +6,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class ManifestError(ValueError):
     """Text that is no manifest, or names and meta data that make none."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # frozen, it takes twice the time to make
 class Entry:
     """One line of the manifest: a name, and the file of its tensor."""
 
@@ -149,24 +150,38 @@ def unpack(data: bytes) -> tuple[list[Entry], dict]:
         raise ManifestError("not one checksum for each tensor")
     sums = iter(np.frombuffer(checksums, ">u4").tolist())
     entries: list[Entry] = []
+    shapes: dict[tuple, tuple[int, ...]] = {}
     for fields in tensors:
-        entries.append(_entry(entries, fields, sums))
+        entries.append(_entry(entries, fields, sums, shapes))
     if len({entry.name for entry in entries}) < len(entries):
         raise ManifestError("two tensors of the same name")
     return entries, meta
 
 
-def _entry(before: list[Entry], fields: object, sums: Iterator[int]) -> Entry:
+LINE, TIE = [str, str, list], [str, int]  # what a tensor's line is made of
+
+
+def _entry(
+    before: list[Entry],
+    fields: Any,
+    sums: Iterator[int],
+    shapes: dict[tuple, tuple[int, ...]],
+) -> Entry:
+    """The next one; `shapes` has those that are within the limits, by type."""
     number = len(before)
-    match fields:
-        case [str(name), first] if type(first) is int and 0 <= first < number:
-            if before[first].same:
-                raise ManifestError(f"tensor {number}: the same as one that has no file itself")
-            same = before[first]
-            same.tied.append(name)
-            return Entry(number, name, same.dtype, same.shape, same.checksum, same)
-        case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
-            whole = len(shape) <= 64 and all(type(extent) is int for extent in shape)
-            if whole and fits(shape, DTYPES[dtype]):
-                return Entry(number, name, DTYPES[dtype], tuple(shape), next(sums))
+    kinds = [*map(type, fields)] if isinstance(fields, list) else []
+    if kinds == LINE and fields[1] in DTYPES and len(extents := fields[2]) <= 64:
+        name, kind, _ = fields
+        if {*map(type, extents)} <= {int}:  # True is as 1, but no extent
+            shape = shapes.get(key := (kind, *extents))
+            if shape is None and fits(extents, DTYPES[kind]):
+                shape = shapes[key] = key[1:]
+            if shape is not None:
+                return Entry(number, name, DTYPES[kind], shape, next(sums))
+    elif kinds == TIE and 0 <= fields[1] < number:
+        name, same = fields[0], before[fields[1]]
+        if same.same:
+            raise ManifestError(f"tensor {number}: the same as one that has no file itself")
+        same.tied.append(name)
+        return Entry(number, name, same.dtype, same.shape, same.checksum, same)
     raise ManifestError(f"tensor {number}: not a name, a known type and a shape within the limits")

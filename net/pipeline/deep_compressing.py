@@ -64,7 +64,7 @@ def run_all(args: Namespace) -> None:
 
     shown = built(args, ReportOptions)
 
-    from .. import checkpoint, encoding
+    from .. import checkpoint, container
     from ..files import check_output, check_writable
     from ..report import comparison, plots, tables
     from ..training import distributed
@@ -73,7 +73,7 @@ def run_all(args: Namespace) -> None:
     output = Path(args.output)
     # An hour of training must not end in "permission denied".
     check_writable(output)
-    one_file = args.directory.endswith(encoding.SUFFIX)
+    one_file = args.directory.endswith(container.SUFFIX)
     (check_output if one_file else check_writable)(args.directory)
     for file in (shown.json, shown.csv, shown.plot):
         if file:
