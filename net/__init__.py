@@ -5,6 +5,7 @@
     pruner = net.Pruner(model, sensitivity=1.5)
     sharing = net.WeightSharing(model, bits=5)
     net.encoding.save(model.state_dict(), "encodings")
+    net.compress(model, "model.dc", max_bytes=2_000_000)
 
 What is named below is imported when it is first used, so that `import net` costs nothing.
 """
@@ -13,10 +14,13 @@ TYPE_CHECKING = False  # type checkers take it for true; typing takes as long as
 if TYPE_CHECKING:
     from typing import Any
 
+# {name: its module}
 _CLASSES = {"Pruner": "prune", "WeightSharing": "sharing", "SharedState": "sharing"}
+_CLASSES |= {"compress": "compression", "load_into": "pretrained", "from_pretrained": "pretrained"}
 _MODULES = (
-    *("checkpoint", "encoding", "errors", "huffman", "layouts", "parameters", "plan", "prune"),
-    *("quantization", "rounding", "shards", "sharing", "sparse", "treatments"),
+    *("checkpoint", "compression", "encoding", "errors", "huffman", "layouts", "parameters"),
+    *("plan", "prune", "quantization", "report", "rounding", "shards", "sharing", "sparse"),
+    "treatments",
 )
 _EARLIER = {"bare": "sharing", "post_training": "rounding"}  # what modules were called
 

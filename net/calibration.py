@@ -97,6 +97,10 @@ class Samples:
         if not self.batches:
             raise ValueError(f"calibration is empty; give {EXPECTED}")
 
+    @classmethod
+    def of(cls, model: nn.Module, given: "Samples | Any") -> "Samples":
+        return given if isinstance(given, Samples) else cls(model, given)
+
 
 _ANY = list(inspect.signature(lambda first, *args, **kwargs: None).parameters.values())
 
@@ -190,10 +194,14 @@ def _separate_products(model: nn.Module) -> Iterator[None]:
 
 def _run(model: nn.Module, call: Call) -> None:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    # A loader's tensors seldom are where the model is.
-    args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), tuple(call))
+    args, kwargs = on_device(call, device)
     with suppress(_Enough):
         model(*args, **kwargs)
+
+
+def on_device(call: Call, device: torch.device) -> Call:
+    """`call` with its tensors on the device, as a loader's seldom are."""
+    return Call(*tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), tuple(call)))
 
 
 def _first_that_runs(

@@ -6,14 +6,17 @@ errors. One search: bisection, from what certainly keeps within a limit towards 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .parameters import copied
+from .compensation import NEIGHBOURS
+from .parameters import compressible, copied
+from .rounding import NOISE
+from .shards import info_of
 
 # Nats of divergence per point of error, before any training takes some back. A ResNet-20 of the
 # suite, trained on four of CIFAR-10's training batches and shared without training so that held-out
@@ -26,6 +29,7 @@ PER_POINT = 0.04
 # images moved by .75, 1.36 and 1.63 nats, was 0.0, 0.7 and 1.6 points worse once retrained by
 # `smallest`: 1.5 nats a point, of which a third is left to what sharing costs (docs/results.md).
 PER_POINT_RETRAINED = 1.0
+SENSITIVE = 0.7  # of the noise: half its power (docs/results.md)
 HALVINGS = 7  # of the range, in the logarithm: to within 4 % of a value
 
 
@@ -93,3 +97,27 @@ def moved_by(
         return divergence(outputs(changed, batches), reference)
 
     return cost
+
+
+def default_noise(state: Mapping[str, torch.Tensor]) -> float:
+    """For a state dict whose outputs nobody can see: NOISE, more or less as its shapes say.
+
+    More for convolutions between batch normalisations: of the errors under a kernel of extents e,
+    rounding takes off the part (1 - NEIGHBOURS**2)**sum(1 - 1/e) by which their inputs are known
+    (compensation.prior), so that steps may be as much larger at the same noise in the outputs.
+    SENSITIVE of it where errors are not averaged over many inputs, kernels of one channel and
+    embeddings, or come round again, in recurrent weights.
+    """
+    normalised = any(name.rpartition(".")[2] == "running_var" for name in state)
+    total, known, sensitive, of_one = 0, 0.0, False, 0
+    for name, kind in compressible(state).items():
+        shape = info_of(state, name).shape
+        size = math.prod(shape)
+        is_kernel = kind == "conv" and math.prod(shape[2:]) > 1
+        sensitive |= kind in ("rnn", "embedding")
+        of_one += is_kernel and shape[1] == 1
+        total += size
+        if is_kernel and normalised:
+            known += size * sum(1 - 1 / extent for extent in shape[2:] if extent)
+    factor = (1 - NEIGHBOURS**2) ** (-known / (2 * max(total, 1)))
+    return NOISE * factor * (SENSITIVE if sensitive or of_one > 1 else 1.0)  # one: of grey images

@@ -16,6 +16,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 from . import container, unfinished
 from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
+from .codec.codes import Empty
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
 from .codec.manifest import MANIFEST, Entry
 from .codec.tensors import DTYPES, read_tensor, reads_as, write_tensor
@@ -53,11 +55,21 @@ TEMPORARY = re.compile(r"\.[\w.-]+\.huff(\.\w+)?\.tmp")  # the longer ones of ea
 TEMPORARY_FILE = re.compile(r"\.[0-9a-f]{12}\.dc\.tmp")
 ATTEMPTS = 20  # to read what is replaced meanwhile
 
+ROOM, ALIGNED = 1 << 25, 64  # bytes
+
 Read = TypeVar("Read")
 
 
 class EncodingError(UserError):
     """What cannot be read or written, or a state dict that cannot be encoded."""
+
+
+class TooLarge(EncodingError):
+    """A file that would be larger than it may, and was not written."""
+
+    def __init__(self, path: Path, size: int, most: int) -> None:
+        super().__init__(f"{path} would take {size:,} bytes, more than {most:,}")
+        self.bytes = size
 
 
 @dataclasses.dataclass
@@ -76,13 +88,15 @@ def save(
     *,
     files: Mapping[str, container.Source] | None = None,
     layout: dict | None = None,
+    most: int | None = None,
 ) -> int:
     """Encode every tensor of ``state`` into the file ``path``, if that ends in .dc, or else into
     files of the folder ``path``; return the bytes written.
 
     ``meta`` is a dict that comes back from JSON as it was: no tuples, no keys but strings. A .dc
     file holds other files of the model, too: ``files``, {relative name: bytes or the Path to read
-    from}, and a ``layout`` (``net.layouts``), another dict for JSON.
+    from}, and a ``layout`` (``net.layouts``), another dict for JSON. One that would have more than
+    ``most`` bytes is not written: TooLarge, which has its size.
     Tensors are asked for one after the other and let go again, so a mapping that reads them from
     a file never has to fit into memory. Names of the same memory (tied weights) are one tensor,
     and are stored once.
@@ -93,7 +107,7 @@ def save(
     Raises EncodingError, after removing whatever it wrote, if the state cannot be encoded or the
     path cannot be written, and before writing if another process is writing there.
     """
-    return write(state, path, meta, verify, False, files=files, layout=layout).bytes
+    return write(state, path, meta, verify, False, files=files, layout=layout, most=most).bytes
 
 
 def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -133,6 +147,11 @@ class Encoding(Mapping[str, torch.Tensor]):
         """The names of the files beside the tensors, and their bytes."""
         return {name: file.size for name, file in self._contents.files.items()}
 
+    @property
+    def stored_files(self) -> dict[str, int]:
+        """The same names, and the bytes that each takes here."""
+        return {name: file.stored for name, file in self._contents.files.items()}
+
     def info(self, name: str) -> Entry:
         """The ``dtype``, ``shape`` and ``bytes`` of a tensor."""
         return self._contents.named[name]
@@ -143,6 +162,16 @@ class Encoding(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._read(name, lambda now: _read_entry(self._store, now, now.named[name])[0])
+
+    def describe(self, name: str) -> tuple[torch.Tensor, TensorInfo]:
+        """The same tensor, and what it costs."""
+
+        def read(now: Contents) -> tuple[torch.Tensor, TensorInfo]:
+            entry = now.named[name]
+            tensor, reader = _read_entry(self._store, now, entry, True)
+            return tensor, tensor_info(entry.same or entry, tensor, reader)
+
+        return self._read(name, read)
 
     def read_file(self, name: str) -> bytes:
         """One of ``files``. Raises KeyError for another, EncodingError where it is damaged."""
@@ -197,6 +226,9 @@ class Encoding(Mapping[str, torch.Tensor]):
         self._contents = now
         return True
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._contents.named  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._contents.named)
 
@@ -231,6 +263,7 @@ def write(
     *,
     files: Mapping[str, container.Source] | None = None,
     layout: dict | None = None,
+    most: int | None = None,
 ) -> Encoded:
     """As ``save``, and say what every tensor costs, which decoding it has shown."""
     path = Path(path).absolute()  # stays what it is after a change of directory
@@ -242,7 +275,8 @@ def write(
     try:
         with locked(Path(os.path.realpath(path)).parent if one else path) as alone:
             if one:
-                return _FileWriting(path, verify, describe, alone).run(state, meta, files, layout)
+                writing = _FileWriting(path, verify, describe, alone)
+                return writing.run(state, meta, files, layout, most)
             return _FolderWriting(path, verify, describe, alone).run(state, meta)
     except EncodingError:
         raise
@@ -321,6 +355,7 @@ class _FileWriting(_Writing):
         meta: dict | None,
         files: Mapping[str, container.Source] | None,
         layout: dict | None,
+        most: int | None,
     ) -> Encoded:
         check_output(self.path)  # what can be refused is, before any work
         folder = Path(os.path.realpath(self.path)).parent
@@ -341,6 +376,9 @@ class _FileWriting(_Writing):
             header = self.header(_packed(self.entries, meta), sizes, stored, layout)
             sums = [entry.checksum for entry in self.entries if not entry.same]
             parts = [*zip(sizes, sums, strict=True), *(file[1:] for file in stored.values())]
+            total = len(header) + sum(size for size, _ in parts)
+            if most is not None and total > most:
+                raise TooLarge(self.path, total, most)
             streams.seek(0)
             with atomic_write(self.path) as file:
                 file.write(header)
@@ -555,8 +593,10 @@ def read(
 def _read_tensors(
     store: InFolder | InFile, contents: Contents, describe: bool
 ) -> tuple[dict[str, torch.Tensor], list[TensorInfo]]:
+    empty = _Room().empty
+
     def decode(entry: Entry) -> tuple[torch.Tensor, TensorInfo | None]:
-        tensor, reader = _read_entry(store, contents, entry, describe)
+        tensor, reader = _read_entry(store, contents, entry, describe, empty)
         return tensor, tensor_info(entry, tensor, reader) if describe else None
 
     streams = [(entry,) for entry in contents.entries if not entry.same]
@@ -564,6 +604,26 @@ def _read_tensors(
     found = {entry.number: result for (entry,), result in zip(streams, results, strict=True)}
     state = {entry.name: found[(entry.same or entry).number][0] for entry in contents.entries}
     return state, [info for _, info in found.values() if info]
+
+
+class _Room:
+    """Memory for arrays that stay together, side by side: the system has huge pages for that, and
+    one fault of 2 MiB costs less than hundreds of 4 KiB, which take as long as all decoding."""
+
+    def __init__(self) -> None:
+        self.left, self.given, self.lock = np.empty(0, np.uint8), 0, Lock()
+
+    def empty(self, count: int, kind: np.dtype) -> np.ndarray:
+        """As np.empty."""
+        size = -(-count * kind.itemsize // ALIGNED) * ALIGNED
+        if size > ROOM // 8:  # NumPy asks for huge pages itself
+            return np.empty(count, kind)
+        with self.lock:
+            self.given += size
+            if size > len(self.left):  # no more than is needed, or twice
+                self.left = np.empty(min(self.given, ROOM), np.uint8)
+            taken, self.left = self.left[:size], self.left[size:]
+        return taken[: count * kind.itemsize].view(kind)
 
 
 def _read_contents(store: InFolder | InFile) -> Contents:
@@ -582,7 +642,11 @@ def _read_contents(store: InFolder | InFile) -> Contents:
 
 
 def _read_entry(
-    store: InFolder | InFile, contents: Contents, entry: Entry, describe: bool = False
+    store: InFolder | InFile,
+    contents: Contents,
+    entry: Entry,
+    describe: bool = False,
+    empty: Empty = np.empty,
 ) -> tuple[torch.Tensor, BitReader]:
     """The tensor, and the reader that has read it, with the codes in use if asked to describe."""
     with one_line(store.name(entry), EncodingError, AGAIN, HuffmanError):
@@ -595,7 +659,7 @@ def _read_entry(
         if zlib.crc32(data.data[:size]) != entry.checksum:
             raise HuffmanError("the checksum does not match: damaged, or of another encoding")
         reader = BitReader(data, describe)
-        tensor = read_tensor(reader, entry.shape, entry.dtype)
+        tensor = read_tensor(reader, entry.shape, entry.dtype, empty)
         reader.finish()
         return tensor, reader
 

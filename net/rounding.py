@@ -25,7 +25,7 @@ from .parameters import layer_of
 from .shards import info_of
 from .threads import in_order
 
-NOISE = 0.4
+NOISE = 0.2
 MAX_LEVEL = 1 << 13  # multiples of the step on either side of zero
 TYPICAL = 1.3  # the root mean square is taken for typical up to so many medians of its rows
 FINEST = 6  # the largest power of two by which a row's step is finer than its tensor's
@@ -206,7 +206,7 @@ def round_vector(
 ) -> torch.Tensor:
     """`tensor` [n], each value to a power-of-two fraction of itself or of `scale` [n], if larger.
 
-    The fraction is 1/64 at noise 0.4, and falls with it: half as fine, a bit less for each element
+    The fraction is 1/128 at noise 0.2, and falls with it: half as fine, a bit less for each element
     would cost a ResNet-20 3 % more bytes at the same divergence.
     """
     size = tensor.detach().double().abs()
@@ -215,7 +215,7 @@ def round_vector(
 
 def _round_beside(tensor: torch.Tensor, size: torch.Tensor, noise: float) -> torch.Tensor:
     """The same for a fraction of `size` [n] alone; unchanged where that is 0."""
-    bits = min(max(round(6 - math.log2(noise / NOISE)), 4), 20)
+    bits = min(max(round(7 - math.log2(noise / NOISE)), 4), 20)
     exact = tensor.detach().double()
     exponent = torch.frexp(size).exponent - 1 - bits  # of the greatest power of two within size
     unit = torch.ldexp(torch.ones_like(exact), exponent)

@@ -5,7 +5,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from .shards import Info, info_of
 from .shared_tensor import Clustering, SharedTensor, relative_change
 from .tensors import TensorError, check_dense
 from .treatments import TREATMENTS, Bits, Exact, SharingConfig, Work, treated
+
+if TYPE_CHECKING:
+    from .calibration import Samples
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
@@ -66,7 +69,7 @@ class WeightSharing(StepHooks):
         model: nn.Module,
         bits: Bits | SharingConfig = 5,
         *,
-        calibration: Iterable | None = None,
+        calibration: "Samples | Iterable | None" = None,
         **options: Any,
     ) -> None:
         super().__init__(model)
@@ -95,7 +98,7 @@ class WeightSharing(StepHooks):
         if calibration is not None:
             from .calibration import Samples  # compiled loops
 
-            samples = Samples(model, calibration)
+            samples = Samples.of(model, calibration)
         self._work = Work(model.state_dict(), config, self.plan, model, samples)
         self.without_data = self._work.without_data
         # In the order of the treatments, of each in that of the model.

@@ -7,6 +7,7 @@ Whether a layer gains at all depends on its size, its density, the batch and the
 measured: a layer stays dense unless a sparse form is faster.
 """
 
+import importlib.util
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
+from .extras import needs
 from .parameters import compressible, copied, layer_of, shortest_name
 
 SAMPLES = 25
@@ -50,9 +52,7 @@ class ScipyCSR(TorchCSR):
     """The same with SciPy's CSR matrix, on one thread."""
 
     def sparse(self, weight: torch.Tensor) -> Any:
-        from scipy.sparse import csr_matrix
-
-        return csr_matrix(weight.numpy())
+        return needs("scipy.sparse", "SciPy's CSR matrix").csr_matrix(weight.numpy())
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
         x = rows.numpy()
@@ -62,15 +62,41 @@ class ScipyCSR(TorchCSR):
 FORMS = {"torch": TorchCSR, "scipy": ScipyCSR}
 
 
+def available() -> dict[str, type[TorchCSR]]:
+    """The sparse forms whose library is installed."""
+    return {form: FORMS[form] for form in FORMS if importlib.util.find_spec(form)}
+
+
 def sparse_model(model: nn.Module, batch_size: int = 1) -> nn.Module:
     """A copy of `model` on the CPU whose linear layers are sparse where that is faster.
 
-    Each layer is timed at `batch_size`, dense and in both sparse forms, and takes the fastest.
-    The copy is for inference (no gradients); it computes what `model` does to float rounding.
+    Each layer is timed at `batch_size`, dense and in both sparse forms (SciPy's where that is
+    installed), and takes the fastest. The copy is for inference (no gradients); it computes what
+    `model` does to float rounding. Its attribute `choices`, {layer: text}, says what each weight
+    became, and why:
+
+        {"fc1": "torch: 41 us, dense 180 us, 5.0 % non-zero",
+         "fc2": "dense: 9 us, torch 14 us, 31.0 % non-zero", "conv1": "dense: no linear layer"}
     """
     model = on_cpu(model)
     times = layer_times(model, batch_size)
-    return replaced(model, {name: fastest(each) for name, each in times.items()})
+    mixed = replaced(model, {name: fastest(each) for name, each in times.items()})
+    layers = map(layer_of, compressible(model))
+    mixed.choices = {name: _reason(name, model, times) for name in layers}  # type: ignore[assignment]
+    return mixed
+
+
+def _reason(name: str, model: nn.Module, times: Mapping[str, dict[str, list[float]]]) -> str:
+    """The form of a layer, and the one that it was compared with."""
+    if name not in times:
+        return "dense: no linear layer"
+    chosen = fastest(times[name])
+    medians = {form: 1e6 * statistics.median(each) for form, each in times[name].items()}
+    sparse = min(medians.keys() - {"dense"}, key=lambda form: medians[form])
+    other = sparse if chosen == "dense" else "dense"
+    weight = linear_layers(model)[name].weight
+    density = f"{weight.count_nonzero().item() / weight.numel():.1%} non-zero"
+    return f"{chosen}: {medians[chosen]:.0f} us, {other} {medians[other]:.0f} us, {density}"
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
@@ -116,7 +142,7 @@ def layer_times(model: nn.Module, batch_size: int) -> dict[str, dict[str, list[f
     found = {}
     for name, layer in linear_layers(model).items():
         x = torch.randn(batch_size, layer.in_features, dtype=layer.weight.dtype)
-        forms = {"dense": layer, **{form: make(layer) for form, make in FORMS.items()}}
+        forms = {"dense": layer, **{form: make(layer) for form, make in available().items()}}
         found[name] = alternate({form: partial(f, x) for form, f in forms.items()})
     return found
 

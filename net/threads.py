@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 
-IN_FLIGHT = 1 << 28  # what may be worked on at the same time; a larger job is alone
+IN_FLIGHT = 1 << 28  # bytes that are worked on at the same time; a larger job is alone
 
 
 def in_order(
     work: Callable[..., Any],
     jobs: Iterable[tuple],
     size: Callable[[tuple], int] = lambda job: 0,
+    in_flight: int = IN_FLIGHT,
 ) -> Iterator[Any]:
     """Yield `work(*job)` of every job in the order of the jobs, in PyTorch's number of threads.
 
-    A job is asked for when there is a thread for it. If more than IN_FLIGHT of `size(job)`, in
+    A job is asked for when there is a thread for it. If more than `in_flight` of `size(job)`, in
     bytes, would be worked on with it, it waits for those before it. An exception of `work` is
     raised in its place; jobs that have not begun by then are dropped.
     """
@@ -35,7 +36,7 @@ def in_order(
         for job in jobs:
             held = size(job)
             while waiting and (
-                len(waiting) >= most or sum(other for _, other in waiting) + held > IN_FLIGHT
+                len(waiting) >= most or sum(other for _, other in waiting) + held > in_flight
             ):
                 yield _result(waiting.popleft()[0])
             if len(threads) < most and not _started(threads, queue):

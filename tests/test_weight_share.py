@@ -114,8 +114,8 @@ def test_a_state_dict_alone_is_shared_by_rate(tmp_path, capsys):
     shared = checkpoint.load(tmp_path / "out")
     values = shared.state_dict["a.weight"].unique().double()
     steps = values.diff()
-    assert len(values) < 40
-    assert float(steps.min()) > 0.3  # 0.4 deviations, each the same
+    assert len(values) < 60
+    assert 0.15 < float(steps.min()) < 0.25  # 0.2 deviations, each the same
     assert float(steps.max() / steps.min()) < 3.1  # some multiples may not occur
     assert shared.options["bits"] == "auto"
     assert not {"teacher", "finetune_epochs"} & shared.options.keys()

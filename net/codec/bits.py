@@ -86,7 +86,7 @@ class BitReader:
     """
 
     def __init__(self, data: np.ndarray, describe: bool = False) -> None:
-        self.data = data
+        self.data, self._bytes = data, data.data
         self.end = 8 * (len(data) - PAD)
         self.position = 0
         # for reports: bits by section; (section, code, counts of its symbols) of every code
@@ -100,10 +100,12 @@ class BitReader:
 
     def read(self, width: int) -> int:
         """The next ``width`` bits as an integer."""
-        self.need(width)
-        first, last = self.position >> 3, (self.position + width + 7) >> 3
-        self.position += width
-        value = int.from_bytes(self.data[first:last].tobytes(), "big") >> (8 * last - self.position)
+        end = self.position + width
+        if end > self.end:
+            raise HuffmanError("the data ends early")
+        last = (end + 7) >> 3
+        value = int.from_bytes(self._bytes[self.position >> 3 : last], "big") >> (8 * last - end)
+        self.position = end
         return value & ((1 << width) - 1)
 
     def read_number(self) -> int:
@@ -120,6 +122,13 @@ class BitReader:
         if value >= 1 << 63:
             raise HuffmanError("a number beyond 2**63")
         return value
+
+    def ahead(self, most: int) -> str:
+        """The next ``most`` bits as a text of 0 and 1, and the PAD's zeros behind the end."""
+        first = self.position >> 3
+        data = self._bytes[first : first + (most >> 3) + 1]
+        text = f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}"
+        return text[self.position & 7 :]
 
     def skip(self, bits: int) -> int:
         """Leave ``bits`` bits out; return where they begin."""

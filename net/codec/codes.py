@@ -22,6 +22,9 @@ SMALL_ALPHABET = 1024  # largest symbol + 1 that the small form can hold
 FIRST_LENGTH = 4  # the length that the first entry of a small table is compared with
 
 
+Empty = Callable[[int, np.dtype], np.ndarray]  # as np.empty: elements, type
+
+
 class Code:
     """A prefix code: ``symbols`` (ascending int64) and the ``lengths`` of their code words.
 
@@ -102,10 +105,12 @@ class Code:
             writer.write_number(bits)
         writer.append(sum(lanes), codec.kernels.pack_words, symbols, table)
 
-    def read(self, reader: BitReader, count: int, values: np.ndarray) -> np.ndarray:
+    def read(
+        self, reader: BitReader, count: int, values: np.ndarray, empty: Empty = np.empty
+    ) -> np.ndarray:
         """``count`` symbols, each as that of ``values`` (by rank; an unsigned type)."""
         reader.need(self._fewest_bits(count))
-        out = np.empty(count, values.dtype)
+        out = empty(count, values.dtype)
         for _ in self.read_parts(reader, count, values, out):
             pass
         return out
@@ -290,22 +295,31 @@ def write_small_table(writer: BitWriter, code: Code) -> None:
 
 def read_small_table(reader: BitReader) -> Code:
     symbols, lengths = [], []
-    before, kraft = FIRST_LENGTH, 0  # Kraft's sum in units of 2**-31
+    length, kraft = FIRST_LENGTH, 0  # Kraft's sum in units of 2**-31
+    text, at = "", 0  # the next bits, which is faster than to ask for one after the other
     for symbol in range(SMALL_ALPHABET):
-        length = before
-        if reader.read(1):
-            kind = reader.read(2)
-            if kind == 2:
+        if at + 8 > len(text):
+            reader.skip(at)
+            text, at = reader.ahead(1024), 0
+        if text[at] == "0":
+            at += 1
+        else:
+            kind, at = text[at + 1 : at + 3], at + 3
+            if kind == "10":
                 continue
-            length = reader.read(5) if kind == 3 else before + 1 - 2 * kind
-            if kind == 3 and abs(length - before) < 2:
-                raise HuffmanError("a code length in a longer form than needed")
-        if not 0 <= length <= 31:
-            raise HuffmanError("a code length outside 0 to 31")
+            before = length
+            if kind == "11":
+                length, at = int(text[at : at + 5], 2), at + 5
+                if abs(length - before) < 2:
+                    raise HuffmanError("a code length in a longer form than needed")
+            else:
+                length += 1 if kind == "00" else -1
+            if not 0 <= length <= 31:
+                raise HuffmanError("a code length outside 0 to 31")
         symbols.append(symbol)
         lengths.append(length)
-        before = length
         kraft += 1 << (31 - length)
         if kraft >= 1 << 31:
             break
+    reader.skip(at)
     return Code.checked(np.array(symbols, np.int64), np.array(lengths, np.uint8))

@@ -14,7 +14,7 @@ import torch
 from .. import codec
 from ..tensors import fault, memory
 from .bits import PAD, BitReader, BitWriter, HuffmanError, read_set, write_set
-from .codes import RUN, Code, lane_size, narrow, parts, read_table, write_table
+from .codes import RUN, Code, Empty, lane_size, narrow, parts, read_table, write_table
 from .positions import Positions, write_positions
 
 _NAMES = (
@@ -73,13 +73,21 @@ def write_tensor(tensor: torch.Tensor) -> BitWriter:
     return dense if sparse is None or dense.length < sparse.length else sparse
 
 
-def read_tensor(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def read_tensor(
+    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype, empty: Empty = np.empty
+) -> torch.Tensor:
     """The tensor that ``write_tensor`` was given; HuffmanError for any other bits."""
     whole, kind, _ = _stored_as(shape, dtype)
-    sparse, pieces = _read(reader, shape, dtype)
-    values = (np.zeros if sparse else np.empty)(math.prod(whole), kind)
+    size = math.prod(whole)
+    sparse, pieces = _read(reader, shape, dtype, empty)
+    values = np.zeros(size, kind) if sparse else None
     for where, read in pieces:
-        values[where] = read
+        if len(read) == size and not sparse:
+            values = read
+        else:
+            values = empty(size, kind) if values is None else values
+            values[where] = read
+    values = np.empty(0, kind) if values is None else values
     return torch.from_numpy(values.view(np.uint8)).view(dtype).reshape(shape)
 
 
@@ -100,15 +108,15 @@ def reads_as(reader: BitReader, tensor: torch.Tensor) -> bool:
 
 
 def _read(
-    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype
+    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype, empty: Empty | None = None
 ) -> tuple[bool, Iterator[tuple[slice | np.ndarray, np.ndarray]]]:
     """Whether some patterns are zero because they are not stored; where those belong that are, and
-    the patterns, part by part."""
+    the patterns, part by part; with ``empty`` in one part where that takes no more memory."""
     whole, kind, floating = _stored_as(shape, dtype)
     if not reader.read(1):
         count = math.prod(whole)
         reader.need(count // RUN)  # before there is a tensor to fill
-        return False, read_values(reader, count, kind, floating)
+        return False, read_values(reader, count, kind, floating, empty=empty)
     reader.begin("positions")
     positions = Positions(reader, whole)
     reader.begin("header")
@@ -139,12 +147,18 @@ def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
 
 
 def read_values(
-    reader: BitReader, count: int, kind: np.dtype, floating: bool, in_order: bool = False
+    reader: BitReader,
+    count: int,
+    kind: np.dtype,
+    floating: bool,
+    in_order: bool = False,
+    empty: Empty | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """``count`` patterns of type ``kind`` written by ``write_values``, part by part.
 
     Gives which they are, and the patterns, to be used before the next part is asked for. Lanes
-    come in turns unless ``in_order``, which takes a byte or two more for each value.
+    come in turns unless ``in_order``, which takes a byte or two more for each value. With
+    ``empty`` shared values are one part, in an array that it gives.
     """
     if not count:
         return
@@ -157,7 +171,11 @@ def read_values(
         reader.begin("values")
         in_order &= lane_size(count) > 0
         if reader.codes is None and not in_order:
-            yield from code.read_parts(reader, count, codebook[code.symbols])
+            values = codebook[code.symbols]
+            if empty:
+                yield slice(0, count), code.read(reader, count, values, empty)
+            else:
+                yield from code.read_parts(reader, count, values)
             return
         names = narrow(code.symbols, len(codebook))
         pieces = code.read_parts(reader, count, names)

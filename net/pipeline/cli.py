@@ -89,13 +89,20 @@ def run(
     results that could not be printed are. (In a process of its own net.pipeline.process ends a
     script that is interrupted or killed.)
     """
-    output: Any = Output(sys.stdout)
-    errors: Any = Output(sys.stderr, keep="\n\r")  # progress bars begin with a carriage return
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+    with outputs() as output:
         code = attempt(parser, body, argv)
         if output.failure and not code:
             return fail(f"cannot print the results: stdout: {output.failure}")
         return code
+
+
+@contextlib.contextmanager
+def outputs() -> Iterator[Output]:
+    """Printing that cannot fail, on both streams; gives stdout's."""
+    output: Any = Output(sys.stdout)
+    errors: Any = Output(sys.stderr, keep="\n\r")  # progress bars begin with a carriage return
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        yield output
 
 
 def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[str] | None) -> int:

@@ -2,7 +2,7 @@
 
     python deep_compressing.py
     python deep_compressing.py --dataset digits
-    deep-compression --dataset digits      # where the package is installed
+    deep-compression pipeline --dataset digits      # where the package is installed
 
 The same as pruning.py, weight_share.py, huffman_encode.py, huffman_decode.py
 and compare_stages.py one after the other, in one process.  Writes the models of
@@ -15,7 +15,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cli, process
+from . import cli
 from .fields import Parser, built, declared
 from .options import ModelOptions, PruningOptions, ReportOptions, SharingOptions
 from .presets import defaults
@@ -85,9 +85,3 @@ def body(args: Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), body, argv)
-
-
-def command() -> int:
-    """`deep-compression` of an installed copy, a process of its own as the script is."""
-    process.start()
-    return main()

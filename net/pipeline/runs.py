@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
-from .. import checkpoint, shards
+from .. import checkpoint, choose, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..errors import UserError
+from ..extras import ProgressBar
 from ..files import check_output, check_writable, locked
 from ..parameters import resolve
 from ..prune import prunable
@@ -202,7 +201,12 @@ def share_bare(
             "what BatchNorm adds to a variance is not in a bare state dict, so that its statistics "
             "cannot be folded; name the architecture"
         )
-    config = choosing.config(choosing.without_auto(options))
+    options = choosing.without_auto(options)
+    if options.bits == "auto" and options.noise == "auto":
+        noise = float(f"{choose.default_noise(source.state_dict):.3g}")
+        options = replace(options, noise=noise)
+        log.note(f"noise {noise:g}, by the shapes of the weights; more gives fewer bytes")
+    config = choosing.config(options)
     state = SharedState(source.state_dict, config)
     plan = stages.texts_of(state.plan)
     log.table(plan_text(state.plan, state), event="plan", plan=plan)
@@ -236,7 +240,7 @@ def write_model(path: str | Path, model: Checkpoint) -> int:
         return checkpoint.save(path, model)
     state = model.state_dict
     infos = {name: shards.info_of(state, name) for name in state}
-    bar = tqdm(state, "writing tensors", leave=False, disable=None)
+    bar = ProgressBar(state, "writing tensors")
     return shards.write(path, infos, (state[name] for name in bar), model.metadata())
 
 

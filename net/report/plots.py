@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UserError, printable
+from ..errors import printable
+from ..extras import needs
 from ..files import atomic_write
 from .tables import shortened
 
@@ -41,8 +42,7 @@ def available() -> bool:
 
 def require() -> None:
     """Raise UserError without matplotlib: called before the work whose result is to be drawn."""
-    if not available():
-        raise UserError("a plot needs matplotlib, which is not installed; pip install matplotlib")
+    needs("matplotlib", "a plot")
 
 
 def new_figure(height: float) -> "Figure":

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..extras import needs
 from . import own_code
 from .inputs import Input
 from .models import CifarResNet, CifarVGG16, LeNet5, LeNet300100
@@ -134,8 +135,8 @@ def is_torchvisions(name: str) -> bool:
 
 @functools.lru_cache  # torchvision takes 60 ms for its list, and every stage asks several times
 def torchvision_factory(name: str) -> Callable[..., nn.Module]:
-    from torchvision import models  # takes a second, which a LeNet need not wait for
-
+    # It takes a second, which a LeNet need not wait for.
+    models = needs("torchvision.models", f"the architecture {name}")
     # Detection, segmentation and video are in modules of their own.
     names = models.list_models(module=models)
     if name not in names:
@@ -163,15 +164,14 @@ def published_weights(name: str, weights: str) -> "WeightsEnum":
 
     Nothing is downloaded. Raises UserError where there are none of that name.
     """
-    from torchvision.models import get_model_weights
-
     if not is_torchvisions(name):
         raise UserError(
             f"the weights {weights} are for torchvision's architectures, and {name} is none of "
             "them; give the name of a file"
         )
     torchvision_factory(name)
-    known = get_model_weights(name).__members__
+    models = needs("torchvision.models", f"the architecture {name}")
+    known = models.get_model_weights(name).__members__
     if weights not in known:
         raise UserError(f"{name} has no weights {weights!r}; there are {', '.join(known)}")
     return known[weights]

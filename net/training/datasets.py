@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import UserError
+from ..extras import needs
 from . import own_data
 from .download import downloading
 from .inputs import NORMALISE, Input, Kind, Normalise, normalisation
@@ -111,9 +112,8 @@ def load_named(
 
 def read_digits() -> Arrays:
     """scikit-learn's digits: 1,437 to train on, 360 to test on, shuffled once and for all."""
-    from sklearn.datasets import load_digits  # takes a second, and only this data set needs it
-
-    digits = load_digits()
+    # It takes a second, and only this data set needs it.
+    digits = needs("sklearn.datasets", "the data set digits").load_digits()
     images = torch.from_numpy(digits.images).float()[:, None]  # [1797, 1, 8, 8], 0..16
     images = F.interpolate(images, size=(28, 28), mode="bilinear", align_corners=False)
     labels = torch.from_numpy(digits.target)
@@ -129,7 +129,7 @@ RECORD = 1 + 3 * 32 * 32  # the class, then the red, the green and the blue plan
 def read_cifar10(data_dir: Path) -> Arrays:
     """CIFAR-10 in either of its published layouts, DATA_DIR/cifar-10-batches-py/ as torchvision's
     or DATA_DIR/cifar-10-batches-bin/; downloaded if it is in none."""
-    from torchvision.datasets import CIFAR10
+    CIFAR10 = needs("torchvision.datasets", "the data set cifar10").CIFAR10
 
     pickled, binary = data_dir / CIFAR10.base_folder, data_dir / "cifar-10-batches-bin"
     files = [pickled / name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
@@ -172,9 +172,7 @@ def read_records(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def read_torchvision(name: str, data_dir: Path) -> Arrays:
     """A data set in torchvision's layout, DATA_DIR/MNIST/raw/..., downloaded if it is missing."""
-    from torchvision import datasets
-
-    kind = getattr(datasets, DOWNLOADABLE[name])
+    kind = getattr(needs("torchvision.datasets", f"the data set {name}"), DOWNLOADABLE[name])
     raw = data_dir / DOWNLOADABLE[name] / "raw"
     files = [raw / Path(archive).stem for archive, _ in kind.resources]
     problem = f"the data set {name!r} is not in {raw}"

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from ..extras import ProgressBar
 from . import splits
 from .inputs import WHOLE, augment
 from .loop import outputs
@@ -80,7 +80,7 @@ class Distilled:
         images, logits = [], []
         teacher.eval()
         with torch.no_grad():
-            for _ in tqdm(range(copies), desc="teacher's view", leave=False, disable=None):
+            for _ in ProgressBar(range(copies), "teacher's view"):
                 for batch, _ in Distorted(split, strength).batches(batch_size):
                     images.append(self.stored(batch))
                     logits.append(teacher(self.restored(images[-1])))

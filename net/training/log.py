@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..errors import UserError, printable
+from ..extras import ProgressBar
 
 
 class Log:
@@ -41,8 +40,8 @@ class Log:
         if self.file:
             self.file.close()
 
-    def batch(self, phase: str, epoch: int, batch: int, loss: float, bar: tqdm) -> None:
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    def batch(self, phase: str, epoch: int, batch: int, loss: float, bar: ProgressBar) -> None:
+        bar.show(loss=f"{loss:.4f}")
         text = f"{phase}  epoch {epoch}  batch {batch}  loss {loss:.4f}"
         self.write(text, event="batch", phase=phase, epoch=epoch, batch=batch, loss=loss)
 

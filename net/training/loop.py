@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from ..extras import ProgressBar
 from . import distributed
 from .log import Log
 from .resume import PhaseProgress
@@ -135,11 +135,10 @@ def fit(
     for epoch in range(first, schedule.epochs):
         model.train()
         total: float | torch.Tensor = 0.0
-        bar = tqdm(
+        bar = ProgressBar(
             train.batches(schedule.batch_size, shuffle=True, shard=distributed.shard()),
             desc=f"{phase} {epoch + 1}/{schedule.epochs}",
             total=steps_per_epoch,
-            leave=False,
             disable=True if log.silent else None,  # None: none where stderr is no terminal
         )
         for i, (inputs, targets) in enumerate(bar):

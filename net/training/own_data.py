@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..extras import needs
 from . import own_code, splits
 from .inputs import Adapt, Input, Kind, normalisation
 from .log import Log
@@ -155,7 +156,7 @@ def _shuffled(n: int) -> torch.Tensor:
 
 def _listed(path: Path, size: tuple[int, int], classes: list[str] | None = None) -> Files:
     """The images below `path`, whose folders must be of `classes`."""
-    from torchvision.datasets import ImageFolder
+    ImageFolder = needs("torchvision.datasets", "a folder of images").ImageFolder
 
     if not path.is_dir():
         raise UserError(f"no folder {path}; it must hold one folder of images per class")

@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from ..errors import UserError
+from ..extras import ProgressBar
 from ..files import reason
 
 FEW = 512  # inputs that are read sooner than processes to read them would have started
@@ -175,8 +175,8 @@ def first_pass(
     skipped: list[int] = []
     sums, n = Sums(), 0
     batches = order.split(64)
-    for inputs, targets, where, broken in tqdm(
-        read(source, batches), "reading", total=len(batches), leave=False, disable=None
+    for inputs, targets, where, broken in ProgressBar(
+        read(source, batches), "reading", total=len(batches)
     ):
         for i, why in broken:
             if not skip_broken:

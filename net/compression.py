@@ -1,0 +1,550 @@
+"""A model into one file: by a budget of bytes, by how far its outputs may move, or by a noise.
+
+    result = net.compress(model_or_path, "model.dc", max_bytes=2_000_000)
+    print(result)
+
+One number decides: the noise in the weights (net.rounding). More of it, fewer bytes and other
+outputs; both are measured, neither is predicted. docs/python.md has every way to choose it.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from . import choose, encoding, outputs
+from .checkpoint import copied as copied_state
+from .codec.tensors import write_tensor
+from .container import SUFFIX
+from .encoding import TooLarge
+from .errors import UserError
+from .files import check_output
+from .outputs import Moved, Subject, Unseen
+from .parameters import Patterns, unwrapped
+from .parameters import copied as copied_model
+from .rounding import steps_of
+from .shards import info_of
+from .shared_tensor import Clustering, entropy
+from .sharing import SharedState, WeightSharing
+from .treatments import ByRate, SharingConfig, Treatment, treated
+
+# What is promised by default where a model can be run: nats of logits, 1 - cosine of all outputs.
+# A divergence of .02 is half a point of error (choose.PER_POINT).
+DIVERGENCE, TURNED = 0.02, 0.005
+NOISES = 0.001, 6.4  # between which it is looked for
+FINEST = 0.01  # where outputs decide: they hardly feel less
+# With inputs that have nothing to do with what the network is for, no more than a network gets
+# whose outputs nobody has seen, twice: two photographs, or a manual, are not all that it may see.
+TRUSTED = 2.0
+FILLED = 0.98  # of a budget
+GOAL = 0.992  # at which is aimed
+TRIES = 14  # of the encoder; each takes the error of the estimate down tenfold, as a rule
+CLOSE = 1.001  # noises that are the same
+SAMPLE = 1 << 16  # weights of a tensor whose entropy stands for it
+SHOWN = 3  # names in an error
+
+Tell = Callable[[str, int, int], None]
+Evaluate = Callable[[nn.Module], float]
+Save = Callable[["_Shared", int | None], int]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` has done; str() is one line of it."""
+
+    path: Path
+    bytes: int  # of the whole file, with all that is in it
+    dense_bytes: int  # of the tensors, as they were
+    noise: float | None  # None: nothing is lost
+    moved: Moved | None  # None: nobody has looked, for the reason `unseen`, or nothing is lost
+    judged_by: str = ""  # which inputs
+    unseen: str = ""
+    measured: tuple[float, float] | None = None  # by `evaluate`, before and after
+    notes: list[str] = field(default_factory=list)
+    plan: Mapping[str, Treatment] = field(default_factory=dict)
+    clusterings: Mapping[str, Clustering] = field(default_factory=dict)
+    rounded: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the dense tensors over those on the disk."""
+        return self.dense_bytes / self.bytes
+
+    def __str__(self) -> str:
+        if self.noise is None:
+            outputs = "nothing is lost"
+        else:
+            told = [f"{self.measured[0]:.5g} -> {self.measured[1]:.5g}"] if self.measured else []
+            told += [f"{self.moved} ({self.judged_by})"] if self.moved else []
+            outputs = f"noise {self.noise:.3g}, outputs: {'; '.join(told) or 'not checked'}"
+        return f"{self.path}: {self.bytes:,} bytes, {self.ratio:.2f}x; {outputs}"
+
+
+class _Shared(NamedTuple):
+    """Tensors as they are written, and what became of each, once all have been asked for."""
+
+    state: Mapping[str, torch.Tensor]
+    noise: float | None = None
+    plan: Mapping[str, Treatment] = {}
+    clusterings: Mapping[str, Clustering] = {}
+    rounded: Mapping[str, float] = {}
+
+
+def conflict(
+    max_bytes: Any = None,
+    noise: Any = None,
+    max_divergence: Any = None,
+    lossless: bool = False,
+    inputs: Any = None,
+    evaluate: Any = None,
+    tolerance: Any = None,
+    include: Any = None,
+    exclude: Any = (),
+    arch: Any = None,
+) -> str | None:
+    """Which of these options of `compress` cannot have an effect beside the others; or None."""
+    goals = {
+        "lossless": lossless,
+        "noise": noise is not None,
+        "max_bytes": max_bytes is not None,
+        "max_divergence": max_divergence is not None,
+        "tolerance": tolerance is not None,
+    }
+    chosen = [name for name, given in goals.items() if given]
+    if len(chosen) > 1:
+        return f"{chosen[0]} decides alone; give it without {chosen[1]}"
+    if tolerance is not None and evaluate is None:
+        return "tolerance is for evaluate, a function of yours; give both"
+    beside = {"include": include, "exclude": exclude, "inputs": inputs, "arch": arch}
+    beside["evaluate"] = evaluate
+    for name, value in beside.items():
+        if lossless and value is not None and value != ():
+            return f"{name} has no effect with lossless, which changes no tensor"
+    return None
+
+
+def compress(
+    model: nn.Module | str | Path,
+    target: str | Path,
+    *,
+    max_bytes: int | None = None,
+    noise: float | None = None,
+    max_divergence: float | None = None,
+    lossless: bool = False,
+    inputs: Any = None,
+    evaluate: Evaluate | None = None,
+    tolerance: float | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns = (),
+    key: str | None = None,
+    module: Callable[[Mapping[str, torch.Tensor]], nn.Module] | None = None,
+    about: str = "",
+    tell: Tell = lambda *_: None,
+) -> Result:
+    """Compress `model`, a module or the path of a saved one, into the file `target` (.dc).
+
+    What decides how much is lost, one of these:
+        max_bytes: the least noise at which the whole file is no larger, and at least 98 % as large
+            unless a bound is met, which a note says.
+        max_divergence: the most noise at which logits move by no more nats on average.
+        evaluate, tolerance: the most noise at which the figure `evaluate(model)` moves by no more
+            than `tolerance`, up or down. Without a tolerance the figure is only told.
+        noise: the width of steps in standard deviations of the weights.
+        lossless: nothing is lost.
+        None of these: where the outputs can be seen, the most noise at which they move by no more
+            than DIVERGENCE nats (logits) and 1 - cosine TURNED (all outputs); where they cannot,
+            what net.choose.default_noise says.
+
+    inputs: of the model, as of WeightSharing's `calibration`; half of them are calibrated on, the
+        others judge. A folder of Hugging Face's, and a network of images, is run with built-in ones
+        where there are none (net.outputs).
+    include, exclude: patterns over names (net.parameters).
+    key: of a state dict in a file of several.
+    module: for a path that is no folder of Hugging Face's, what makes a module of its state dict.
+    about: what `inputs` are, for the report.
+    tell: is called with (what is being done, steps done, steps).
+
+    The model stays as it is. Raises ValueError for options out of range or without effect, and
+    UserError for what cannot be read, run or written, and for a budget that cannot be kept.
+    """
+    options = {"max_bytes": max_bytes, "noise": noise, "max_divergence": max_divergence}
+    for name, value in (options | {"tolerance": tolerance}).items():
+        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{name} must be a positive number, not {value!r}")
+    why = conflict(
+        **options, lossless=lossless, inputs=inputs, evaluate=evaluate, tolerance=tolerance,
+        include=include, exclude=exclude,
+    )  # fmt: skip
+    if why:
+        raise ValueError(why)
+    target = Path(target)
+    if target.suffix != SUFFIX:
+        raise ValueError(f"{target} must end in {SUFFIX}")
+    check_output(target)  # refused before any work
+    source = _Source(model, key, SharingConfig("auto", include=include, exclude=exclude))
+    work = _Work(source, target, tell)
+    if not lossless:
+        work.look(inputs, about, module, evaluate)
+    if max_divergence is not None and (work.subject is None or not work.subject.before.logits):
+        raise UserError(
+            f"max_divergence cannot be kept: {work.unseen or 'the outputs are no logits'}"
+        )
+    if tolerance is not None and work.figure is None:
+        raise UserError(f"tolerance cannot be kept: {work.unseen}")
+
+    if lossless:
+        return work.finish(_Shared(source.state))
+    if max_bytes is not None:
+        return work.within(max_bytes)
+    if noise is None:
+        noise = work.chosen(max_divergence, tolerance)
+    return work.finish(source.shared(noise, work.subject))
+
+
+class _Source:
+    """The tensors that are compressed, whatever they came in."""
+
+    def __init__(
+        self, model: nn.Module | str | Path, key: str | None, config: SharingConfig
+    ) -> None:
+        self.config = config
+        self.module = unwrapped(model) if isinstance(model, nn.Module) else None
+        self.path = None if isinstance(model, nn.Module) else Path(model)
+        self.layout: dict = {}
+        self.files: Mapping[str, Path] = {}
+        self.state: Mapping[str, torch.Tensor]
+        if self.path is None:
+            assert self.module is not None
+            self.state = copied_state(self.module.state_dict())
+        else:
+            from . import layouts
+
+            self.state, self.layout, self.files = layouts.read(self.path, key)
+        self.notes: list[str] = list(self.layout.pop("notes", ()))
+        infos = (info_of(self.state, name) for name in self.state)
+        self.dense_bytes = sum(math.prod(i.shape) * i.dtype.itemsize for i in infos)
+
+    def configured(self, noise: float) -> SharingConfig:
+        return replace(self.config, noise=noise)
+
+    def shared(self, noise: float, subject: Subject | None) -> _Shared:
+        """With calibration where the subject has inputs for it; tensors of a file are shared as
+        they are asked for."""
+        config = self.configured(noise)
+        inputs = subject.calibration if subject else None
+        if self.module is not None:
+            model = copied_model(self.module)
+            sharing = WeightSharing(model, config, calibration=inputs)
+            found = sharing.plan, sharing.clusterings, sharing.rounded
+            return _Shared(model.state_dict(), noise, *found)
+        rest = SharedState(self.state, config)
+        if subject is None or inputs is None:
+            return _Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
+        model = copied_model(subject.model)
+        sharing = WeightSharing(model, config, calibration=inputs)
+
+        def renamed(found: Mapping[str, Any]) -> dict[str, Any]:
+            return {subject.names[name]: found[name] for name in found if name in subject.names}
+
+        state = _Calibrated(rest, renamed(model.state_dict()))
+        plan = {**rest.plan, **renamed(sharing.plan)}
+        return _Shared(state, noise, plan, renamed(sharing.clusterings), renamed(sharing.rounded))
+
+
+class _Calibrated(Mapping[str, torch.Tensor]):
+    """The tensors of a file, those that were calibrated in a model in their place."""
+
+    def __init__(self, rest: SharedState, own: Mapping[str, torch.Tensor]) -> None:
+        self.rest, self.own = rest, own
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.own:
+            return self.rest[name]
+        return self.own[name].to(self.rest.info(name).dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rest)
+
+    def __len__(self) -> int:
+        return len(self.rest)
+
+
+class _Counted(Mapping[str, torch.Tensor]):
+    """A mapping that tells how many of its tensors have been asked for."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor], what: str, tell: Tell) -> None:
+        self.state, self.what, self.tell, self.done = state, what, tell, 0
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self.state[name]
+        self.done += 1
+        self.tell(self.what, self.done, len(self.state))
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+class _Work:
+    """One call of `compress`, once its source is read."""
+
+    def __init__(self, source: _Source, target: Path, tell: Tell) -> None:
+        self.source, self.target, self.tell = source, target, tell
+        self.subject: Subject | None = None
+        self.unseen = ""
+        self.evaluate: Evaluate | None = None
+        self.figure: float | None = None
+        self.notes = source.notes
+
+    # Looking
+
+    def look(
+        self,
+        inputs: Any,
+        about: str,
+        module: Callable[[Mapping[str, torch.Tensor]], nn.Module] | None,
+        evaluate: Evaluate | None,
+    ) -> None:
+        """Find out how the model can be run, and what it answers now."""
+        source = self.source
+        self.tell("looking at the outputs", 0, 1)
+        try:
+            if source.module is not None:
+                self.subject = outputs.of_module(source.module, inputs, about)
+            elif module is not None:
+                model = module(source.state)
+                names = outputs.names_in(model, source.state)
+                self.subject = outputs.of_module(model, inputs, about, names)
+            else:
+                assert source.path is not None
+                self.subject = outputs.of_folder(source.path, source.state, inputs, about)
+        except Unseen as error:
+            if inputs is not None:  # which the user wants to be used
+                raise
+            self.unseen = str(error)
+        except ValueError as error:  # of what calibration does not take
+            raise UserError(str(error)) from None
+        if evaluate is not None:
+            own = self.subject.model if self.subject else source.module
+            if own is None:
+                raise UserError(f"evaluate has nothing to run: {self.unseen}")
+            self.evaluate, self.figure = evaluate, float(evaluate(copied_model(own).eval()))
+        self.tell("looking at the outputs", 1, 1)
+
+    def evaluated(self, state: Mapping[str, torch.Tensor]) -> float:
+        assert self.evaluate is not None
+        if self.subject:
+            return float(self.evaluate(self.subject.changed(state).eval()))
+        assert self.source.module is not None
+        model = copied_model(self.source.module).eval()
+        model.load_state_dict(state)
+        return float(self.evaluate(model))
+
+    # Choosing
+
+    def chosen(self, max_divergence: float | None, tolerance: float | None) -> float:
+        """The noise that keeps what was asked for, or what is promised by default."""
+        safe = choose.default_noise(self.source.state)
+        if tolerance is None and self.subject is None:
+            return safe
+        finest, coarsest = FINEST, NOISES[1]
+        by_default = max_divergence is None and tolerance is None
+        if by_default and self.subject and not self.subject.own:
+            coarsest = TRUSTED * safe
+
+        def excess(noise: float) -> float:
+            """What the outputs move by, over what they may; above 1 it is too far."""
+            state = self.source.shared(noise, self.subject).state
+            state = {name: state[name] for name in _Counted(state, f"noise {noise:.3g}", self.tell)}
+            if tolerance is not None:
+                assert self.figure is not None
+                found = abs(self.evaluated(state) - self.figure) / tolerance
+                return found if math.isfinite(found) else math.inf
+            assert self.subject is not None
+            return _excess(self.subject.moved(state), max_divergence)
+
+        # The most that may be is tried first: often nothing has to be looked for.
+        if by_default and excess(coarsest) <= 1:
+            if self.subject and not self.subject.own:
+                self.notes.append(
+                    f"noise {coarsest:.3g} is the most that built-in inputs are trusted with; "
+                    "inputs of your own may allow more"
+                )
+            return coarsest
+        found = choose.farthest(finest, coarsest, excess, 1.0)
+        if math.isnan(found.divergence):
+            if not by_default:
+                raise UserError(
+                    f"even a noise of {finest:g} moves the outputs farther than that; compress "
+                    "without loss, or allow more"
+                )
+            self.notes.append(f"even a noise of {finest:g} moves the outputs farther than promised")
+        elif found.value * 1.1 > coarsest:
+            self.notes.append(f"noise {found.value:.3g} is the most that is tried")
+        return found.value
+
+    # Writing
+
+    def save(self, shared: _Shared, most: int | None = None) -> int:
+        """Write the file; TooLarge, and nothing is written, if it would have more bytes than
+        `most`."""
+        what = "encoding" if shared.noise is None else f"encoding, noise {shared.noise:.3g}"
+        meta = None if shared.noise is None else {"noise": float(f"{shared.noise:.4g}")}
+        state = _Counted(shared.state, what, self.tell)
+        files, layout = dict(self.source.files), self.source.layout
+        return encoding.save(
+            state, self.target, meta, files=files or None, layout=layout or None, most=most
+        )
+
+    def finish(self, shared: _Shared, size: int | None = None) -> Result:
+        """The result of what is written, or is to be."""
+        size = self.save(shared) if size is None else size
+        moved = measured = None
+        if shared.noise is not None:
+            self.tell("looking at the outputs", 0, 1)
+            state = encoding.load(self.target)[0] if self.subject or self.evaluate else {}
+            moved = self.subject.moved(state) if self.subject else None
+            if self.figure is not None:
+                measured = self.figure, self.evaluated(state)
+            self.tell("looking at the outputs", 1, 1)
+        return Result(
+            self.target,
+            size,
+            self.source.dense_bytes,
+            shared.noise,
+            moved,
+            self.subject.about if self.subject else "",
+            self.unseen if shared.noise is not None else "",
+            measured,
+            self.notes,
+            shared.plan,
+            shared.clusterings,
+            shared.rounded,
+        )
+
+    def within(self, most: int) -> Result:
+        """By the least noise at which the file has no more bytes than `most`.
+
+        Noises between two that are known are tried, those first at which the entropy of the rounded
+        weights, times what the encoder made of it the last time, comes to the goal.
+        """
+        if self.lossless_fits(most):
+            try:
+                size = self.save(_Shared(self.source.state), most)
+                self.notes.append("it fits without loss")
+                return self.finish(_Shared(self.source.state), size)
+            except TooLarge:
+                pass
+        estimate, factor = _Estimate(self.source), 1.0
+        # Noises between which the one is that is looked for: at `fine` the file is too large.
+        fine, coarse = NOISES
+        bounds = set(NOISES)  # that have not been tried
+        best: tuple[_Shared, int] | None = None
+        size = 0
+        for left in reversed(range(TRIES)):
+            noise = estimate.noise(GOAL * most / factor)
+            if not left or not fine * CLOSE < noise < coarse / CLOSE:
+                # At the end of the range, or the estimate is wrong. What fits is wanted first.
+                bound = coarse if best is None else fine
+                noise = bound if bound in bounds else math.sqrt(fine * coarse)
+            bounds.discard(noise)
+            shared = self.source.shared(noise, self.subject)
+            try:
+                size = self.save(shared, most)
+                best, coarse = (shared, size), noise
+            except TooLarge as error:
+                size, fine = error.bytes, noise
+            factor = size / estimate.bytes(noise)
+            close = fine == coarse if best is None else coarse / fine < CLOSE**2
+            if FILLED * most <= size <= most or close:
+                break
+        if best is None:
+            raise UserError(self.too_small(most, size))  # of the coarsest, the last of all
+        if best[1] < FILLED * most:
+            self.notes.append(
+                f"a noise of {best[0].noise:.3g} is the least that fits, or that is tried; "
+                "without loss it does not"
+            )
+        return self.finish(*best)
+
+    def lossless_fits(self, most: int) -> bool:
+        """Whether the tensors may fit as they are; stops where they have taken more."""
+        total = 0
+        plan = SharedState(self.source.state, self.source.config).plan
+        for name in self.source.state:
+            if not plan[name].tied:
+                total += len(write_tensor(self.source.state[name]).finish())
+            if total > most + 64 * len(plan):
+                return False
+        return True
+
+    def too_small(self, most: int, smallest: int) -> str:
+        state, plan = self.source.state, SharedState(self.source.state, self.source.config).plan
+        exact = {
+            name: math.prod(info_of(state, name).shape) * info_of(state, name).dtype.itemsize
+            for name, each in plan.items()
+            if each.how == "exact" and not each.tied
+        }
+        largest = sorted(exact, key=lambda name: -exact[name])[:SHOWN]
+        beside = sum(os.path.getsize(path) for path in self.source.files.values())
+        helps = ["prune and retrain it first"]
+        if beside > 0.05 * smallest:
+            helps.append(f"leave out some of the {beside:,} bytes of files beside the weights")
+        if sum(exact.values()) > 0.05 * smallest:
+            helps.append(
+                f"include some of what stays exact ({sum(exact.values()):,} bytes: "
+                f"{', '.join(largest)})"
+            )
+        return (
+            f"{most:,} bytes cannot be had: the smallest is {smallest:,}, at a noise of "
+            f"{NOISES[1]:g}, at which little is left of the outputs; {', or '.join(helps)}"
+        )
+
+
+def _excess(moved: Moved, max_divergence: float | None) -> float:
+    if max_divergence is not None:
+        assert moved.divergence is not None
+        return moved.divergence / max_divergence
+    return max((moved.divergence or 0.0) / DIVERGENCE, (1 - moved.cosine) / TURNED)
+
+
+class _Estimate:
+    """About the bytes that weights take at a noise, as their entropy says."""
+
+    def __init__(self, source: _Source) -> None:
+        state = source.state
+        plan = SharedState(state, source.configured(1.0)).plan
+        names = treated(plan, ByRate.how)
+        units = steps_of(state, names, 1.0)
+        self.samples = []
+        for name in names:
+            values = state[name].detach().flatten()
+            count = values.numel()
+            values = values[:: max(1, count // SAMPLE)].double().cpu()
+            self.samples.append((count / max(1, len(values)), values / units[name]))
+
+    def bytes(self, noise: float) -> float:
+        total = 1.0
+        for share, values in self.samples:
+            counts = (values / noise).round().unique(return_counts=True)[1]
+            total += share * entropy(counts.tolist()) / 8
+        return total
+
+    def noise(self, wanted: float) -> float:
+        """At which that many bytes are taken."""
+        low, high = NOISES
+        for _ in range(24):
+            middle = math.sqrt(low * high)
+            if self.bytes(middle) > wanted:
+                low = middle
+            else:
+                high = middle
+        return math.sqrt(low * high)

@@ -1,0 +1,449 @@
+"""A look at what a model answers: before its weights are changed, and after.
+
+A module is run with inputs of the user's, or with some that every installation has: photographs of
+scikit-learn's, and what Python's own library says of itself. Of logits the divergence is told, of
+all outputs the cosine and the relative error. Labels are not needed.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .calibration import Call, Samples, on_device
+from .choose import divergence
+from .errors import UserError
+from .parameters import copied
+from .tensors import is_computed
+
+PHOTOGRAPHS = 48  # crops of scikit-learn's two
+TEXTS, TOKENS = 48, 64
+MODULES = ("argparse", "json", "pathlib", "random", "statistics", "textwrap")  # of which they tell
+SHORTEST, LONGEST = 60, 400  # characters of a text
+BATCH = 16
+ROWS = 2048  # of outputs that are compared: a language model has one for each token
+USUAL_SIZE = 224  # of photographs for a network that does not say what it takes
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most networks are trained with
+TRANSFORMERS = "transformers"
+CONFIG = "config.json"
+
+
+class Unseen(UserError):
+    """Why nobody can look at the outputs, and what to do about it."""
+
+
+class Moved(NamedTuple):
+    """How far outputs are from those of before. Means over all inputs that judge."""
+
+    cosine: float
+    relative_error: float  # norm of the change over that of the outputs before
+    divergence: float | None  # nats; None for what are no logits
+
+    def __str__(self) -> str:
+        nats = "" if self.divergence is None else f"divergence {self.divergence:.4f} nats, "
+        return f"{nats}cosine {self.cosine:.4f}, relative error {self.relative_error:.2%}"
+
+
+class Answers(NamedTuple):
+    """Outputs, float32 [rows, width]."""
+
+    rows: torch.Tensor
+    logits: bool
+
+    def moved(self, before: "Answers") -> Moved:
+        new, old = self.rows.double(), before.rows.double()
+        if not bool(new.isfinite().all()):
+            return Moved(-1.0, math.inf, math.inf if self.logits else None)
+        return Moved(
+            F.cosine_similarity(new, old, dim=1).mean().item(),
+            ((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny)).item(),
+            divergence(new, old) if self.logits else None,
+        )
+
+
+class Subject:
+    """A model that can be run, the inputs that judge it, and those on which it may be calibrated.
+
+    `names` is {name in the model: name in what is compressed}; `about` says which inputs these are.
+    Half of a user's own `inputs` (net.calibration.Samples) calibrate, the others judge; built-in
+    ones (`own` False) judge, and calibrate nothing: network and inputs may have little in common.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Mapping[str, str], inputs: Any, about: str, own: bool
+    ) -> None:
+        self.model, self.names, self.about, self.own = model, names, about, own
+        judge, calibrate = halves(inputs) if own else (inputs, None)
+        self.judging = Samples(model, judge)
+        self.calibration = None if calibrate is None else Samples(model, calibrate)
+        self.before = answers(model, self.judging)
+
+    def moved(self, state: Mapping[str, torch.Tensor]) -> Moved:
+        """The outputs with the tensors of `state` instead."""
+        return answers(self.changed(state), self.judging).moved(self.before)
+
+    def changed(self, state: Mapping[str, torch.Tensor]) -> nn.Module:
+        """A copy of the model with the tensors of `state`."""
+        model = copied(self.model)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if name in self.names:
+                    tensor.copy_(state[self.names[name]])
+        return model
+
+
+def halves(inputs: Any) -> tuple[Any, Any]:
+    """Every second input, or batch of inputs, and the others; all of them twice if there is one."""
+    if isinstance(inputs, torch.Tensor) and len(inputs) > 1:
+        return list(inputs[::2].split(BATCH)), list(inputs[1::2].split(BATCH))
+    if isinstance(inputs, Mapping):
+        count = min((len(each) for each in inputs.values() if hasattr(each, "__len__")), default=1)
+        if count > 1:
+            return tuple({k: v[i::2] for k, v in inputs.items()} for i in range(2))  # type: ignore
+        return [inputs], [inputs]
+    if isinstance(inputs, torch.Tensor):
+        return inputs, inputs
+    if not hasattr(inputs, "__iter__"):
+        return inputs, inputs  # refused by Samples
+    batches = list(inputs)
+    if len(batches) == 1 and isinstance(batches[0], torch.Tensor | Mapping):
+        return halves(batches[0])
+    return (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, samples: Samples) -> Answers:
+    """What `model` answers in evaluation, of each batch by the first reading of it that it takes.
+
+    Raises Unseen if there is none, or no tensor among the outputs.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    training, found, logits = model.training, [], True
+    model.eval()
+    try:
+        for calls in samples.batches:
+            rows, is_logits = _first(model, [on_device(call, device) for call in calls])
+            found.append(rows.cpu())
+            logits &= is_logits
+    finally:
+        model.train(training)
+    if len({rows.shape[1] for rows in found}) > 1:
+        raise Unseen("the model's outputs are not of one size; give inputs of one size")
+    rows = torch.cat(found)
+    every = max(1, -(-len(rows) // ROWS))
+    return Answers(rows[::every], logits and rows.shape[1] > 1)
+
+
+def _first(model: nn.Module, calls: list[Call]) -> tuple[torch.Tensor, bool]:
+    reason = ""
+    for args, kwargs in calls:
+        try:
+            return _rows(model(*args, **kwargs), kwargs.get("attention_mask"))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model raises for what it does not take
+            lines = str(error).strip().splitlines()
+            reason = reason or f"{type(error).__name__}: {lines[0] if lines else ''}"
+    raise Unseen(f"the model cannot be run with these inputs ({reason})")
+
+
+def _rows(output: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
+    """(float32 [rows, width], whether they are logits): logits, or else the first output, a row for
+    each input or, of a sequence, for each token that is not padding."""
+    found: Any = getattr(output, "logits", None)
+    logits = isinstance(found, torch.Tensor)
+    if not logits:
+        found = output
+        while not isinstance(found, torch.Tensor):
+            if hasattr(found, "to_tuple"):
+                found = found.to_tuple()
+            if isinstance(found, Mapping):
+                found = list(found.values())
+            if not isinstance(found, tuple | list) or not found:
+                raise ValueError(f"the output is a {type(found).__name__}, not a tensor")
+            found = next((each for each in found if each is not None), None)
+        logits = found.dim() == 2
+    if found.dim() == 3 and mask is not None and mask.shape == found.shape[:2]:
+        return found[mask.bool()].float(), logits
+    if found.dim() == 3 and logits:  # a row of logits per token
+        return found.flatten(0, 1).float(), logits
+    return found.reshape(len(found) if found.dim() else 1, -1).float(), logits
+
+
+# --- whose tensors these are ----------------------------------------------------------------------
+
+
+def names_in(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """{name of a tensor in the model: name in `state`} of equal values; the model was loaded from
+    it, under longer or shorter names, or others.
+
+    Raises Unseen where a parameter is found nowhere: the outputs would not be those of `state`.
+    """
+    own = model.state_dict()
+    ends: dict[str, list[str]] = {}
+    for name in state:
+        parts = re.split(r"[./]", name)
+        for i in range(len(parts)):
+            ends.setdefault(".".join(parts[i:]), []).append(name)
+    found, lost = {}, []
+    for name, tensor in own.items():
+        parts = name.split(".")
+        tails = (".".join(parts[i:]) for i in range(len(parts)))
+        near = [each for tail in tails for each in ends.get(tail, ())]
+        same = next((each for each in near if _equal(tensor, state[each])), None)
+        if same is not None:
+            found[name] = same
+        else:
+            lost.append(name)
+    held = {own[name].data_ptr() for name in found}
+    left = [name for name in state if name not in set(found.values())]
+    parameters = {name for name, _ in model.named_parameters()}
+    for name in lost:
+        same = next((each for each in left if _equal(own[name], state[each])), None)
+        if same is not None:
+            found[name] = same
+        elif name in parameters and own[name].data_ptr() not in held:
+            raise Unseen(f"{name} of the model is not in the file under any name")
+    return found
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or not (is_computed(a) and is_computed(b)):
+        return a.shape == b.shape and a.dtype == b.dtype and a.numel() == b.numel() == 0
+    return torch.equal(a.detach().cpu().double(), b.detach().cpu().double())
+
+
+def of_folder(
+    path: str | Path, state: Mapping[str, torch.Tensor], inputs: Any = None, about: str = ""
+) -> Subject:
+    """A folder of Hugging Face's, run by transformers; `inputs` may be a list of texts.
+
+    Raises Unseen where it cannot be: no such folder, transformers not installed, code of its own.
+    """
+    folder = _transformer(Path(path))
+    if importlib.util.find_spec(TRANSFORMERS) is None:
+        raise Unseen("transformers is not installed, which would run it: pip install transformers")
+    with _quiet() as transformers:
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            own = [getattr(transformers, name, None) for name in config.architectures or ()]
+            kind = next((each for each in own if each is not None), transformers.AutoModel)
+            model = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        except Exception as error:  # whatever a library raises for a folder that it does not take
+            raise Unseen(f"transformers cannot load it ({_line(error)})") from None
+        names = names_in(model, state)
+        if inputs is None and hasattr(config, "vocab_size"):
+            inputs, about = documentation(), f"{TEXTS} texts of Python's own documentation"
+            return Subject(model, names, tokens(folder, inputs), about, own=False)
+        if _are_texts(inputs):
+            return Subject(model, names, tokens(folder, inputs), about, own=True)
+    return of_module(model, inputs, about, names)
+
+
+def of_module(
+    model: nn.Module, inputs: Any = None, about: str = "", names: Mapping[str, str] | None = None
+) -> Subject:
+    """A module with inputs of the user's, or with photographs if it takes images.
+
+    Raises Unseen for one that takes anything else, and where there are no photographs.
+    """
+    if names is None:
+        names = {name: name for name in model.state_dict()}
+    if callable(inputs):
+        inputs = inputs(model)
+    if inputs is not None:
+        if _are_texts(inputs):
+            raise Unseen("texts need a tokenizer, and this model comes without one")
+        return Subject(model, names, inputs, about or "inputs of your own", own=True)
+    wanted, about = photographs_for(model)
+    return Subject(model, names, wanted, about, own=False)
+
+
+def _are_texts(inputs: Any) -> bool:
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], str)
+
+
+def _transformer(path: Path) -> Path:
+    """The folder in which there is a config.json of a model; of sentence-transformers' a part."""
+    folders = [path]
+    with_parts = path / "modules.json"
+    if with_parts.is_file():
+        try:
+            parts = json.loads(with_parts.read_text("utf-8"))
+            folders.append(path / str(parts[0]["path"]))
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+    for folder in folders:
+        try:
+            found = json.loads((folder / CONFIG).read_text("utf-8"))
+            if isinstance(found, dict) and ("model_type" in found or "architectures" in found):
+                return folder
+        except (OSError, ValueError):
+            continue
+    raise Unseen("it is a state dict without its architecture")
+
+
+@contextmanager
+def _quiet() -> Iterator[Any]:
+    """transformers, which neither fetches anything nor draws bars of its own meanwhile."""
+    before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")}
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        import transformers
+
+        bars = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.utils.logging.disable_progress_bar()
+        yield transformers
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+    finally:
+        logging.disable(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+# --- inputs that every installation has -----------------------------------------------------------
+
+
+def documentation() -> list[str]:
+    """TEXTS paragraphs of what Python's library says of itself."""
+    found: dict[str, None] = {}
+    for name in MODULES:
+        module = importlib.import_module(name)
+        members = [each for _, each in inspect.getmembers(module) if inspect.isroutine(each)]
+        classes = [each for _, each in inspect.getmembers(module, inspect.isclass)]
+        for each in (module, *classes, *members):
+            paragraphs = (
+                " ".join(part.split()) for part in (inspect.getdoc(each) or "").split("\n\n")
+            )
+            found |= {part[:LONGEST]: None for part in paragraphs if len(part) >= SHORTEST}
+    if len(found) < TEXTS:  # as of an interpreter that strips them
+        raise Unseen("Python's own documentation is not there, and no inputs were given")
+    texts = list(found)
+    return [texts[i * len(texts) // TEXTS] for i in range(TEXTS)]
+
+
+def tokens(folder: Path, texts: list[str]) -> list[dict[str, torch.Tensor]]:
+    """Batches of a tokenizer's that is in `folder`. Raises Unseen where there is none."""
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        options: dict[str, Any] = {"padding": True, "truncation": True, "max_length": TOKENS}
+        return [
+            dict(tokenizer(texts[i : i + BATCH], return_tensors="pt", **options))
+            for i in range(0, len(texts), BATCH)
+        ]
+    except Exception as error:  # whatever a library raises for a folder that it does not take
+        raise Unseen(f"no tokenizer can be loaded from it ({_line(error)})") from None
+
+
+class Images(NamedTuple):
+    """The images that a network takes: of these channels and this size, from [0, 1] by
+    (x - mean) / std."""
+
+    channels: int
+    size: tuple[int, int]  # height, width
+    mean: torch.Tensor  # [1, channels, 1, 1]
+    std: torch.Tensor
+
+    def batches(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Of `images` [N, 3, height, width] in [0, 1]."""
+        if self.channels == 1:
+            images = images.mean(1, keepdim=True)
+        return list(((images - self.mean) / self.std).split(BATCH))
+
+
+def images_for(model: nn.Module) -> Images:
+    """By what the model says of itself, as those of this suite, timm's and transformers' do; else
+    what networks for ImageNet take. Raises Unseen for one that does not begin with images."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    shape = getattr(model, "input_shape", None) or _config_of(model, "input_size")
+    images = isinstance(first, nn.Conv2d) or (shape is not None and len(shape) == 3)
+    channels = shape[0] if shape else first.in_channels if isinstance(first, nn.Conv2d) else 0
+    if not images or channels not in (1, 3):
+        raise Unseen("the model takes no images, and no inputs were given")
+    size = shape[1:] if shape else _config_of(model, "image_size") or USUAL_SIZE
+    height, width = (size, size) if isinstance(size, int) else size
+    own = zip(("input_mean", "mean"), ("input_std", "std"), strict=True)
+    pairs = [(_of(model, mean), _of(model, std)) for mean, std in own]
+    mean, std = next(((m, s) for m, s in pairs if m is not None and s is not None), IMAGENET)
+    figures = [torch.as_tensor(each).float().reshape(1, -1, 1, 1) for each in (mean, std)]
+    if channels == 1:
+        figures = [each.mean(1, keepdim=True) for each in figures]
+    return Images(channels, (int(height), int(width)), *figures)
+
+
+def photographs_for(model: nn.Module) -> tuple[list[torch.Tensor], str]:
+    """(photographs as an image network takes them, in batches; which they are)."""
+    wanted = images_for(model)
+    text = f"{PHOTOGRAPHS} crops of two photographs of scikit-learn's"
+    return wanted.batches(photographs(*wanted.size)), text
+
+
+def _of(model: nn.Module, name: str) -> Any:
+    found = getattr(model, name, None)
+    return found if isinstance(found, tuple | list | torch.Tensor) else _config_of(model, name)
+
+
+def _config_of(model: nn.Module, name: str) -> Any:
+    """A figure of timm's or of transformers'."""
+    for attribute in ("pretrained_cfg", "default_cfg", "config"):
+        config = getattr(model, attribute, None)
+        value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+        if value is not None:
+            return value
+    return None
+
+
+def photographs(height: int, width: int) -> torch.Tensor:
+    """PHOTOGRAPHS crops of scikit-learn's two, float32 [N, 3, height, width] in [0, 1]."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise Unseen(
+            "scikit-learn is not installed, whose photographs would do: pip install scikit-learn"
+        )
+    from sklearn.datasets import load_sample_images
+
+    generator = torch.Generator().manual_seed(0)
+    sources = [
+        torch.from_numpy(each.copy()).permute(2, 0, 1) for each in load_sample_images().images
+    ]
+    found = []
+    for number in range(PHOTOGRAPHS):
+        source = sources[number % len(sources)]
+        side = min(source.shape[1:])
+        part = int(side * (0.3 + 0.7 * torch.rand((), generator=generator)))
+        top, left = (
+            int(torch.randint(extent - part + 1, (), generator=generator))
+            for extent in source.shape[1:]
+        )
+        crop = source[None, :, top : top + part, left : left + part].float() / 255
+        crop = F.interpolate(
+            crop, (height, width), mode="bilinear", align_corners=False, antialias=True
+        )
+        found.append(crop.flip(3) if number % 4 > 1 else crop)
+    return torch.cat(found)

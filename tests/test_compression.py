@@ -1,0 +1,255 @@
+"""net.compress: budgets to the byte, promises that hold on other inputs, and what is refused."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import net
+from net import choose, compression
+from net.errors import UserError
+from net.treatments import SharingConfig
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A small network that has learnt the digits, images [N, 1, 8, 8] that it knows, and others."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.tensor(data.images / 16, dtype=torch.float32)[:, None]
+    labels = torch.tensor(data.target)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(120):
+        batch = slice(100 * step % 1200, 100 * step % 1200 + 100)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[batch]), labels[batch]).backward()
+        optimizer.step()
+    return model.eval(), images[:1200], images[1200:], labels[1200:]
+
+
+def decoded(model, path):
+    found = copy.deepcopy(model)
+    found.load_state_dict(net.encoding.load(path)[0])
+    return found.eval()
+
+
+@torch.no_grad()
+def moved(model, path, images):
+    return choose.divergence(decoded(model, path)(images), model(images))
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("most", [6_000, 9_000, 16_000])
+def test_a_budget_is_filled_and_kept(digits, tmp_path, most):
+    model = digits[0]
+    result = net.compress(model, tmp_path / "model.dc", max_bytes=most)
+    assert result.bytes == (tmp_path / "model.dc").stat().st_size
+    assert 0.98 * most <= result.bytes <= most
+    assert result.noise
+    assert not result.notes
+
+
+def test_a_larger_budget_moves_the_outputs_less(digits, tmp_path):
+    model, _, images, _ = digits
+    divergences = []
+    for most in (5_000, 9_000):
+        net.compress(model, tmp_path / "model.dc", max_bytes=most)
+        divergences.append(moved(model, tmp_path / "model.dc", images))
+    assert divergences[0] > 2 * divergences[1] > 0
+
+
+def test_what_fits_without_loss_stays_as_it_is(digits, tmp_path):
+    model = digits[0]
+    result = net.compress(model, tmp_path / "model.dc", max_bytes=90_000)
+    assert result.noise is None
+    assert "without loss" in result.notes[0]
+    state = net.encoding.load(tmp_path / "model.dc")[0]
+    assert all(torch.equal(state[name], each) for name, each in model.state_dict().items())
+
+
+def test_an_impossible_budget_says_what_is_possible_and_leaves_what_is_there(digits, tmp_path):
+    target = tmp_path / "model.dc"
+    net.compress(digits[0], target, noise=0.4)
+    before = target.read_bytes()
+    with pytest.raises(UserError, match="500 bytes cannot be had: the smallest is ") as error:
+        net.compress(digits[0], target, max_bytes=500)
+    smallest = int(str(error.value).split("smallest is ")[1].split(", at")[0].replace(",", ""))
+    assert target.read_bytes() == before
+    assert net.compress(digits[0], target, max_bytes=smallest + 20).bytes <= smallest + 20
+
+
+def test_a_budget_between_the_finest_noise_and_no_loss_says_so(digits, tmp_path):
+    finest = net.compress(digits[0], tmp_path / "a.dc", noise=compression.NOISES[0]).bytes
+    lossless = net.compress(digits[0], tmp_path / "a.dc", lossless=True).bytes
+    most = (3 * finest + lossless) // 4
+    assert finest < 0.98 * most < lossless
+    result = net.compress(digits[0], tmp_path / "a.dc", max_bytes=most)
+    assert finest <= result.bytes <= most
+    assert "the least that fits, or that is tried" in result.notes[0]
+
+
+# Outputs
+
+
+def test_the_promise_holds_on_inputs_that_did_not_choose(digits, tmp_path):
+    model, known, images, _ = digits
+    result = net.compress(model, tmp_path / "model.dc", inputs=known[:256])
+    assert result.moved.divergence <= compression.DIVERGENCE
+    assert 1 - result.moved.cosine <= compression.TURNED
+    assert moved(model, tmp_path / "model.dc", images) <= 1.5 * compression.DIVERGENCE
+    assert result.ratio > 6
+    assert "inputs of your own" in str(result)
+
+
+def test_a_divergence_is_kept_and_used(digits, tmp_path):
+    model, images = digits[0], digits[2]  # of those that it knows by heart it is surer
+    given, others = images[:400], images[400:]
+    result = net.compress(model, tmp_path / "model.dc", inputs=given, max_divergence=0.02)
+    assert 0.01 < result.moved.divergence <= 0.02
+    assert moved(model, tmp_path / "model.dc", others) <= 0.03
+
+
+def test_a_measure_of_the_users_own(digits, tmp_path):
+    model, _, images, labels = digits
+
+    def error(model):
+        with torch.no_grad():
+            return 100 * (model(images).argmax(1) != labels).float().mean().item()
+
+    result = net.compress(model, tmp_path / "a.dc", evaluate=error, tolerance=1.5)
+    assert result.measured[0] == error(model)
+    assert result.measured[1] == error(decoded(model, tmp_path / "a.dc"))
+    assert abs(result.measured[1] - result.measured[0]) <= 1.5
+    assert result.ratio > net.compress(model, tmp_path / "b.dc").ratio
+    assert f"{result.measured[0]:.5g} -> {result.measured[1]:.5g}" in str(result)
+
+
+def test_calibration_takes_fewer_bytes_for_the_same_outputs(digits, tmp_path):
+    model, known, images, _ = digits
+    net.compress(model, tmp_path / "a.dc", max_bytes=6_000)
+    net.compress(model, tmp_path / "b.dc", max_bytes=6_000, inputs=known[:512])
+    a, b = (moved(model, tmp_path / name, images) for name in ("a.dc", "b.dc"))
+    assert b < 0.8 * a
+
+
+def test_a_model_that_nobody_can_run_gets_the_safe_noise_and_says_so(digits, tmp_path):
+    torch.save(digits[0].state_dict(), tmp_path / "model.pth")
+    result = net.compress(tmp_path / "model.pth", tmp_path / "model.dc")
+    assert result.noise == choose.default_noise(digits[0].state_dict())
+    assert result.moved is None
+    assert "without its architecture" in result.unseen
+    assert "outputs: not checked" in str(result)
+    assert moved(digits[0], tmp_path / "model.dc", digits[2]) < compression.DIVERGENCE
+
+
+def test_the_model_stays_as_it_is(digits, tmp_path):
+    model, known, *_ = digits
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    net.compress(model, tmp_path / "model.dc", inputs=known[:64], noise=1.0)
+    assert model.training
+    model.eval()
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+
+
+def test_a_path_is_run_by_the_module_that_it_is_given(digits, tmp_path):
+    model, known, *_ = digits
+    state = {f"module.{name}": each for name, each in model.state_dict().items()}
+    torch.save(state, tmp_path / "model.pth")
+    result = net.compress(
+        tmp_path / "model.pth",
+        tmp_path / "model.dc",
+        module=lambda _: copy.deepcopy(model),
+        inputs=known[:256],
+        noise=0.8,
+    )
+    found, _ = net.encoding.load(tmp_path / "model.dc")
+    assert list(found) == list(state)
+    assert not torch.equal(found["module.5.weight"], state["module.5.weight"])
+    short = {name.removeprefix("module."): each for name, each in found.items()}
+    model_after = copy.deepcopy(model)
+    model_after.load_state_dict(short)
+    assert set(result.clusterings) == {f"module.{n}.weight" for n in (0, 5, 7)}
+    judged = known[:256:2]
+    with torch.no_grad():
+        expected = choose.divergence(model_after.eval()(judged), model(judged))
+    assert result.moved.divergence == pytest.approx(expected, rel=1e-4)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lossless": True, "noise": 0.2}, "lossless decides alone; give it without noise"),
+        ({"lossless": True, "max_bytes": 100}, "lossless decides alone"),
+        ({"noise": 0.2, "max_bytes": 100}, "noise decides alone; give it without max_bytes"),
+        ({"max_bytes": 100, "max_divergence": 1.0}, "max_bytes decides alone"),
+        ({"lossless": True, "inputs": torch.ones(2, 1, 8, 8)}, "inputs has no effect"),
+        ({"lossless": True, "exclude": "5.*"}, "exclude has no effect"),
+        ({"tolerance": 1.0}, "tolerance is for evaluate"),
+        ({"noise": 0.0}, "noise must be a positive number"),
+        ({"max_bytes": -1}, "max_bytes must be a positive number"),
+    ],
+)
+def test_options_without_effect_are_refused(digits, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        net.compress(digits[0], tmp_path / "model.dc", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_name_is_refused(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.dc"):
+        net.compress(digits[0], tmp_path / "model.zip")
+
+
+def test_a_divergence_needs_logits(digits, tmp_path):
+    features = nn.Sequential(*digits[0][:4])
+    with pytest.raises(UserError, match="no logits"):
+        net.compress(features, tmp_path / "a.dc", inputs=torch.rand(8, 1, 8, 8), max_divergence=0.1)
+    with pytest.raises(UserError, match="cannot be run with these inputs"):
+        net.compress(features, tmp_path / "a.dc", inputs=torch.rand(8, 3, 8, 8))
+
+
+# The noise where nobody looks
+
+
+def kernels(*shapes, norm=True):
+    state = {f"{i}.weight": torch.randn(shape) for i, shape in enumerate(shapes)}
+    return state | (
+        {"bn.running_var": torch.ones(4), "bn.running_mean": torch.ones(4)} if norm else {}
+    )
+
+
+def test_the_noise_follows_the_shapes():
+    noise = choose.default_noise
+    plain = noise(kernels((64, 32), norm=False))
+    assert plain == choose.NOISE
+    # 3 x 3 kernels between normalisations: correlations of .7 leave .51**(4 / 3) of the noise
+    assert noise(kernels((64, 32, 3, 3))) == pytest.approx(plain * 0.51 ** (-2 / 3))
+    assert noise(kernels((64, 32, 3, 3), norm=False)) == plain
+    assert noise(kernels((64, 32, 1, 1))) == plain
+    depthwise = noise(kernels((64, 1, 3, 3), (128, 64, 1, 1), (128, 1, 3, 3)))
+    assert depthwise < 0.8 * plain
+    assert noise({"embedding.weight": torch.randn(50, 8)}) == pytest.approx(0.7 * plain)
+    assert noise({"lstm.weight_hh_l0": torch.randn(32, 8)}) == pytest.approx(0.7 * plain)
+
+
+def test_the_estimate_of_bytes_falls_with_the_noise():
+    source = compression._Source(nn.Linear(40, 30), None, SharingConfig("auto"))
+    estimate = compression._Estimate(source)
+    sizes = [estimate.bytes(noise) for noise in (0.1, 0.4, 1.6)]
+    assert np.all(np.diff(sizes) < 0)
+    assert estimate.bytes(estimate.noise(600)) == pytest.approx(600, rel=0.05)

@@ -1,0 +1,188 @@
+"""A look at the outputs: which they are, whose tensors, and inputs that every installation has."""
+
+import copy
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from net import outputs
+from net.calibration import Samples
+from net.outputs import Answers, Unseen
+
+
+def answers(model, inputs):
+    return outputs.answers(model, Samples(model, inputs))
+
+
+# Outputs
+
+
+def test_equal_outputs_have_not_moved():
+    rows = torch.randn(20, 5)
+    moved = Answers(rows, True).moved(Answers(rows, True))
+    assert moved.cosine == pytest.approx(1)
+    assert (moved.divergence, moved.relative_error) == (0, 0)
+
+
+def test_moved_outputs_by_the_formulas():
+    before = Answers(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), True)
+    moved = Answers(torch.tensor([[1.0, 1.0], [0.0, 2.0]]), True).moved(before)
+    assert moved.cosine == pytest.approx((math.sqrt(0.5) + 1) / 2)
+    assert moved.relative_error == pytest.approx(1 / math.sqrt(5))
+    p, q = math.e / (math.e + 1), 0.5
+    expected = (p * math.log(p / q) + (1 - p) * math.log((1 - p) / q)) / 2
+    assert moved.divergence == pytest.approx(expected)
+
+
+def test_outputs_that_are_no_numbers_are_as_far_as_can_be():
+    before = Answers(torch.ones(1, 2), True)
+    moved = Answers(torch.tensor([[math.nan, 1.0]]), True).moved(before)
+    assert (moved.cosine, moved.divergence) == (-1, math.inf)
+
+
+class Returns(nn.Module):
+    def __init__(self, give):
+        super().__init__()
+        self.give = give
+
+    def forward(self, x, attention_mask=None):
+        return self.give(x)
+
+
+def test_what_outputs_are():
+    x = torch.randn(4, 3)
+    assert answers(Returns(lambda x: x), x).logits
+    assert not answers(Returns(lambda x: x[:, None, :].expand(-1, 2, -1)), x).logits
+    found = answers(Returns(lambda x: SimpleNamespace(logits=x[:, None].expand(-1, 2, -1))), x)
+    assert found.logits
+    assert found.rows.shape == (8, 3)
+    assert answers(Returns(lambda x: {"loss": None, "features": x}), x).rows.equal(x)
+    assert not answers(Returns(lambda x: x[:, :1]), x).logits  # one number
+    with pytest.raises(Unseen, match="the output is a str"):
+        answers(Returns(lambda _: "text"), x)
+
+
+def test_padding_is_not_judged():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    hidden = torch.randn(2, 3, 4)
+    model = Returns(lambda _: (hidden,))
+    found = answers(model, {"x": torch.zeros(2), "attention_mask": mask})
+    assert found.rows.equal(hidden[mask.bool()])
+    assert not found.logits
+
+
+def test_the_mode_of_the_model_stays():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.9)).train()
+    first, second = (answers(model, torch.ones(4, 3)).rows for _ in range(2))
+    assert first.equal(second)
+    assert model.training
+
+
+def test_half_of_the_inputs_judge():
+    judge, calibrate = outputs.halves(torch.arange(5)[:, None])
+    assert torch.cat(judge).flatten().tolist() == [0, 2, 4]
+    assert torch.cat(calibrate).flatten().tolist() == [1, 3]
+    batches = [torch.zeros(2), torch.ones(2), torch.zeros(3)]
+    assert [len(part) for part in outputs.halves(batches)] == [2, 1]
+    one = outputs.halves({"ids": torch.arange(4), "mask": torch.ones(4)})
+    assert [part["ids"].tolist() for part in one] == [[0, 2], [1, 3]]
+
+
+# Whose tensors
+
+
+def test_names_with_other_prefixes_and_other_names():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    state = {f"module.net.{name}": each for name, each in model.state_dict().items()}
+    found = outputs.names_in(model, state)
+    assert found == {name: f"module.net.{name}" for name in model.state_dict()}
+    gamma = torch.full((4,), 2.0)
+    model[1].weight.data.copy_(gamma)
+    renamed = {name.replace("1.weight", "1.gamma"): each for name, each in state.items()}
+    renamed["module.net.1.gamma"] = gamma
+    assert outputs.names_in(model, renamed)["1.weight"] == "module.net.1.gamma"
+
+
+def test_a_model_of_other_weights_is_none():
+    model = nn.Linear(3, 2)
+    state = copy.deepcopy(model.state_dict())
+    state["weight"] += 1
+    with pytest.raises(Unseen, match="weight of the model is not in the file"):
+        outputs.names_in(model, state)
+
+
+def test_tied_weights_are_found_by_one_name():
+    model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    model[1].weight = model[0].weight
+    state = {name: each for name, each in model.state_dict().items() if name != "1.weight"}
+    assert "0.weight" in outputs.names_in(model, state)
+
+
+# Inputs that every installation has
+
+
+def test_photographs_are_what_a_network_takes():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.input_shape, model.input_mean, model.input_std = (3, 20, 30), (0.5,) * 3, (0.5,) * 3
+    subject = outputs.of_module(model)
+    assert subject.before.rows.shape == (outputs.PHOTOGRAPHS, 4)
+    assert "scikit-learn" in subject.about
+    assert subject.calibration is None
+    batches, _ = outputs.photographs_for(model)
+    images = torch.cat(batches)
+    assert images.shape == (outputs.PHOTOGRAPHS, 3, 20, 30)
+    assert -1 <= images.min() < -0.9
+    assert 0.9 < images.max() <= 1
+    assert len(images.flatten(1).unique(dim=0)) == outputs.PHOTOGRAPHS
+
+
+def test_what_takes_no_images_is_not_run():
+    with pytest.raises(Unseen, match="takes no images"):
+        outputs.of_module(nn.Linear(3, 2))
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(Unseen, match="pip install scikit-learn"):
+        outputs.photographs(8, 8)
+
+
+def test_documentation_is_texts():
+    texts = outputs.documentation()
+    assert len(set(texts)) > 0.9 * outputs.TEXTS
+    assert all(outputs.SHORTEST <= len(each) <= outputs.LONGEST for each in texts)
+
+
+def test_folders_that_cannot_be_run(tmp_path, monkeypatch):
+    with pytest.raises(Unseen, match="without its architecture"):
+        outputs.of_folder(tmp_path, {})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(Unseen, match="pip install transformers"):
+        outputs.of_folder(tmp_path, {})
+
+
+def test_a_folder_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BertModel(config).eval()
+    model.save_pretrained(tmp_path)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    state = {f"bert.{name}": each for name, each in model.state_dict().items()}
+    subject = outputs.of_folder(tmp_path, state)
+    assert "documentation" in subject.about
+    assert not subject.own
+    assert subject.moved(state).cosine == pytest.approx(1)
+    other = {name: each + 0.1 * torch.randn_like(each.float()) for name, each in state.items()}
+    assert subject.moved(other).cosine < 0.999
