@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from net.sharing import SharedState
 from torch import nn
 
 import net
 from net import encoding
 from net.errors import UserError
 from net.report import contents, contents_page, names, plots
+from net.sharing import SharedState
 
 GENERATOR = torch.Generator().manual_seed(0)
 
