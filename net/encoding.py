@@ -52,7 +52,6 @@ __all__ += ["directory_bytes", "fixed_index_bits", "load", "open", "read", "save
 
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-([0-9a-f]{8})\.huff")
 TEMPORARY = re.compile(r"\.[\w.-]+\.huff(\.\w+)?\.tmp")  # the longer ones of earlier versions
-TEMPORARY_FILE = re.compile(r"\.[0-9a-f]{12}\.dc\.tmp")
 ATTEMPTS = 20  # to read what is replaced meanwhile
 
 ROOM, ALIGNED = 1 << 25, 64  # bytes
@@ -273,10 +272,9 @@ def write(
     if not one and (files or layout):
         raise EncodingError(f"{path}: only a {SUFFIX} file holds other files of a model")
     try:
-        with locked(Path(os.path.realpath(path)).parent if one else path) as alone:
-            if one:
-                writing = _FileWriting(path, verify, describe, alone)
-                return writing.run(state, meta, files, layout, most)
+        if one:  # of two writers the last is it: each renames a whole file
+            return _FileWriting(path, verify, describe).run(state, meta, files, layout, most)
+        with locked(path) as alone:
             return _FolderWriting(path, verify, describe, alone).run(state, meta)
     except EncodingError:
         raise
@@ -289,8 +287,8 @@ def write(
 class _Writing:
     """What both forms have in common: the tensors of a state dict, once each, as streams."""
 
-    def __init__(self, path: Path, verify: bool, describe: bool, alone: bool) -> None:
-        self.path, self.verify, self.describe, self.alone = path, verify, describe, alone
+    def __init__(self, path: Path, verify: bool, describe: bool) -> None:
+        self.path, self.verify, self.describe = path, verify, describe
         self.entries: list[Entry] = []
 
     def encoded(
@@ -385,10 +383,6 @@ class _FileWriting(_Writing):
                 container.copy(streams, file, parts)
                 written = file.tell()
         sync_folder(folder)
-        if self.alone:  # what killed writers have left
-            for leaving in folder.iterdir():
-                if TEMPORARY_FILE.fullmatch(leaving.name):
-                    leaving.unlink(missing_ok=True)
         return Encoded(written, [info for info in infos if info])
 
     def header(
@@ -416,8 +410,8 @@ class _FolderWriting(_Writing):
     """One call of ``write`` for a folder, and the files that were not there before it."""
 
     def __init__(self, path: Path, verify: bool, describe: bool, alone: bool) -> None:
-        super().__init__(path, verify, describe, alone)
-        self.directory = path
+        super().__init__(path, verify, describe)
+        self.directory, self.alone = path, alone
         self.written: list[Path] = []
         self.before, self.packed = _stored_manifest(path), b""
         self.old = _files_named_by(self.before)

@@ -5,6 +5,7 @@ python -m pytest tests/test_writers.py -m release    # hundreds of rounds
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -39,10 +40,13 @@ def model(seed: int, tensors: int = 6) -> dict[str, torch.Tensor]:
 FORMS = pytest.mark.parametrize("form", ["folder", "model.dc"])
 
 
-def is_alone(path: Path) -> bool:
-    """Whether nothing lies about but an encoding of six tensors."""
+def is_alone(path: Path, number: int) -> bool:
+    """Whether nothing lies about but an encoding of six tensors. A kill that nobody can handle may
+    leave a hidden temporary of one file, which could as well be that of a writer that lives."""
     if path.is_file():
-        return [file.name for file in path.parent.iterdir()] == [path.name]
+        names = {file.name for file in path.parent.iterdir()} - {path.name}
+        killed = number == signal.SIGKILL
+        return not names or (killed and all(re.fullmatch(r"\..*\.dc\.tmp", n) for n in names))
     return len(list(path.iterdir())) == len(model(0)) + 1
 
 
@@ -104,7 +108,7 @@ def test_a_signal_at_the_rename(number: int, form: str, count: int, tmp_path: Pa
         assert fuzz.same(state, models[0]) or fuzz.same(state, models[1])
         assert before or fuzz.same(state, new)
     encoding.save(models[0], path)
-    assert is_alone(path)
+    assert is_alone(path, number)
 
 
 @rounds(3, 500)
@@ -151,7 +155,7 @@ def test_a_signal_at_any_moment(kind: str, number: int, count: int, tmp_path: Pa
         assert fuzz.same(state, models[0]) or fuzz.same(state, models[1])
     if kind in ("encoding", "model.dc"):
         save(models[0])
-        assert is_alone(path)
+        assert is_alone(path, number)
 
 
 @rounds(3, 200)
@@ -197,10 +201,7 @@ def test_two_readers_beside_a_writer(form: str, count: int, tmp_path: Path) -> N
     assert [exit_code(pid) for pid in [in_child(w) for w in (write, read, read)]] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("form", ["", "model.dc"])
-def test_a_second_writer_is_refused(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "WAIT", 0)
     said, say = os.pipe()
 
@@ -212,10 +213,15 @@ def test_a_second_writer_is_refused(
     pid = in_child(hold)
     os.read(said, 1)
     with pytest.raises(EncodingError, match="another process is writing here; wait until it has"):
-        encoding.save(model(0), tmp_path / form)
+        encoding.save(model(0), tmp_path)
+    assert not list(tmp_path.iterdir())
+    # One file is nobody's but its own, whoever writes beside it, and whatever others have begun.
+    begun = tmp_path / ".0123.dc.tmp"
+    begun.touch()
+    encoding.save(model(0), tmp_path / "model.dc")
     os.kill(pid, signal.SIGKILL)
     exit_code(pid)
-    assert not list(tmp_path.iterdir())
+    assert sorted(tmp_path.iterdir()) == [begun, tmp_path / "model.dc"]
 
 
 def test_without_locks_only_what_the_replaced_manifest_named_is_removed(

@@ -21,6 +21,7 @@ from ..training.splits import Dataset
 from . import plots, tables
 
 BINS = 80  # of a histogram of weights
+STRETCH = 4  # by which outliers may widen it
 MAX_SHARED_VALUES = 4096
 MAX_FILTERS = 64
 State = Mapping[str, torch.Tensor]
@@ -302,8 +303,19 @@ def total_row(layers: list[dict], original: int, encoded: int) -> dict:
 # --- the weights themselves -----------------------------------------------------------------------
 
 
+def span(values: np.ndarray) -> tuple[float, float]:
+    """From the least to the largest value, or between the percentiles plots.INSIDE where a few
+    outliers would leave the others in less than a STRETCH-th of that."""
+    low, high = float(values.min()), float(values.max())
+    inner = np.percentile(values, plots.INSIDE)
+    if high - low > STRETCH * (inner[1] - inner[0]) > 0:
+        return float(inner[0]), float(inner[1])
+    return low, high
+
+
 def distribution(name: str, found: dict[str, Checkpoint]) -> dict:
-    """Counts over BINS equal bins of [low, high], and the shared values with theirs.
+    """Counts over BINS equal bins of [low, high], and the shared values with theirs. Outliers may
+    lie outside: "beyond" is their number.
 
     `found` is {stage: Checkpoint} of the stages that are there. "initial" counts every weight,
     "retrained" the survivors; each is None without its stage, as are "shared_values" and
@@ -315,11 +327,13 @@ def distribution(name: str, found: dict[str, Checkpoint]) -> dict:
             values = found[stage].state_dict[name].flatten().float()
             weights[stage] = values[values.isfinite() & ((values != 0) | (stage == "initial"))]
     histograms = [weights[stage] for stage in ("initial", "retrained") if stage in weights]
-    low = min((float(values.min()) for values in histograms if len(values)), default=-1.0)
-    high = max((float(values.max()) for values in histograms if len(values)), default=1.0)
+    spans = [span(values.numpy()) for values in histograms if len(values)]
+    low = min((low for low, _ in spans), default=-1.0)
+    high = max((high for _, high in spans), default=1.0)
     if low == high:  # a constant weight
         low, high = low - 1, high + 1
-    row: dict = {"name": shortest_name(name), "low": low, "high": high}
+    beyond = sum(int(((values < low) | (values > high)).sum()) for values in histograms)
+    row: dict = {"name": shortest_name(name), "low": low, "high": high, "beyond": beyond}
     for stage in ("initial", "retrained"):
         row[stage] = None
         if stage in weights:

@@ -40,7 +40,6 @@ FEW = 24  # tensors, of which each has a row
 NAMES = 24  # columns that names get where others can do without
 TIED = 5  # names that are listed
 PANELS, BINS = 3, 80
-INSIDE = (0.1, 99.9)  # percentiles of the weights, between which a histogram lies
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ def _histogram(tensor: torch.Tensor, old: torch.Tensor | None) -> dict:
     where there are few values here, percent of each."""
     after, before = _sample(tensor), None if old is None else _sample(old)
     reference = after if before is None else before
-    low, high = np.percentile(reference, INSIDE) if len(reference) else (0.0, 0.0)
+    low, high = np.percentile(reference, plots.INSIDE) if len(reference) else (0.0, 0.0)
     if low == high:
         low, high = low - 1, high + 1
 

@@ -8,7 +8,7 @@ import importlib.util
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ import numpy as np
 from ..errors import printable
 from ..extras import needs
 from ..files import atomic_write
-from .tables import shortened
+from .names import shorten
+from .tables import NAME_WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +35,8 @@ PARTS = {"values": BLUE, "positions": ORANGE, "codebook": GREEN, "bias": PURPLE,
 WIDTH = 10.0  # inches, 1,000 pixels: a README shows about 900
 MAX_PANELS = 6  # of layers, the largest ones
 MAX_BARS = 12  # of layers; the others are summed
+CODE_WIDTH = 15  # of names in a legend
+INSIDE = (0.1, 99.9)  # percentiles of the weights, between which a histogram with outliers lies
 
 
 def available() -> bool:
@@ -122,6 +125,7 @@ def scan_page(figures: dict) -> "Figure":
     name = f"{figures['arch']} on {figures['dataset']}"
     figure.suptitle(f"{name}: each layer pruned alone, not retrained", fontweight="bold")
     layers, chosen = figures["layers"], figures["chosen"]
+    short = shorten((layer["name"] for layer in layers), NAME_WIDTH)
     panels = {"error_percent": "held-out error, percent", "loss": "held-out loss, nats"}
     for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for i, layer in enumerate(layers):
@@ -130,7 +134,7 @@ def scan_page(figures: dict) -> "Figure":
             axes.plot(
                 [100 * point["density"] for point in points],
                 [point[key] for point in points],
-                label=f"{shortened(layer['name'])}: {density:.3g} %",
+                label=f"{short[layer['name']]}: {density:.3g} %",
                 **line,
             )
             axes.axvline(density, alpha=0.5, linewidth=0.8, **line)
@@ -162,17 +166,22 @@ def comparison_page(figures: dict) -> "Figure":
     text = title(figures)
     figure.suptitle(text, fontsize=min(13, 1000 / len(text)), fontweight="bold")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
+    short = shorten((layer["name"] for layer in (*layers, *weights)), NAME_WIDTH)
     stages, parts = top.subplots(1, 2)
     draw_stages(stages, figures)
-    draw_parts(parts, figures)
+    draw_parts(parts, figures, short)
     places = middle.subplots(rows, columns, squeeze=False).flat
     for axes, layer in zip(places, panels, strict=False):
-        draw_distribution(axes, layer)
-    finish_distributions(middle, len(panels), len(weights))
-    values, gaps, mask = bottom.subplots(1, 3)
-    draw_codes(values, layers, "value_code", "Code words of the shared values")
-    draw_codes(gaps, layers, "gap_codes", "Code words of the gaps")
-    draw_mask(mask, figures["first_layer_mask"])
+        draw_distribution(axes, layer, short)
+    finish_distributions(middle, panels, len(weights))
+    codes = {"value_code": "Code words of the shared values", "gap_codes": "Code words of the gaps"}
+    wanted = [key for key in codes if key == "value_code" or code_points(layers, key)]
+    mask = figures["first_layer_mask"]
+    beside = bottom.subplots(1, len(wanted) + (mask is not None), squeeze=False)[0]
+    for axes, key in zip(beside, wanted, strict=False):
+        draw_codes(axes, layers, key, codes[key])
+    if mask is not None:
+        draw_mask(beside[-1], mask)
     return figure
 
 
@@ -202,12 +211,13 @@ def stage_bars(figures: dict) -> list[tuple[str, float]]:
     pruning and sharing are what the paper counts, 32-bit or shared values with relative indexes.
     """
     rows = [*figures["layers"], figures["other"]]
-    return [
-        ("dense float32", figures["original_bytes"]),
-        ("pruned*", sum(row["bytes_pruned"] for row in rows)),
-        ("+ weights shared*", sum(row["bytes_before_huffman"] for row in rows)),
-        ("+ Huffman: encodings/", figures["encoded_bytes"]),
-    ]
+    bars = [("dense float32", figures["original_bytes"])]
+    pruned = sum(row["bytes_pruned"] for row in rows)
+    if pruned < figures["original_bytes"]:  # indexes alone, where nothing was pruned
+        bars.append(("pruned*", pruned))
+    plus = "+ " if len(bars) > 1 else ""
+    bars.append((f"{plus}weights shared*", sum(row["bytes_before_huffman"] for row in rows)))
+    return [*bars, ("+ Huffman: encodings/", figures["encoded_bytes"])]
 
 
 def draw_stages(axes: "Axes", figures: dict) -> None:
@@ -215,7 +225,7 @@ def draw_stages(axes: "Axes", figures: dict) -> None:
     if figures["encoded_bytes"] is None:
         return unavailable(axes, "no encoded model")
     labels, sizes = zip(*stage_bars(figures), strict=True)
-    axes.barh(labels, sizes, color=[GREY, SKY, BLUE, GREEN])
+    axes.barh(labels, sizes, color=[GREY, *[SKY, BLUE, GREEN][1 - len(sizes) :]])
     for y, size in enumerate(sizes):
         text = f" {kilobytes(size)}  {sizes[0] / size:.1f}x" if y else f" {kilobytes(size)}"
         axes.text(size, y, text, va="center", fontweight="bold")
@@ -241,12 +251,12 @@ def part_bars(figures: dict) -> list[tuple[str, dict[str, float]]]:
     return bars
 
 
-def draw_parts(axes: "Axes", figures: dict) -> None:
+def draw_parts(axes: "Axes", figures: dict, short: Mapping[str, str]) -> None:
     axes.set_title("Where the bytes are")
     if not figures["layers"]:
         return unavailable(axes, "no encoded model")
     bars = part_bars(figures)
-    labels = [shortened(name) for name, _ in bars]
+    labels = [short.get(name, name) for name, _ in bars]
     left = np.zeros(len(bars))
     for part, colour in PARTS.items():
         sizes = np.array([parts[part] for _, parts in bars])
@@ -264,9 +274,9 @@ def draw_parts(axes: "Axes", figures: dict) -> None:
     return bare(axes)
 
 
-def draw_distribution(axes: "Axes", layer: dict) -> None:
+def draw_distribution(axes: "Axes", layer: dict, short: Mapping[str, str]) -> None:
     """Weights before pruning and after retraining as steps, shared values as stems."""
-    axes.set_title(shortened(layer["name"]))
+    axes.set_title(short[layer["name"]])
     filled, line = {"color": GREY, "fill": True}, {"color": BLUE, "linewidth": 1.2}
     for counts, style in ((layer["initial"], filled), (layer["retrained"], line)):
         if counts and sum(counts):
@@ -277,25 +287,34 @@ def draw_distribution(axes: "Axes", layer: dict) -> None:
         axes.plot(layer["shared_values"], layer["shared_counts"], ".", color=RED, markersize=4)
     elif layer["shared_values"] == [] or (layer["retrained"] and not sum(layer["retrained"])):
         axes.text(0.5, 0.5, "entirely pruned", ha="center", transform=axes.transAxes, color=RED)
+    if layer["beyond"]:
+        axes.set_xlim(layer["low"], layer["high"])
     axes.set_yscale("log")
     axes.set_ylim(0.7, max(10, axes.get_ylim()[1]))  # one weight is a visible bar
     bare(axes)
 
 
-def finish_distributions(figure: "Figure", panels: int, layers: int) -> None:
+def finish_distributions(figure: "Figure", panels: list[dict], layers: int) -> None:
     """The legend of all panels; nothing where there is no panel."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    for axes in figure.axes[panels:]:
+    count = len(panels)
+    for axes in figure.axes[count:]:
         axes.set_axis_off()
-    which = f"the {panels} largest of {layers} layers" if panels < layers else "each layer"
-    figure.suptitle(f"Weights of {which} (number of weights, log scale)", fontsize=10)
-    handles = [
-        Patch(color=GREY, label="before pruning"),
-        Line2D([], [], color=BLUE, label="after retraining, zeros left out"),
-        Line2D([], [], color=RED, marker=".", label="after weight sharing: a shared value"),
-    ]
+    which = f"the {count} largest of {layers} layers" if count < layers else "each layer"
+    text = f"Weights of {which} (number of weights, log scale)"
+    if any(layer["beyond"] for layer in panels):
+        text += f", between percentiles {INSIDE[0]} and {INSIDE[1]}"
+    figure.suptitle(text, fontsize=10)
+    kinds = {
+        "initial": Patch(color=GREY, label="before pruning"),
+        "retrained": Line2D([], [], color=BLUE, label="after retraining, zeros left out"),
+        "shared_values": Line2D(
+            [], [], color=RED, marker=".", label="after weight sharing: a shared value"
+        ),
+    }
+    handles = [kinds[key] for key in kinds if any(layer[key] is not None for layer in panels)]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
 
 
@@ -326,11 +345,10 @@ def draw_codes(axes: "Axes", layers: list[dict], key: str, heading: str) -> None
         return unavailable(axes, "no encoded model" if not layers else "no Huffman codes")
     ideal = [min(min(shares) for _, shares, _ in points), 1.0]
     axes.plot(ideal, [-math.log2(p) for p in ideal], color="0.6", linewidth=1, label="−log₂ share")
+    short = shorten((layer["name"] for layer in layers), CODE_WIDTH)
     for i, (name, shares, bits) in enumerate(points):
         beside = [b + 0.14 * (i - (len(points) - 1) / 2) for b in bits]  # not upon each other
-        # By its end, where the names of layers differ.
-        label = name if len(name) <= 15 else f"…{name[-14:].lstrip('.')}"
-        axes.plot(shares, beside, ".", color=LAYER_COLOURS[i], markersize=4, label=label)
+        axes.plot(shares, beside, ".", color=LAYER_COLOURS[i], markersize=4, label=short[name])
     axes.set_xscale("log")
     axes.set_xlabel("share of the symbol (log scale)")
     axes.set_ylabel("bits of its code word")
@@ -340,10 +358,7 @@ def draw_codes(axes: "Axes", layers: list[dict], key: str, heading: str) -> None
     return bare(axes)
 
 
-def draw_mask(axes: "Axes", mask: dict | None) -> None:
-    if mask is None:
-        axes.set_title("What the first layer looks at")
-        return unavailable(axes, "its input is no image")
+def draw_mask(axes: "Axes", mask: dict) -> None:
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
@@ -361,7 +376,6 @@ def draw_mask(axes: "Axes", mask: dict | None) -> None:
         axes.figure.colorbar(colours, ax=axes, shrink=0.8, label=label, ticks=whole)
     axes.set_xticks([])
     axes.set_yticks([])
-    return None
 
 
 def mask_image(mask: dict) -> np.ndarray:

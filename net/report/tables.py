@@ -20,6 +20,7 @@ from ..plan import QUANTIZED
 from ..shards import info_of
 from ..shared_tensor import COUNTED, Clustering
 from ..treatments import Treatment
+from .names import shorten
 
 NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())["networks"]
@@ -80,12 +81,6 @@ def shown(name: object) -> str:
     return printable(str(name), getattr(sys.stdout, "encoding", None))
 
 
-def shortened(name: str, width: int = NAME_WIDTH) -> str:
-    """A long name by its ends, which tell layers apart: "layer4.1.do..conv"."""
-    name = printable(name)
-    return name if len(name) <= width else f"{name[: width - 6]}..{name[-4:]}"
-
-
 def width_of(text: str) -> int:
     """The columns that `text` takes: two for each character of East Asian scripts."""
     if text.isascii():
@@ -133,11 +128,14 @@ def plan_text(plan: Mapping[str, Treatment], state: Mapping[str, torch.Tensor]) 
     groups: dict[str, list[str]] = {}
     for name, treatment in plan.items():
         groups.setdefault("tied to others" if treatment.tied else str(treatment), []).append(name)
+    short = shorten(plan, NAME_WIDTH)
     rows: list[list] = []
     for text, names in groups.items():
         elements = sum(math.prod(info_of(state, name).shape) for name in names)
         more = ", ..." if len(names) > 2 else ""
-        rows.append([text, len(names), elements, ", ".join(map(shortened, names[:2])) + more])
+        rows.append(
+            [text, len(names), elements, ", ".join(short[name] for name in names[:2]) + more]
+        )
     width = max((len(row[3]) for row in rows), default=0)  # flush left
     rows = [[*row[:3], row[3].ljust(width)] for row in rows]
     return table(["the plan", "tensors", "elements", "such as".ljust(width)], rows)
@@ -228,6 +226,7 @@ def scan_text(figures: dict) -> str:
         f"(no layer pruned: {figures['error_percent']:.2f})",
         "",
     ]
+    short = shorten((layer["name"] for layer in layers), 12)
     # Side by side as many layers as 100 columns hold.
     for start in range(0, len(layers), 6):
         some = layers[start : start + 6]
@@ -235,7 +234,7 @@ def scan_text(figures: dict) -> str:
             [f"{100 * points[0]['density']:.1f}", *(point["error_percent"] for point in points)]
             for points in zip(*(layer["points"] for layer in some), strict=True)
         ]
-        head = ["density %", *(shortened(layer["name"], 12) for layer in some)]
+        head = ["density %", *(short[layer["name"]] for layer in some)]
         parts += [table(head, rows), ""]
     parts.append(f"for a density of {100 * figures['target']:g} % in total, least loss added up:")
     parts.append(f"--density '{shown(figures['density_option'])}'")
@@ -312,10 +311,10 @@ def layer_table(figures: dict) -> str:
         keys = ("bytes_before_huffman", "encoded_bytes")
         return [percent(row[key], 4 * row["parameters"]) for key in keys]
 
-    rows = []
+    rows, short = [], shorten((layer["name"] for layer in layers), NAME_WIDTH)
     for i, layer in enumerate(layers):
         cells = bit_cells(layer) + rates(layer)
-        rows.append([shortened(layer["name"]), *cells, layer["encoded_bytes"]])
+        rows.append([short[layer["name"]], *cells, layer["encoded_bytes"]])
         if beside:
             rows.append(paper_cells(beside[i]))
     blank = [None] * 5
@@ -364,12 +363,13 @@ def latency_text(figures: dict) -> str:
     parts = ["microseconds per call on one CPU thread: median ± half the spread of the middle half"]
     head = ["density %", "dense", "torch CSR", "scipy CSR", "taken", "gain"]
     for batch in figures["batches"]:
-        rows = []
+        rows, short = [], shorten((layer["name"] for layer in batch["layers"]), NAME_WIDTH)
         for layer in batch["layers"]:
             times, taken = layer["times"], layer["chosen"]
-            cells = [spread(times[form]) for form in ("dense", "torch", "scipy")]
+            forms = ("dense", "torch", "scipy")
+            cells = [spread(times[form]) if form in times else None for form in forms]
             cells += [taken, gain(times["dense"], times[taken])]
-            rows.append([shortened(layer["name"]), 100 * layer["density"], *cells])
+            rows.append([short[layer["name"]], 100 * layer["density"], *cells])
         dense, mixed = batch["total"]["dense"], batch["total"]["sparse_model"]
         total = [None, spread(dense), None, None, spread(mixed), gain(dense, mixed)]
         parts.append(

@@ -12,7 +12,7 @@ from torch import nn
 import net
 from net import encoding
 from net.errors import UserError
-from net.report import contents, contents_page, names, plots
+from net.report import contents, contents_page, names
 from net.sharing import SharedState
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -318,6 +318,6 @@ def test_without_matplotlib_the_table_is_printed_and_a_picture_is_an_error(model
     command = [sys.executable, "-c", WITHOUT, str(model[1])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("model.dc: 170 tensors"), done.stderr
-    monkeypatch.setattr(plots, "available", lambda: False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"a plot needs matplotlib, .*pip install"):
         contents.draw(model[2], "a.png")

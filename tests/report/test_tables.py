@@ -39,11 +39,6 @@ def test_a_group_that_is_wider_than_its_columns_widens_them():
     assert {len(line) for line in text.splitlines()} == {len("-  a long title")}
 
 
-def test_long_names_keep_their_ends():
-    assert tables.shortened("conv1") == "conv1"
-    assert tables.shortened("layer4.1.downsample.conv", 14) == "layer4.1..conv"
-
-
 def test_stage_table_has_a_row_per_stage_and_the_papers(figures):
     lines = tables.stage_table(figures).splitlines()
     names = [line.split("  ")[0] for line in lines]
