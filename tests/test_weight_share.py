@@ -116,7 +116,8 @@ def test_a_state_dict_alone_is_shared_by_rate(tmp_path, capsys):
     steps = values.diff()
     assert len(values) < 60
     assert 0.15 < float(steps.min()) < 0.25  # 0.2 deviations, each the same
-    assert float(steps.max() / steps.min()) < 3.1  # some multiples may not occur
+    multiples = steps / steps.median()  # some may not occur
+    assert float((multiples - multiples.round()).abs().max()) < 0.05
     assert shared.options["bits"] == "auto"
     assert not {"teacher", "finetune_epochs"} & shared.options.keys()
 
@@ -218,7 +219,7 @@ def test_shared_in_parts_with_training_between(few_digits, pipeline, tmp_path, b
     # Two of the five epochs between, three when all is shared.
     for phase in ("share 1/2 epoch  2/2", "finetune  epoch  3/3"):
         assert " ".join(phase.split()) in " ".join(printed.split())
-    assert ("nats without training" in printed) == (bits == "auto")
+    assert ("nats before training" in printed) == (bits == "auto")
     shared = checkpoint.load(tmp_path / "m").state_dict
     pruned = checkpoint.load(source).state_dict
     for name in ("fc1.weight", "fc2.weight", "fc3.weight"):

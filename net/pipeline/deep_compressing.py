@@ -2,7 +2,7 @@
 
     python deep_compressing.py
     python deep_compressing.py --dataset digits
-    deep-compression pipeline --dataset digits      # where the package is installed
+    deep-compression pipeline --dataset digits      # where it is installed
 
 The same as pruning.py, weight_share.py, huffman_encode.py, huffman_decode.py
 and compare_stages.py one after the other, in one process.  Writes the models of

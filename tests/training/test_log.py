@@ -7,7 +7,7 @@ from net.training.log import Log
 
 
 class Bar:
-    def set_postfix(self, **figures):
+    def show(self, **figures):
         self.figures = figures
 
 
