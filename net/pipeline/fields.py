@@ -95,7 +95,8 @@ def reader(group: type, name: str) -> Callable[[str], Any]:
             return number(text)
         if str in kinds:
             return text
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words) or 'on, off'}")
+        known = [*words, *["on", "off"] * (bool in kinds)]
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
 
     def number(text: str) -> float:
         return in_range(text, float if float in kinds else int, facts["low"], facts["high"])
@@ -132,7 +133,7 @@ def shown(value: object) -> str:
         return ",".join(f"{pattern}={number}" for pattern, number in value.items())
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == () else str(value)
 
 
 # --- command lines --------------------------------------------------------------------------------
@@ -155,9 +156,13 @@ class Parser(argparse.ArgumentParser):
         self.known: dict[str, tuple[type, str]] = {}  # {name for --set: where it is declared}
         self.hidden: dict[argparse.Action, str | None] = {}  # {option: its help}
         self.add_argument("-h", "--help", action="help", help="what is needed most, and exit")
-        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="every option, and exit")
         text = "any option of --help-all, by its name"
-        self.add_argument("--set", action=_Set, metavar="NAME=VALUE", help=text)
+        self.beyond = [  # what --help shows
+            self.add_argument(
+                "--help-all", action=_HelpAll, nargs=0, help="every option, and exit"
+            ),
+            self.add_argument("--set", action=_Set, metavar="NAME=VALUE", help=text),
+        ]
 
     def add_fields(
         self,
@@ -201,6 +206,12 @@ class Parser(argparse.ArgumentParser):
     def hide(self, action: argparse.Action) -> None:
         """Show the option by --help-all alone."""
         self.hidden[action], action.help = action.help, argparse.SUPPRESS
+
+    def format_help(self) -> str:
+        if not self.hidden:
+            for action in self.beyond:
+                action.help = argparse.SUPPRESS
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
