@@ -162,14 +162,12 @@ class Encoding(Mapping[str, torch.Tensor]):
     def describe(self, name: str) -> tuple[torch.Tensor, TensorInfo]:
         """The same tensor, and what it costs."""
 
-        def read() -> tuple[torch.Tensor, TensorInfo]:
-            entry = self._entries[name]
-            tensor, reader = _read_entry(self._store, self._contents, entry, True)
+        def read(now: Contents) -> tuple[torch.Tensor, TensorInfo]:
+            entry = now.named[name]
+            tensor, reader = _read_entry(self._store, now, entry, True)
             return tensor, tensor_info(entry.same or entry, tensor, reader)
 
-        found = self._current(read)
-        self._given.add(name)
-        return found
+        return self._read(name, read)
 
     def read_file(self, name: str) -> bytes:
         """One of ``files``. Raises KeyError for another, EncodingError where it is damaged."""

@@ -116,7 +116,8 @@ def test_a_state_dict_alone_is_shared_by_rate(tmp_path, capsys):
     steps = values.diff()
     assert len(values) < 60
     assert 0.15 < float(steps.min()) < 0.25  # 0.2 deviations, each the same
-    assert float(steps.max() / steps.min()) < 3.1  # some multiples may not occur
+    multiples = steps / steps.median()  # some may not occur
+    assert float((multiples - multiples.round()).abs().max()) < 0.03
     assert shared.options["bits"] == "auto"
     assert not {"teacher", "finetune_epochs"} & shared.options.keys()
 
