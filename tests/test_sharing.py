@@ -429,8 +429,9 @@ def normalised():
 
 def test_normalisation_is_rounded_beside_shared_weights_and_can_be_left():
     model, left = normalised(), normalised()
+    inputs = torch.randn(16, 3, 4, 4)
     for each in (model, left):
-        each.train()(torch.randn(16, 3, 4, 4))
+        each.train()(inputs)
     exact = copy.deepcopy(left.state_dict())
     WeightSharing(left, bits=3, exact_vectors=True)
     sharing = WeightSharing(model, bits=3)
