@@ -369,8 +369,14 @@ class _Work:
                 found = abs(self.evaluated(state) - self.figure) / tolerance
                 return found if math.isfinite(found) else math.inf
             assert self.subject is not None
-            return _excess(self.subject.moved(state), max_divergence)
+            found = _excess(self.subject.moved(state), max_divergence)
+            return found * (self.subject.margin if by_default else 1.0)
 
+        if self.subject and self.subject.margin > 1:
+            self.notes.append(
+                f"{self.subject.about} judge: on other images the outputs may move "
+                f"{self.subject.margin:g} times as far; inputs of your own tell more"
+            )
         # The most that may be is tried first: often nothing has to be looked for.
         if by_default and excess(coarsest) <= 1:
             if self.subject and not self.subject.own:

@@ -29,6 +29,8 @@ from .parameters import copied
 from .tensors import is_computed
 
 PHOTOGRAPHS = 48  # crops of scikit-learn's two
+# Outputs of a MobileNetV2 move that much farther on small photographs of other things.
+FEW_PHOTOGRAPHS = 2.0
 TEXTS, TOKENS = 48, 64
 MODULES = ("argparse", "json", "pathlib", "random", "statistics", "textwrap")  # of which they tell
 SHORTEST, LONGEST = 60, 400  # characters of a text
@@ -79,12 +81,20 @@ class Subject:
     `names` is {name in the model: name in what is compressed}; `about` says which inputs these are.
     Half of a user's own `inputs` (net.calibration.Samples) calibrate, the others judge; built-in
     ones (`own` False) judge, and calibrate nothing: network and inputs may have little in common.
+    On inputs of another kind outputs may move `margin` times as far.
     """
 
     def __init__(
-        self, model: nn.Module, names: Mapping[str, str], inputs: Any, about: str, own: bool
+        self,
+        model: nn.Module,
+        names: Mapping[str, str],
+        inputs: Any,
+        about: str,
+        own: bool,
+        margin: float = 1.0,
     ) -> None:
         self.model, self.names, self.about, self.own = model, names, about, own
+        self.margin = margin
         judge, calibrate = halves(inputs) if own else (inputs, None)
         self.judging = Samples(model, judge)
         self.calibration = None if calibrate is None else Samples(model, calibrate)
@@ -268,7 +278,7 @@ def of_module(
             raise Unseen("texts need a tokenizer, and this model comes without one")
         return Subject(model, names, inputs, about or "inputs of your own", own=True)
     wanted, about = photographs_for(model)
-    return Subject(model, names, wanted, about, own=False)
+    return Subject(model, names, wanted, about, own=False, margin=FEW_PHOTOGRAPHS)
 
 
 def _are_texts(inputs: Any) -> bool:

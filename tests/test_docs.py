@@ -12,6 +12,7 @@ import torch
 
 import deep_compressing
 from net import parameters
+from net.pipeline.commands import COMMANDS
 from net.report import plots
 
 ROOT = Path(__file__).parent.parent
@@ -130,10 +131,12 @@ def test_there_are_commands():
 
 @every_page
 def test_options_that_are_named_exist(page):
+    parsers = [importlib.import_module(script).parser() for script in SCRIPTS]
+    parsers += [command.parser() for command in COMMANDS.values()]
     known = {
         option
-        for script in SCRIPTS
-        for action in importlib.import_module(script).parser()._actions
+        for parser in parsers
+        for action in parser._actions
         for option in action.option_strings
     }
     named = {
