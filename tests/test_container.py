@@ -317,14 +317,6 @@ def test_what_reads_back_as_something_else_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
-def test_leavings_of_killed_writers_are_removed(tmp_path: Path) -> None:
-    kept = ["other.dc", ".mine.dc.tmp", ".0123456789ab.pth.tmp"]
-    for name in [*kept, ".0123456789ab.dc.tmp"]:
-        (tmp_path / name).touch()
-    encoding.save({}, tmp_path / "m.dc")
-    assert content(tmp_path).keys() == {*kept, "m.dc"}
-
-
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 def test_many_tensors(count: int, tmp_path: Path) -> None:
     state = {f"model.layers.{i}.mlp.weight": torch.tensor([i]) for i in range(count)}

@@ -101,12 +101,13 @@ def test_the_model_of_the_usage_page(tmp_path, monkeypatch, capsys):
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Each command that runs one of the scripts, without what comes before the script's name."""
-    script = rf"((?:{'|'.join(SCRIPTS)})\.py\b.*)"
+    """Each command that runs one of the scripts or of `python -m net`, from its name on."""
+    script = rf"((?:(?:{'|'.join(SCRIPTS)})\.py|(?:{'|'.join(COMMANDS)}))\b.*)"
     lines = [line for block in blocks(page, "") for line in block.splitlines()]
     lines += [code for code in inline(page) if code.startswith("python ")]
     found = [
-        re.search(rf"(?:python|--|deep-compression) {script}", line.rstrip("\\")) for line in lines
+        re.search(rf"(?:python|--|-m net|deep-compression) {script}", line.rstrip("\\"))
+        for line in lines
     ]
     return [shlex.split(match[1], comments=True) for match in found if match]
 
@@ -117,7 +118,10 @@ def commands(page: Path) -> list[list[str]]:
     ids=lambda part: part.name if isinstance(part, Path) else " ".join(part),
 )
 def test_the_scripts_take_the_commands(page, words):
-    parser = importlib.import_module(words[0].removesuffix(".py")).parser()
+    if words[0] in COMMANDS:
+        parser = COMMANDS[words[0]].parser()
+    else:
+        parser = importlib.import_module(words[0].removesuffix(".py")).parser()
     if words[1:] != ["--help"]:
         parser.parse_args(words[1:])  # SystemExit for what the script would refuse
 
@@ -125,6 +129,7 @@ def test_the_scripts_take_the_commands(page, words):
 def test_there_are_commands():
     assert {words[0] for page in PAGES for words in commands(page)} >= {
         *("pruning.py", "weight_share.py", "huffman_encode.py", "huffman_decode.py"),
+        *("compress", "decompress", "info"),
         "deep_compressing.py",
     }
 
