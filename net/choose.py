@@ -97,9 +97,9 @@ def moved_by(
 def default_noise(state: Mapping[str, torch.Tensor]) -> float:
     """For a state dict whose outputs nobody can see: NOISE, more or less as its shapes say.
 
-    More for images' convolutions between batch normalisations: of the errors under a kernel of extents e,
-    rounding takes off the part (1 - NEIGHBOURS**2)**sum(1 - 1/e) by which their inputs are known
-    (compensation.prior), so that steps may be as much larger at the same noise in the outputs.
+    More for convolutions over images between batch normalisations: of the errors under a kernel of
+    extents e, rounding takes off the part (1 - NEIGHBOURS**2)**sum(1 - 1/e) by which their inputs
+    are known (compensation.prior), so that steps may be larger at the same noise in the outputs.
     SENSITIVE of it where errors are not averaged over many inputs, kernels of one channel and
     embeddings, or come round again, in recurrent weights.
     """
