@@ -102,9 +102,9 @@ def moved_by(
 def default_noise(state: Mapping[str, torch.Tensor]) -> float:
     """For a state dict whose outputs nobody can see: NOISE, more or less as its shapes say.
 
-    More for convolutions between batch normalisations: of the errors under a kernel of extents e,
-    rounding takes off the part (1 - NEIGHBOURS**2)**sum(1 - 1/e) by which their inputs are known
-    (compensation.prior), so that steps may be as much larger at the same noise in the outputs.
+    More for convolutions over images between batch normalisations: of the errors under a kernel of
+    extents e, rounding takes off the part (1 - NEIGHBOURS**2)**sum(1 - 1/e) by which their inputs
+    are known (compensation.prior), so that steps may be larger at the same noise in the outputs.
     SENSITIVE of it where errors are not averaged over many inputs, kernels of one channel and
     embeddings, or come round again, in recurrent weights.
     """
@@ -117,7 +117,7 @@ def default_noise(state: Mapping[str, torch.Tensor]) -> float:
         sensitive |= kind in ("rnn", "embedding")
         of_one += is_kernel and shape[1] == 1
         total += size
-        if is_kernel and normalised:
-            known += size * sum(1 - 1 / extent for extent in shape[2:] if extent)
+        if is_kernel and normalised and len(shape) == 4 and min(shape[2:]) > 1:  # not of sounds
+            known += size * sum(1 - 1 / extent for extent in shape[2:])
     factor = (1 - NEIGHBOURS**2) ** (-known / (2 * max(total, 1)))
     return NOISE * factor * (SENSITIVE if sensitive or of_one > 1 else 1.0)  # one: of grey images

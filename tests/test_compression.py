@@ -241,6 +241,7 @@ def test_the_noise_follows_the_shapes():
     assert noise(kernels((64, 32, 3, 3))) == pytest.approx(plain * 0.51 ** (-2 / 3))
     assert noise(kernels((64, 32, 3, 3), norm=False)) == plain
     assert noise(kernels((64, 32, 1, 1))) == plain
+    assert noise(kernels((64, 32, 64, 1))) == noise(kernels((64, 32, 3))) == plain  # of sounds
     depthwise = noise(kernels((64, 1, 3, 3), (128, 64, 1, 1), (128, 1, 3, 3)))
     assert depthwise < 0.8 * plain
     assert noise({"embedding.weight": torch.randn(50, 8)}) == pytest.approx(0.7 * plain)
