@@ -21,7 +21,7 @@ from . import choose, encoding, outputs
 from .checkpoint import copied as copied_state
 from .codec.tensors import write_tensor
 from .container import SUFFIX
-from .encoding import TooLarge
+from .encoding import NOISE_PERCENT, TooLarge
 from .errors import UserError
 from .files import check_output
 from .outputs import Moved, Subject, Unseen
@@ -293,6 +293,22 @@ class _Counted(Mapping[str, torch.Tensor]):
         return len(self.state)
 
 
+class _Noted(_Counted):
+    """The same for a mapping that is shared as it is read: `percents` has the noise of what was,
+    in the order of the names, None for what is not shared."""
+
+    def __init__(self, state: _Counted, clusterings: Mapping[str, Clustering]) -> None:
+        super().__init__(state.state, state.what, state.tell)
+        self.clusterings = clusterings
+        self.percents: list[float | None] = []
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = super().__getitem__(name)
+        found = self.clusterings.get(name)
+        self.percents.append(None if found is None else float(f"{100 * found.noise:.2g}"))
+        return tensor
+
+
 class _Work:
     """One call of `compress`, once its source is read."""
 
@@ -403,8 +419,11 @@ class _Work:
         """Write the file; TooLarge, and nothing is written, if it would have more bytes than
         `most`."""
         what = "encoding" if shared.noise is None else f"encoding, noise {shared.noise:.3g}"
-        meta = None if shared.noise is None else {"noise": float(f"{shared.noise:.4g}")}
         state = _Counted(shared.state, what, self.tell)
+        meta: dict | None = None
+        if shared.noise is not None:
+            state = _Noted(state, shared.clusterings)
+            meta = {"noise": float(f"{shared.noise:.4g}"), NOISE_PERCENT: state.percents}
         files, layout = dict(self.source.files), self.source.layout
         return encoding.save(
             state, self.target, meta, files=files or None, layout=layout or None, most=most

@@ -56,6 +56,8 @@ ATTEMPTS = 20  # to read what is replaced meanwhile
 
 ROOM, ALIGNED = 1 << 25, 64  # bytes
 
+NOISE_PERCENT = "noise_percent"  # in the meta data, of an encoder that knows it: of each name
+
 Read = TypeVar("Read")
 
 

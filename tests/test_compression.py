@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import net
 from net import choose, compression
 from net.errors import UserError
+from net.report import contents
 from net.treatments import SharingConfig
 
 
@@ -254,3 +255,14 @@ def test_the_estimate_of_bytes_falls_with_the_noise():
     sizes = [estimate.bytes(noise) for noise in (0.1, 0.4, 1.6)]
     assert np.all(np.diff(sizes) < 0)
     assert estimate.bytes(estimate.noise(600)) == pytest.approx(600, rel=0.05)
+
+
+def test_the_noise_of_each_tensor_is_recorded(tmp_path):
+    state = {"a.weight": torch.randn(40, 30), "n": torch.tensor(3), "b.weight": torch.randn(9, 30)}
+    torch.save(state, tmp_path / "m.pth")
+    net.compress(tmp_path / "m.pth", tmp_path / "m.dc", noise=0.5)
+    measured = net.report(state, tmp_path / "m.dc").figures["tensors"]
+    recorded = contents.figures(tmp_path / "m.dc")["tensors"]
+    noises = [row["noise_percent"] for row in recorded]
+    assert noises[1] is None
+    assert noises[::2] == pytest.approx([row["noise_percent"] for row in measured[::2]], rel=0.05)

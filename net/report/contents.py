@@ -14,7 +14,7 @@ from .. import encoding, layouts
 from ..codec.manifest import MANIFEST
 from ..codec.tensors import patterns
 from ..container import SUFFIX
-from ..encoding import TensorInfo
+from ..encoding import NOISE_PERCENT, TensorInfo
 from ..errors import UserError
 from ..parameters import is_weight, unwrapped
 from ..tensors import fault
@@ -31,7 +31,6 @@ DEFINITIONS = {
     "bits_per_weight": "all bytes of a tensor, in bits per element",
     "noise_percent": "root mean square of the change, in % of that of the tensor before",
 }
-RECORDED = "noise_percent"  # in the meta data: {name: percent}, of an encoder that knew it
 SAMPLE = 1 << 18  # elements, or up to twice as many
 CHUNK = 1 << 22  # elements in float64 at a time, or whose distinct values are counted: by a sort
 FEWEST, MOST_STEPS = 5, 64  # values on a grid, of which fewer may be by chance; steps from 0
@@ -68,12 +67,15 @@ def figures(encoded: str | Path, before: Before | None = None) -> dict:
     model = encoding.open(encoded)
     source = None if before is None else _state(before)
     size = encoding.directory_bytes(encoded)
-    recorded = model.meta.get(RECORDED) if source is None else None
+    recorded = model.meta.get(NOISE_PERCENT) if source is None else None
+    if not isinstance(recorded, list) or len(recorded) != len(model):
+        recorded = [None] * len(model)
+    noises = dict(zip(model, recorded, strict=True))
 
     def described(name: str) -> dict:
         tensor, info = model.describe(name)
         row = _described(info, tensor, _counterpart(info, source))
-        noise = recorded.get(name) if isinstance(recorded, dict) else None
+        noise = noises.get(name)
         if isinstance(noise, int | float) and math.isfinite(noise):
             row["noise_percent"] = noise
         return row | {"share_percent": percent(info.encoded_bytes, size)}

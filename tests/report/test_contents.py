@@ -200,7 +200,7 @@ def test_the_model_before_may_be_a_path(model, tmp_path):
 
 def test_the_noise_may_be_recorded_by_who_encoded(tmp_path):
     state = {"a.weight": normal(9, 9), "b.weight": normal(9, 9), "c.weight": normal(9, 9)}
-    meta = {contents.RECORDED: {"a.weight": 3.5, "b.weight": "much"}}
+    meta = {encoding.NOISE_PERCENT: [3.5, "much", None]}
     encoding.save(state, tmp_path / "a.dc", meta)
     rows = contents.figures(tmp_path / "a.dc")["tensors"]
     assert [row["noise_percent"] for row in rows] == [3.5, None, None]
