@@ -74,12 +74,17 @@ def test_the_python_of_the_library(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("\nerror: ") == 4
 
 
+def test_the_python_of_the_page_on_inference(tmp_path, monkeypatch):
+    run_python(ROOT / "docs" / "inference.md", tmp_path, monkeypatch)
+
+
 def test_the_python_page_has_every_name_of_the_contract():
     code = "".join(blocks(ROOT / "docs" / "python.md", "python"))
     for name in (
         *("Pruner", "WeightSharing", "encoding.save", "encoding.load", "encoding.open"),
         *("huffman.encode", "huffman.decode", "quantization.kmeans_1d"),
         *("checkpoint.save", "checkpoint.load", "sparse.sparse_model", "SharedState"),
+        "load_into",
     ):
         assert f"net.{name}(" in code, name
 
