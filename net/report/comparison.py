@@ -76,7 +76,7 @@ def read(
         adopted, _ = weights.adopted(found["initial"], initial, arch)
         found["initial"] = replace(adopted, dataset=dataset)
     shared = found.get("weight_shared")
-    untrained = shared is not None and shared.options.get("finetune_epochs") == 0
+    untrained = shared is not None and not shared.options.get("finetune_epochs")
     missing = []
     for stage, file in files.items():
         if stage in found:

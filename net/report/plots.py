@@ -35,7 +35,7 @@ PARTS = {"values": BLUE, "positions": ORANGE, "codebook": GREEN, "bias": PURPLE,
 WIDTH = 10.0  # inches, 1,000 pixels: a README shows about 900
 MAX_PANELS = 6  # of layers, the largest ones
 MAX_BARS = 12  # of layers; the others are summed
-CODE_WIDTH = 15  # of names in a legend
+CODE_WIDTH = 22  # of names in a legend
 INSIDE = (0.1, 99.9)  # percentiles of the weights, between which a histogram with outliers lies
 
 
@@ -175,11 +175,13 @@ def comparison_page(figures: dict) -> "Figure":
         draw_distribution(axes, layer, short)
     finish_distributions(middle, panels, len(weights))
     codes = {"value_code": "Code words of the shared values", "gap_codes": "Code words of the gaps"}
-    wanted = [key for key in codes if key == "value_code" or code_points(layers, key)]
+    most = sorted(layers, key=lambda layer: -layer["parameters"])[: len(LAYER_COLOURS)]
+    coded = [layer for layer in layers if layer in most]
+    wanted = [key for key in codes if key == "value_code" or code_points(coded, key)]
     mask = figures["first_layer_mask"]
     beside = bottom.subplots(1, len(wanted) + (mask is not None), squeeze=False)[0]
     for axes, key in zip(beside, wanted, strict=False):
-        draw_codes(axes, layers, key, codes[key])
+        draw_codes(axes, coded, key, codes[key], len(layers))
     if mask is not None:
         draw_mask(beside[-1], mask)
     return figure
@@ -212,9 +214,8 @@ def stage_bars(figures: dict) -> list[tuple[str, float]]:
     """
     rows = [*figures["layers"], figures["other"]]
     bars = [("dense float32", figures["original_bytes"])]
-    pruned = sum(row["bytes_pruned"] for row in rows)
-    if pruned < figures["original_bytes"]:  # indexes alone, where nothing was pruned
-        bars.append(("pruned*", pruned))
+    if any(row["stage"] == "retrained" for row in figures["stages"]):
+        bars.append(("pruned*", sum(row["bytes_pruned"] for row in rows)))
     plus = "+ " if len(bars) > 1 else ""
     bars.append((f"{plus}weights shared*", sum(row["bytes_before_huffman"] for row in rows)))
     return [*bars, ("+ Huffman: encodings/", figures["encoded_bytes"])]
@@ -308,7 +309,7 @@ def finish_distributions(figure: "Figure", panels: list[dict], layers: int) -> N
         text += f", between percentiles {INSIDE[0]} and {INSIDE[1]}"
     figure.suptitle(text, fontsize=10)
     kinds = {
-        "initial": Patch(color=GREY, label="before pruning"),
+        "initial": Patch(color=GREY, label="before"),
         "retrained": Line2D([], [], color=BLUE, label="after retraining, zeros left out"),
         "shared_values": Line2D(
             [], [], color=RED, marker=".", label="after weight sharing: a shared value"
@@ -337,10 +338,9 @@ def code_points(layers: list[dict], key: str) -> list[tuple[str, list[float], li
     return points
 
 
-def draw_codes(axes: "Axes", layers: list[dict], key: str, heading: str) -> None:
+def draw_codes(axes: "Axes", layers: list[dict], key: str, heading: str, of: int) -> None:
     axes.set_title(heading)
-    most = sorted(layers, key=lambda layer: -layer["parameters"])[: len(LAYER_COLOURS)]
-    points = code_points([layer for layer in layers if layer in most], key)
+    points = code_points(layers, key)
     if not points:
         return unavailable(axes, "no encoded model" if not layers else "no Huffman codes")
     ideal = [min(min(shares) for _, shares, _ in points), 1.0]
@@ -353,7 +353,7 @@ def draw_codes(axes: "Axes", layers: list[dict], key: str, heading: str) -> None
     axes.set_xlabel("share of the symbol (log scale)")
     axes.set_ylabel("bits of its code word")
     axes.set_ylim(0, axes.get_ylim()[1] * (1 + 0.08 * max(0, len(points) - 3)))  # for the legend
-    which = f"{len(most)} largest layers" if len(most) < len(layers) else None
+    which = f"{len(layers)} largest layers" if len(layers) < of else None
     axes.legend(frameon=False, loc="upper right", title=which, fontsize="small")
     return bare(axes)
 
