@@ -200,8 +200,10 @@ def _run(model: nn.Module, call: Call) -> None:
 
 
 def on_device(call: Call, device: torch.device) -> Call:
-    """`call` with its tensors on the device, as a loader's seldom are."""
-    return Call(*tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), tuple(call)))
+    """A copy of `call`, which a model may change in place, with its tensors on the device."""
+    return Call(
+        *tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, copy=True), tuple(call))
+    )
 
 
 def _first_that_runs(

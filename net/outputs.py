@@ -68,8 +68,12 @@ class Answers(NamedTuple):
         new, old = self.rows.double(), before.rows.double()
         if not bool(new.isfinite().all()):
             return Moved(-1.0, math.inf, math.inf if self.logits else None)
+        # One figure for each input has a sign and no direction: all of them together have one.
+        pair = (new.T, old.T) if old.shape[1] == 1 else (new, old)
+        cosine = F.cosine_similarity(*pair, dim=1)
+        both_zero = ~torch.stack(pair).any(0).any(1)  # as rows behind a ReLU may be
         return Moved(
-            F.cosine_similarity(new, old, dim=1).mean().item(),
+            cosine.where(~both_zero, 1.0).mean().item(),
             ((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny)).item(),
             divergence(new, old) if self.logits else None,
         )
@@ -98,7 +102,12 @@ class Subject:
         judge, calibrate = halves(inputs) if own else (inputs, None)
         self.judging = Samples(model, judge)
         self.calibration = None if calibrate is None else Samples(model, calibrate)
-        self.before = answers(model, self.judging)
+        # Of a copy: a run may change buffers.
+        self.before = answers(copied(model), self.judging)
+        if not bool(self.before.rows.isfinite().all()):
+            raise Unseen(
+                "the model's outputs are not all finite with these inputs, before anything is changed"
+            )
 
     def moved(self, state: Mapping[str, torch.Tensor]) -> Moved:
         """The outputs with the tensors of `state` instead."""
@@ -152,6 +161,8 @@ def answers(model: nn.Module, samples: Samples) -> Answers:
     if len({rows.shape[1] for rows in found}) > 1:
         raise Unseen("the model's outputs are not of one size; give inputs of one size")
     rows = torch.cat(found)
+    if not rows.numel():
+        raise Unseen("the model's outputs are empty")
     every = max(1, -(-len(rows) // ROWS))
     return Answers(rows[::every], logits and rows.shape[1] > 1)
 

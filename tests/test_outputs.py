@@ -44,6 +44,53 @@ def test_outputs_that_are_no_numbers_are_as_far_as_can_be():
     assert (moved.cosine, moved.divergence) == (-1, math.inf)
 
 
+def test_rows_of_zeros_have_not_moved():
+    rows = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    assert Answers(rows, True).moved(Answers(rows, True)).cosine == pytest.approx(1)
+    other = torch.tensor([[0.0, 1.0], [1.0, 2.0]])
+    assert Answers(other, True).moved(Answers(rows, True)).cosine == pytest.approx(0.5)
+
+
+def test_one_figure_per_input_has_more_than_a_sign():
+    before = Answers(torch.tensor([[1.0], [3.0]]), False)
+    moved = Answers(torch.tensor([[3.0], [1.0]]), False).moved(before)
+    assert moved.cosine == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_outputs_that_were_no_numbers_before_judge_nothing(value):
+    model = nn.Linear(3, 2)
+    with pytest.raises(Unseen, match="not all finite"):
+        outputs.of_module(model, torch.full((4, 3), value))
+
+
+def test_no_outputs_judge_nothing():
+    with pytest.raises(Unseen, match="empty"):
+        outputs.of_module(Returns(lambda x: x[:, :0]), torch.zeros(4, 3))
+
+
+class Changes(nn.Module):
+    """Its inputs in place, and a buffer, in every run."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu, self.linear = nn.ReLU(inplace=True), nn.Linear(3, 2)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, inputs):
+        self.runs += 1
+        return self.linear(self.relu(inputs.sub_(0.5)))
+
+
+def test_a_model_that_changes_its_inputs_and_itself():
+    model, inputs = Changes(), torch.rand(8, 3)
+    given = inputs.clone()
+    subject = outputs.of_module(model, inputs)
+    assert subject.moved(model.state_dict()).relative_error == 0
+    assert torch.equal(inputs, given)
+    assert model.runs == 0
+
+
 class Returns(nn.Module):
     def __init__(self, give):
         super().__init__()
