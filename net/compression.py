@@ -187,6 +187,9 @@ def compress(
         raise ValueError(f"{target} must end in {SUFFIX}")
     check_output(target)  # refused before any work
     source = _Source(model, key, SharingConfig("auto", include=include, exclude=exclude))
+    for path in source.read_from():
+        if target.exists() and os.path.samefile(path, target):
+            raise UserError(f"{target} is a file of the model, {path}; give another name")
     work = _Work(source, target, tell)
     if not lossless:
         work.look(inputs, about, module, evaluate)
@@ -228,6 +231,15 @@ class _Source:
         self.notes: list[str] = list(self.layout.pop("notes", ()))
         infos = (info_of(self.state, name) for name in self.state)
         self.dense_bytes = sum(math.prod(i.shape) * i.dtype.itemsize for i in infos)
+
+    def read_from(self) -> list[Path]:
+        """The files that are compressed, or some of them."""
+        if self.path is None or os.path.isfile(self.path):
+            return [self.path] if self.path else []
+        return [
+            *(self.path / line["path"] for line in self.layout["weights"]),
+            *self.files.values(),
+        ]
 
     def configured(self, noise: float) -> SharingConfig:
         return replace(self.config, noise=noise)

@@ -77,10 +77,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a hidden folder beside `path` that gets its name when the block ends without an
     exception, and is removed with all that is in it when anything fails.
 
-    There must be nothing at `path`, or an empty folder. Raises UserError where it cannot be made.
+    There must be nothing at `path`, or an empty folder. That stays the folder that it is, since
+    somebody may be in it, and it may have permissions of its own or be another disk: what is
+    yielded is in it, and what is there in the end moves up. Raises UserError where it cannot be
+    made.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp")
+    there = os.path.isdir(target)
+    temporary = (target if there else target.parent) / f".{secrets.token_hex(6)}.tmp"
+    moved: list[Path] = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished.add(temporary)
@@ -88,17 +93,32 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for folder, _, _ in os.walk(temporary):
             sync_folder(folder)
-        with suppress(FileNotFoundError):
-            target.rmdir()
-        os.rename(temporary, target)
-        sync_folder(target.parent)
+        for part in sorted(temporary.iterdir()) if there else ():
+            place = target / part.name
+            if os.path.lexists(place):  # since
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+            moved.append(place)
+            unfinished.add(place)
+            os.rename(part, place)
+        if there:
+            temporary.rmdir()
+        else:
+            os.rename(temporary, target)
+        sync_folder(target if there else target.parent)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in (*moved, temporary):
+            _remove(left)
         if isinstance(error, OSError):
             raise unwritable(path, error) from None
         raise
     finally:
-        unfinished.discard(temporary)
+        unfinished.discard(temporary, *moved)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 class _Written(io.RawIOBase):

@@ -34,6 +34,8 @@ PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle
 # The number with which torch.save began before PyTorch 1.6, in a pickle of its own.
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
+ENCODED = b"DCF"  # one file, of any version
+
 # (offset, bytes, what it is, what to do)
 MAGIC = (
     (0, b"version https://git-lfs", "a pointer of Git LFS, not the file", "run git lfs pull"),
@@ -46,7 +48,7 @@ MAGIC = (
     (0, b"\x93NUMPY", "a NumPy array (.npy)", CONVERT),
     (0, b"MATLAB 5.0", "a MATLAB file", CONVERT),
     (0, b"DCE", "a part of an encoded model", "decode the folder that it is in"),
-    (0, b"DCF", "an encoded model", "decode it first"),
+    (0, ENCODED, "an encoded model", "decode it first"),
     (0, b"\x08\x01\x12", "a TensorFlow SavedModel", CONVERT),
     (0, b"\x12\x01\x00\x00\x00\x00\x00\x00", "an MXNet file", CONVERT),
     (0, b"\x1f\x8b", "a gzip archive", UNPACK),
@@ -125,6 +127,15 @@ def weights_file(path: str | Path) -> Path:
     if what := instead(other):
         raise CheckpointError(f"{path} holds no weights; its largest file, {other.name}, is {what}")
     raise CheckpointError(f"no {INDEX} or {SINGLE} in {path}, nor other weights; {GIVE}")
+
+
+def is_encoded(file: Path) -> bool:
+    """Whether a file is an encoded model."""
+    try:
+        with open_regular(file) as (opened, _):
+            return opened.read(3) == ENCODED
+    except OSError:
+        return False
 
 
 def is_index(file: Path) -> bool:

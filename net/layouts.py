@@ -125,7 +125,7 @@ def _listed(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
 def _read_folder(
     folder: Path, names: list[str], left_out: dict[str, list[str]], key: str | None
 ) -> tuple[Mapping[str, torch.Tensor], dict, dict[str, Path]]:
-    wanted, others = _weights_of(names)
+    wanted, others = _weights_of(folder, names)
     if not wanted:
         formats.weights_file(folder)  # raises, and says what there is instead
         raise CheckpointError(f"{folder} holds no weights; give the path of a saved model")
@@ -144,6 +144,8 @@ def _read_folder(
             continue
         if why := others.get(name):
             left_out.setdefault(why, []).append(name)
+        elif name.endswith(container.SUFFIX) and formats.is_encoded(folder / name):
+            left_out.setdefault("encoded models", []).append(name)
         elif formats.is_index(Path(name)) and not _names_weights(folder, name, found):
             left_out.setdefault(DUPLICATE, []).append(name)
         elif (folder / name).stat().st_size > container.MAX_FILE_BYTES:
@@ -172,8 +174,9 @@ def _read_folder(
 DUPLICATE = "the same weights in another form"
 
 
-def _weights_of(names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """(the files of weights to read, {file to leave out: why})."""
+def _weights_of(folder: Path, names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """(the files of weights to read, {file to leave out: why}). Raises CheckpointError where shards
+    are missing."""
     others = {name: DUPLICATE for name in names if OTHER_FORMS.fullmatch(name)}
     forms: dict[tuple[str, str], dict[tuple, list[str]]] = {}
     for name in names:
@@ -193,9 +196,21 @@ def _weights_of(names: list[str]) -> tuple[list[str], dict[str, str]]:
     wanted = []
     for group in forms.values():
         best = min(group)
+        _check_shards(folder, group[best])
         wanted += group.pop(best)
         others |= dict.fromkeys((name for some in group.values() for name in some), DUPLICATE)
     return wanted, others
+
+
+def _check_shards(folder: Path, names: list[str]) -> None:
+    """By the numbers in the names of one model's shards: an index may be missing with them."""
+    shards = [match for name in names if (match := re.search(r"-\d{5}-of-(\d{5})", name))]
+    for match in shards:
+        if len(shards) < int(match[1]):
+            raise CheckpointError(
+                f"{folder / match.string} is one of {int(match[1])} files, of which "
+                f"{len(shards)} {'are' if len(shards) > 1 else 'is'} there; fetch the others"
+            )
 
 
 def _names_weights(folder: Path, index: str, found: Mapping[str, _Weights]) -> bool:
@@ -309,7 +324,8 @@ def restore(encoding: Encoding, target: str | Path) -> list[Path]:
         _write(encoding, line, names, target)
         return [target]
     if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
-        raise EncodingError(f"{target} is there already, and not empty; give another path")
+        what = ", and not empty" if os.path.isdir(target) else ""
+        raise EncodingError(f"{target} is there already{what}; give another path")
     with atomic_folder(target) as folder:
         for line, names in parts:
             _write(encoding, line, names, folder / line["path"])

@@ -106,7 +106,7 @@ class Subject:
         self.before = answers(copied(model), self.judging)
         if not bool(self.before.rows.isfinite().all()):
             raise Unseen(
-                "the model's outputs are not all finite with these inputs, before anything is changed"
+                "the model's outputs are not all finite with these inputs, as it is before"
             )
 
     def moved(self, state: Mapping[str, torch.Tensor]) -> Moved:

@@ -173,11 +173,11 @@ def _read_header(path: Path) -> tuple[dict[str, _Part], dict[str, str]]:
     path = path.absolute()  # whatever directory comes
     with _opened(path) as (file, stamp):
         try:
-            with utf8_path(path) as name, safe_open(name, "numpy") as checked:
-                metadata = checked.metadata() or {}
+            with utf8_path(path) as name, safe_open(name, "numpy"):
+                pass  # has been checked; it gives the metadata in another order every time
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
-            header.pop(METADATA, None)
+            metadata = header.pop(METADATA, None) or {}
             parts = {}
             for name, fields in header.items():
                 begin, end = (start + offset for offset in fields["data_offsets"])

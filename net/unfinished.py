@@ -11,9 +11,12 @@ def add(path: str | os.PathLike) -> None:
     _paths.add(os.fspath(path))
 
 
-def discard(path: str | os.PathLike) -> None:
-    """Called before the file gets its name, or is named by another: from then on it stays."""
-    _paths.discard(os.fspath(path))
+def discard(*paths: str | os.PathLike) -> None:
+    """Called before the file gets its name, or is named by another: from then on it stays.
+
+    Several stay from one moment on."""
+    names = {os.fspath(path) for path in paths}
+    _paths.difference_update(names)
 
 
 def remove() -> None:

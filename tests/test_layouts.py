@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_a_safetensors_file_comes_back_byte_for_byte(metadata: dict | None, tmp_
     found = through(tmp_path / "m.safetensors", tmp_path / "n.safetensors")
     assert (tmp_path / "n.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()
     assert "header" not in found.layout["weights"][0]  # which costs bytes
+
+
+def test_metadata_keep_their_order(tmp_path: Path) -> None:
+    about = {str(number): "x" for number in range(20)}
+    save_file(tensors(), tmp_path / "m.safetensors", about)
+    header = (tmp_path / "m.safetensors").read_bytes()[8:]
+    _, layout, _ = layouts.read(tmp_path / "m.safetensors")
+    line = layout["weights"][0]
+    order = sorted(about, key=lambda name: header.find(f'"{name}":"x"'.encode()))
+    assert list(line["metadata"]) == order
+    assert "header" not in line
 
 
 def test_a_header_of_another_program(tmp_path: Path) -> None:
@@ -398,6 +410,34 @@ def test_as_another_kind_of_file(tmp_path: Path) -> None:
     assert fuzz.same(loaded(tmp_path / "o.pth"), tensors())
 
 
+def test_shards_without_an_index_are_counted(tmp_path: Path) -> None:
+    put(tmp_path / "m", **{"model-00001-of-00002_SAFE": {"v": torch.ones(1)}})
+    with pytest.raises(UserError, match="one of 2 files, of which 1 is there"):
+        layouts.read(tmp_path / "m")
+    put(tmp_path / "m", **{"model-00002-of-00002_SAFE": {"w": torch.ones(1)}})
+    assert list(layouts.read(tmp_path / "m")[0]) == ["v", "w"]
+
+
+def test_encoded_models_in_the_folder_are_not_encoded_again(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    put(folder, model_SAFE={"w": torch.ones(1)}, config_JSON="{}")
+    (folder / "other.dc").write_text("something else")
+    encoding.save({"w": torch.ones(1)}, folder / "m.dc")
+    _, layout, attached = layouts.read(folder)
+    assert sorted(attached) == ["config.json", "other.dc"]
+    assert layout["notes"] == ["left out, encoded models: m.dc"]
+
+
+def test_an_empty_folder_stays_the_one_that_it_is(tmp_path: Path) -> None:
+    put(tmp_path / "m", model_SAFE={"w": torch.ones(1)}, config_JSON="{}", a__b_JSON="{}")
+    target = tmp_path / "n"
+    target.mkdir(mode=0o700)
+    before = target.stat()
+    through(tmp_path / "m", target)
+    assert tree(target) == tree(tmp_path / "m")
+    assert (target.stat().st_ino, target.stat().st_mode) == (before.st_ino, before.st_mode)
+
+
 def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     put(tmp_path / "m", model_SAFE={"w": torch.ones(1)}, config_JSON="{}")
     put(tmp_path / "n", mine_JSON="precious")
@@ -432,6 +472,14 @@ def test_a_restore_that_fails_leaves_nothing(
         with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
             layouts.restore(encoding.open(tmp_path / "m.dc"), tmp_path / "n")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "m.dc"]
+    (tmp_path / "n").mkdir()
+    for step in range(6):  # of an empty folder every part is renamed
+        calls = iter(range(9))
+        monkeypatch.setattr(os, "replace", partial(fail, step=step, calls=calls))
+        monkeypatch.setattr(os, "rename", partial(fail, step=step, calls=calls))
+        with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
+            layouts.restore(encoding.open(tmp_path / "m.dc"), tmp_path / "n")
+        assert not list((tmp_path / "n").iterdir())
 
 
 def test_an_unfinished_folder_is_removed_at_the_end_of_the_process(tmp_path: Path) -> None:

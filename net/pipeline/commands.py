@@ -41,7 +41,7 @@ def size(text: str) -> int:
 
 
 def encoded_name(text: str) -> str:
-    if not text.endswith(SUFFIX):
+    if Path(text).suffix != SUFFIX:  # of ".dc" it is none
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {SUFFIX}")
     return text
 
@@ -274,7 +274,8 @@ def decompress(args: Namespace) -> None:
     if not isinstance(name, str) or "/" in name or container.unsafe(name):
         name = f"{Path(args.file).name.removesuffix(SUFFIX)}.safetensors"
     target = Path(args.output or name)
-    if target.is_file() and not args.force:
+    is_folder = encoded.layout.get("folder") or encoded.files  # which replaces nothing
+    if target.is_file() and not args.force and not is_folder:
         raise UserError(f"{target} is there already; give --force to replace it, or another -o")
     written = layouts.restore(encoded, target)
     count = f"{len(written)} files" if len(written) > 1 else f"{len(encoded)} tensors"

@@ -108,6 +108,39 @@ def test_compress_replaces_nothing_unasked(model, here, capsys):
     assert main(["compress", "model.pth", "-o", "model.dc"]) == 0
 
 
+def test_a_name_that_is_all_suffix(model, here, capsys):
+    fails(capsys, ["compress", "model.pth", "-o", ".dc"], 2, "does not end in .dc")
+
+
+def test_the_model_is_not_written_over(model, here, capsys):
+    (here / "link.dc").symlink_to("model.pth")
+    before = (here / "model.pth").read_bytes()
+    fails(capsys, ["compress", "model.pth", "-o", "link.dc"], 1, "is a file of the model")
+    assert (here / "model.pth").read_bytes() == before
+
+
+def test_a_folder_is_compressed_into_itself_twice(model, here, capsys):
+    (here / "m").mkdir()
+    (here / "model.pth").rename("m/model.pth")
+    sizes = []
+    for _ in range(2):
+        assert main(["compress", "m", "-o", "m/small.dc", "--lossless"]) == 0
+        sizes.append((here / "m" / "small.dc").stat().st_size)
+    assert sizes[0] == sizes[1]
+
+
+def test_a_folder_replaces_no_file(model, here, capsys):
+    (here / "m").mkdir()
+    (here / "model.pth").rename("m/model.pth")
+    (here / "mine").write_text("precious")
+    assert main(["compress", "m", "-o", "small.dc"]) == 0
+    capsys.readouterr()
+    for options in ([], ["--force"]):
+        arguments = ["decompress", "small.dc", "-o", "mine", *options]
+        fails(capsys, arguments, 1, "mine is there already; give another path")
+    assert (here / "mine").read_text() == "precious"
+
+
 def test_a_budget(model, here, capsys):
     assert main(["compress", "model.pth", "--max-bytes", "2KB", "-o", "a.dc"]) == 0
     assert 1960 <= (here / "a.dc").stat().st_size <= 2000
