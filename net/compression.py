@@ -191,6 +191,10 @@ def compress(
         if target.exists() and os.path.samefile(path, target):
             raise UserError(f"{target} is a file of the model, {path}; give another name")
     work = _Work(source, target, tell)
+    if not lossless and source.stays_exact():
+        work.notes.append("nothing in it can be shared: it is encoded without loss")
+        shared = _Shared(source.state)
+        return work.finish(shared, work.save(shared, None if max_bytes is None else int(max_bytes)))
     if not lossless:
         work.look(inputs, about, module, evaluate)
     if max_divergence is not None and (work.subject is None or not work.subject.before.logits):
@@ -199,6 +203,8 @@ def compress(
         )
     if tolerance is not None and work.figure is None:
         raise UserError(f"tolerance cannot be kept: {work.unseen}")
+    if tolerance is not None and not math.isfinite(work.figure or 0.0):
+        raise UserError(f"tolerance cannot be kept: evaluate gives {work.figure} as it is")
 
     if lossless:
         return work.finish(_Shared(source.state))
@@ -240,6 +246,13 @@ class _Source:
             *(self.path / line["path"] for line in self.layout["weights"]),
             *self.files.values(),
         ]
+
+    def stays_exact(self) -> bool:
+        """Whether there is nothing in a file that a noise would change."""
+        if self.module is not None:
+            return False  # WeightSharing refuses such a module, and says why
+        plan = SharedState(self.state, self.config).plan
+        return all(each.how == "exact" for each in plan.values())
 
     def configured(self, noise: float) -> SharingConfig:
         return replace(self.config, noise=noise)

@@ -125,6 +125,8 @@ def _misfits(place: _Place, source: Encoding, given: list[str], replace: bool) -
         yield f"{given[0]} of the model is {what}"
     elif target.is_meta and not replace:
         yield f"{given[0]} of the model is on the meta device, which needs assign"
+    elif not replace and (target.is_inference() or _overlaps(target)):
+        yield f"{given[0]} of the model cannot be written to, which needs assign"
     for name in given:
         info = source.info(name)
         same_kind = info.dtype == target.dtype or {info.dtype, target.dtype} <= set(COMPUTED)
@@ -136,6 +138,12 @@ def _misfits(place: _Place, source: Encoding, given: list[str], replace: bool) -
     for other in others:
         if not torch.equal(source[first], source[other]):
             yield f"{first} and {other} are one tensor in the model, and differ in the file"
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether several elements are one in memory, as of an expanded tensor."""
+    extents = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(extent > 1 and not stride for extent, stride in extents)
 
 
 def _shown(tensor: Any) -> str:

@@ -211,6 +211,25 @@ def test_options_without_effect_are_refused(digits, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("options", [{}, {"noise": 1.0}, {"max_bytes": 9_000}])
+def test_a_file_in_which_nothing_is_shared_loses_nothing(tmp_path, options):
+    torch.save({"ids": torch.arange(4096).view(64, 64)}, tmp_path / "model.pth")
+    smallest = net.compress(tmp_path / "model.pth", tmp_path / "a.dc", lossless=True).bytes
+    result = net.compress(tmp_path / "model.pth", tmp_path / "b.dc", **options)
+    assert (result.noise, result.bytes) == (None, smallest)
+    assert "nothing in it can be shared" in result.notes[0]
+    with pytest.raises(UserError, match=f"would take {smallest:,} bytes"):
+        net.compress(tmp_path / "model.pth", tmp_path / "c.dc", max_bytes=smallest - 1)
+    assert not (tmp_path / "c.dc").exists()
+
+
+def test_a_figure_that_is_none_cannot_be_kept(digits, tmp_path):
+    with pytest.raises(UserError, match="evaluate gives nan"):
+        net.compress(
+            digits[0], tmp_path / "m.dc", evaluate=lambda model: float("nan"), tolerance=0.1
+        )
+
+
 def test_another_name_is_refused(digits, tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.dc"):
         net.compress(digits[0], tmp_path / "model.zip")

@@ -287,3 +287,18 @@ def test_from_pretrained_says_what_it_cannot_load(transformers, folder, tmp_path
         net.encoding.save({"a": torch.ones(2)}, tmp_path / "b.dc", files=files)
         with pytest.raises(UserError, match=message):
             net.from_pretrained(transformers.AutoModel, tmp_path / "b.dc")
+
+
+@pytest.mark.parametrize("kind", ["expanded", "inference"])
+def test_memory_that_cannot_be_written_to_is_refused_before_anything_changes(kind, tmp_path):
+    source = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    net.encoding.save(source.state_dict(), tmp_path / "m.dc")
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with torch.inference_mode(kind == "inference"):
+        model[1].weight = nn.Parameter(torch.ones(1, 4).expand(2, 4))
+    before = model[0].weight.clone()
+    with pytest.raises(UserError, match=r"1\.weight of the model cannot be written to"):
+        net.load_into(model, tmp_path / "m.dc")
+    assert torch.equal(model[0].weight, before)
+    net.load_into(model, tmp_path / "m.dc", assign=True)
+    assert torch.equal(model[1].weight, source[1].weight)
