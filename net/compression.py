@@ -129,7 +129,7 @@ def conflict(
 
 
 def compress(
-    model: nn.Module | str | Path,
+    model: nn.Module | Mapping[str, torch.Tensor] | str | Path,
     target: str | Path,
     *,
     max_bytes: int | None = None,
@@ -146,7 +146,7 @@ def compress(
     about: str = "",
     tell: Tell = lambda *_: None,
 ) -> Result:
-    """Compress `model`, a module or the path of a saved one, into the file `target` (.dc).
+    """Compress `model`, a module, a state dict or the path of a saved one, into `target` (.dc).
 
     What decides how much is lost, one of these:
         max_bytes: the least noise at which the whole file is no larger, and at least 98 % as large
@@ -219,20 +219,25 @@ class _Source:
     """The tensors that are compressed, whatever they came in."""
 
     def __init__(
-        self, model: nn.Module | str | Path, key: str | None, config: SharingConfig
+        self,
+        model: nn.Module | Mapping[str, torch.Tensor] | str | Path,
+        key: str | None,
+        config: SharingConfig,
     ) -> None:
         self.config = config
         self.module = unwrapped(model) if isinstance(model, nn.Module) else None
-        self.path = None if isinstance(model, nn.Module) else Path(model)
+        self.path = None if isinstance(model, nn.Module | Mapping) else Path(model)
         self.layout: dict = {}
         self.files: Mapping[str, Path] = {}
         self.state: Mapping[str, torch.Tensor]
-        if self.path is None:
-            assert self.module is not None
+        if self.module is not None:
             self.state = copied_state(self.module.state_dict())
+        elif isinstance(model, Mapping):
+            self.state = model
         else:
             from . import layouts
 
+            assert self.path is not None
             self.state, self.layout, self.files = layouts.read(self.path, key)
         self.notes: list[str] = list(self.layout.pop("notes", ()))
         infos = (info_of(self.state, name) for name in self.state)
@@ -365,7 +370,8 @@ class _Work:
                 names = outputs.names_in(model, source.state)
                 self.subject = outputs.of_module(model, inputs, about, names)
             else:
-                assert source.path is not None
+                if source.path is None:
+                    raise Unseen("it is a state dict without its architecture")
                 self.subject = outputs.of_folder(source.path, source.state, inputs, about)
         except Unseen as error:
             if inputs is not None:  # which the user wants to be used

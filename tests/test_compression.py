@@ -285,3 +285,13 @@ def test_the_noise_of_each_tensor_is_recorded(tmp_path):
     noises = [row["noise_percent"] for row in recorded]
     assert noises[1] is None
     assert noises[::2] == pytest.approx([row["noise_percent"] for row in measured[::2]], rel=0.05)
+
+
+def test_a_state_dict_is_compressed_as_a_file_of_it_is(tmp_path):
+    state = {"a.weight": torch.randn(40, 30), "a.bias": torch.randn(40)}
+    result = net.compress(state, tmp_path / "m.dc")
+    assert "state dict without its architecture" in result.unseen
+    torch.save(state, tmp_path / "m.pth")
+    assert net.compress(tmp_path / "m.pth", tmp_path / "n.dc").noise == result.noise
+    same = net.encoding.load(tmp_path / "n.dc")[0]
+    assert all(tensor.equal(same[n]) for n, tensor in net.encoding.load(result.path)[0].items())
