@@ -58,11 +58,15 @@ def test_sparse_model_replaces_only_what_gains(monkeypatch):
     torch.testing.assert_close(mixed(x), model.eval()(x))
 
 
-def test_a_large_sparse_layer_gains_at_batch_1():
-    torch.manual_seed(0)
-    model = nn.Sequential(pruned(nn.Linear(3000, 2000), 0.02))
-    mixed = sparse.sparse_model(model)
-    assert type(mixed[0]) in (sparse.TorchCSR, sparse.ScipyCSR)
+@pytest.mark.parametrize(
+    ("form", "kind"), [("torch", sparse.TorchCSR), ("scipy", sparse.ScipyCSR), ("dense", nn.Linear)]
+)
+def test_the_fastest_form_is_taken(monkeypatch, form, kind):
+    times = {each: [3.0 - 2.0 * (each == form)] * 9 for each in ("dense", "torch", "scipy")}
+    monkeypatch.setattr(sparse, "layer_times", lambda model, batch_size: {"0": times})
+    mixed = sparse.sparse_model(nn.Sequential(pruned(nn.Linear(30, 20), 0.1)))
+    assert type(mixed[0]) is kind
+    assert mixed.choices["0"].startswith(f"{form}: 1000000 us")
 
 
 def test_latency_on_the_script(pipeline, tmp_path, capsys, monkeypatch):
