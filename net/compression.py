@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from .rounding import steps_of
 from .shards import info_of
 from .shared_tensor import Clustering, entropy
 from .sharing import SharedState, WeightSharing
-from .treatments import ByRate, SharingConfig, Treatment, treated
+from .treatments import ByRate, Exact, SharingConfig, Treatment, treated
 
 # What is promised by default where a model can be run: nats of logits, 1 - cosine of all outputs.
 # A divergence of .02 is half a point of error (choose.PER_POINT).
@@ -50,7 +51,6 @@ SHOWN = 3  # names in an error
 
 Tell = Callable[[str, int, int], None]
 Evaluate = Callable[[nn.Module], float]
-Save = Callable[["_Shared", int | None], int]
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,10 @@ def conflict(
     include: Any = None,
     exclude: Any = (),
     arch: Any = None,
+    called: Callable[[str], str] = str,
 ) -> str | None:
-    """Which of these options of `compress` cannot have an effect beside the others; or None."""
+    """Which of these options of `compress` cannot have an effect beside the others; or None.
+    `called` gives what the user calls an option."""
     goals = {
         "lossless": lossless,
         "noise": noise is not None,
@@ -115,7 +117,7 @@ def conflict(
         "max_divergence": max_divergence is not None,
         "tolerance": tolerance is not None,
     }
-    chosen = [name for name, given in goals.items() if given]
+    chosen = [called(name) for name, given in goals.items() if given]
     if len(chosen) > 1:
         return f"{chosen[0]} decides alone; give it without {chosen[1]}"
     if tolerance is not None and evaluate is None:
@@ -124,7 +126,8 @@ def conflict(
     beside["evaluate"] = evaluate
     for name, value in beside.items():
         if lossless and value is not None and value != ():
-            return f"{name} has no effect with lossless, which changes no tensor"
+            why = f"{called('lossless')}, which changes no tensor"
+            return f"{called(name)} has no effect with {why}"
     return None
 
 
@@ -172,7 +175,11 @@ def compress(
     The model stays as it is. Raises ValueError for options out of range or without effect, and
     UserError for what cannot be read, run or written, and for a budget that cannot be kept.
     """
-    options = {"max_bytes": max_bytes, "noise": noise, "max_divergence": max_divergence}
+    options: dict[str, Any] = {
+        "max_bytes": max_bytes,
+        "noise": noise,
+        "max_divergence": max_divergence,
+    }
     for name, value in (options | {"tolerance": tolerance}).items():
         if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a positive number, not {value!r}")
@@ -191,12 +198,14 @@ def compress(
         if target.exists() and os.path.samefile(path, target):
             raise UserError(f"{target} is a file of the model, {path}; give another name")
     work = _Work(source, target, tell)
-    if not lossless and source.stays_exact():
+    as_it_is = _Shared(source.state)
+    if lossless:
+        return work.finish(as_it_is)
+    if source.stays_exact():
         work.notes.append("nothing in it can be shared: it is encoded without loss")
-        shared = _Shared(source.state)
-        return work.finish(shared, work.save(shared, None if max_bytes is None else int(max_bytes)))
-    if not lossless:
-        work.look(inputs, about, module, evaluate)
+        size = work.save(as_it_is, None if max_bytes is None else int(max_bytes))
+        return work.finish(as_it_is, size)
+    work.look(inputs, about, module, evaluate)
     if max_divergence is not None and (work.subject is None or not work.subject.before.logits):
         raise UserError(
             f"max_divergence cannot be kept: {work.unseen or 'the outputs are no logits'}"
@@ -205,9 +214,6 @@ def compress(
         raise UserError(f"tolerance cannot be kept: {work.unseen}")
     if tolerance is not None and not math.isfinite(work.figure or 0.0):
         raise UserError(f"tolerance cannot be kept: evaluate gives {work.figure} as it is")
-
-    if lossless:
-        return work.finish(_Shared(source.state))
     if max_bytes is not None:
         return work.within(max_bytes)
     if noise is None:
@@ -256,8 +262,12 @@ class _Source:
         """Whether there is nothing in a file that a noise would change."""
         if self.module is not None:
             return False  # WeightSharing refuses such a module, and says why
-        plan = SharedState(self.state, self.config).plan
-        return all(each.how == "exact" for each in plan.values())
+        return all(each.how == Exact.how for each in self.plan.values())
+
+    @cached_property
+    def plan(self) -> dict[str, Treatment]:
+        """What becomes of every tensor, at any noise; made once, since it reads them all."""
+        return SharedState(self.state, self.config).plan
 
     def configured(self, noise: float) -> SharingConfig:
         return replace(self.config, noise=noise)
@@ -327,9 +337,9 @@ class _Noted(_Counted):
     """The same for a mapping that is shared as it is read: `percents` has the noise of what was,
     in the order of the names, None for what is not shared."""
 
-    def __init__(self, state: _Counted, clusterings: Mapping[str, Clustering]) -> None:
-        super().__init__(state.state, state.what, state.tell)
-        self.clusterings = clusterings
+    def __init__(self, shared: _Shared, what: str, tell: Tell) -> None:
+        super().__init__(shared.state, what, tell)
+        self.clusterings = shared.clusterings
         self.percents: list[float | None] = []
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -450,10 +460,8 @@ class _Work:
         """Write the file; TooLarge, and nothing is written, if it would have more bytes than
         `most`."""
         what = "encoding" if shared.noise is None else f"encoding, noise {shared.noise:.3g}"
-        state = _Counted(shared.state, what, self.tell)
-        meta: dict | None = None
+        state, meta = _Noted(shared, what, self.tell), None
         if shared.noise is not None:
-            state = _Noted(state, shared.clusterings)
             meta = {"noise": float(f"{shared.noise:.4g}"), NOISE_PERCENT: state.percents}
         files, layout = dict(self.source.files), self.source.layout
         return encoding.save(
@@ -534,7 +542,7 @@ class _Work:
     def lossless_fits(self, most: int) -> bool:
         """Whether the tensors may fit as they are; stops where they have taken more."""
         total = 0
-        plan = SharedState(self.source.state, self.source.config).plan
+        plan = self.source.plan
         for name in self.source.state:
             if not plan[name].tied:
                 total += len(write_tensor(self.source.state[name]).finish())
@@ -543,11 +551,11 @@ class _Work:
         return True
 
     def too_small(self, most: int, smallest: int) -> str:
-        state, plan = self.source.state, SharedState(self.source.state, self.source.config).plan
+        state, plan = self.source.state, self.source.plan
         exact = {
             name: math.prod(info_of(state, name).shape) * info_of(state, name).dtype.itemsize
             for name, each in plan.items()
-            if each.how == "exact" and not each.tied
+            if each.how == Exact.how and not each.tied
         }
         largest = sorted(exact, key=lambda name: -exact[name])[:SHOWN]
         beside = sum(os.path.getsize(path) for path in self.source.files.values())
@@ -577,8 +585,7 @@ class _Estimate:
 
     def __init__(self, source: _Source) -> None:
         state = source.state
-        plan = SharedState(state, source.configured(1.0)).plan
-        names = treated(plan, ByRate.how)
+        names = treated(source.plan, ByRate.how)
         units = steps_of(state, names, 1.0)
         self.samples = []
         for name in names:

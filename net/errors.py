@@ -34,11 +34,11 @@ def printable(text: str, encoding: str | None = None, keep: str = "") -> str:
     return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
-def some_names(names: Iterable[str], most: int = 6) -> str:
+def some_names(names: Iterable[str], most: int = 6, between: str = ", ") -> str:
     """The first `most` of the names, for a line: "a, b and 3 more"."""
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more
+    return between.join(every[:most]) + more
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 
 from . import checkpoint, container, formats, shards, state_dicts
 from .encoding import AGAIN, Encoding, EncodingError
-from .errors import UserError
+from .errors import UserError, some_names
 from .files import atomic_folder, one_line
 from .formats import CheckpointError
 from .shards import METADATA, SUFFIX, Info, info_of
@@ -34,7 +34,6 @@ WEIGHTS = re.compile(
 )
 # Folders in a folder that are not of its model
 APART = re.compile(r"\..*|__pycache__|(checkpoint-\d+)")
-SHOWN = 6
 
 
 class Tensors(Mapping[str, torch.Tensor]):
@@ -165,8 +164,7 @@ def _read_folder(
         lines.append(line | ({"prefix": prefix} if prefix else {}))
         notes += own
     for why, some in left_out.items():
-        more = f" and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
-        notes.append(f"left out, {why}: {', '.join(some[:SHOWN])}{more}")
+        notes.append(f"left out, {why}: {some_names(some)}")
     layout = {"name": Path(os.path.realpath(folder)).name, "folder": True, "weights": lines}
     return tensors, layout | ({"notes": notes} if notes else {}), files
 

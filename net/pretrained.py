@@ -16,7 +16,7 @@ from torch import nn
 
 from . import encoding
 from .encoding import Encoding, EncodingError
-from .errors import UserError
+from .errors import UserError, some_names
 from .parameters import unwrapped
 from .tensors import COMPUTED, fault
 from .threads import in_order
@@ -74,7 +74,7 @@ def load_into(
     if strict:
         stranded = [n for n, buffer in inner.named_buffers() if buffer.is_meta and n not in named]
         problems += [
-            f"{what} {_listed(names)}"
+            f"{what} {some_names(names, SHOWN)}"
             for what, names in (
                 ("the file lacks", missing),
                 ("the model lacks", unexpected),
@@ -83,7 +83,7 @@ def load_into(
             if names
         ]
     if problems:
-        raise UserError(f"{path} does not fit the model: {_listed(problems, '; ')}")
+        raise UserError(f"{path} does not fit the model: {some_names(problems, SHOWN, '; ')}")
 
     def decoded(name: str, place: _Place, replace: bool) -> tuple[torch.Tensor, _Place, bool]:
         return source[name], place, replace
@@ -159,11 +159,6 @@ def _put(tensor: torch.Tensor, place: _Place, replace: bool) -> None:
         tensor = nn.Parameter(tensor, requires_grad=place.tensor.requires_grad)
     for module, name in place.owners:
         setattr(module, name, tensor)
-
-
-def _listed(names: list[str], between: str = ", ") -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return between.join(names[:SHOWN]) + more
 
 
 # --- transformers ---------------------------------------------------------------------------------

@@ -116,27 +116,10 @@ class _Parser(Parser):
 
 def conflict(args: Namespace) -> str | None:
     """Which of the options of `compress` can have no effect, by their flags; or None."""
-    options = built(args, CompressOptions)
-    goals = [
-        ("--lossless", options.lossless),
-        ("--noise", options.noise is not None),
-        ("--max-bytes", options.max_bytes is not None),
-        ("--max-divergence", options.max_divergence is not None),
-    ]
-    chosen = [flag for flag, given in goals if given]
-    if len(chosen) > 1:
-        return f"{chosen[0]} decides alone; give it without {chosen[1]}"
-    looks = built(args, OutputOptions)
-    beside = {
-        "--include": options.include,
-        "--exclude": options.exclude,
-        "--inputs": looks.inputs,
-        "--arch": looks.arch,
-    }
-    for flag, value in beside.items():
-        if options.lossless and value:
-            return f"{flag} has no effect with --lossless, which changes no tensor"
-    return None
+    from .. import compression
+
+    given = vars(built(args, CompressOptions)) | vars(built(args, OutputOptions))
+    return compression.conflict(**given, called=lambda name: "--" + name.replace("_", "-"))
 
 
 # --- compress -------------------------------------------------------------------------------------
