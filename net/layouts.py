@@ -279,19 +279,9 @@ def _header(file: Path) -> bytes:
         return opened.read(int.from_bytes(opened.read(8), "little"))
 
 
-def _fields(infos: Mapping[str, Info]) -> dict[str, dict]:
-    """What a header says of tensors that follow one another in this order."""
-    fields, end = {}, 0
-    for name, (dtype, shape) in infos.items():
-        begin, end = end, end + dtype.itemsize * torch.Size(shape).numel()
-        fields[name] = {"dtype": shards.NAMES.get(dtype), "shape": list(shape)}
-        fields[name]["data_offsets"] = [begin, end]
-    return fields
-
-
 def _usual(infos: Mapping[str, Info], metadata: Mapping[str, str]) -> bytes:
     """The header that safetensors' own library writes."""
-    header = ({METADATA: metadata} if metadata else {}) | _fields(infos)
+    header = ({METADATA: metadata} if metadata else {}) | shards.fields_of(infos)
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
     data = text.encode(errors="surrogatepass")
     return data + b" " * (-len(data) % 8)
@@ -384,7 +374,9 @@ def _header_of(line: dict, infos: dict[str, Info]) -> tuple[bytes, list[str]]:
         fields = json.loads(data)
         fields.pop(METADATA, None)
         order = sorted(fields, key=lambda name: fields[name]["data_offsets"])
-        if fields.keys() == infos.keys() and fields == _fields({n: infos[n] for n in order}):
+        if fields.keys() == infos.keys() and fields == shards.fields_of(
+            {n: infos[n] for n in order}
+        ):
             return data, order
     metadata = line.get("metadata", {})
     if not all(isinstance(text, str) for text in metadata.values()):

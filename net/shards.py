@@ -97,6 +97,16 @@ def info_of(state: Mapping[str, torch.Tensor], name: str) -> Info:
     return Info(found.dtype, tuple(found.shape))
 
 
+def fields_of(infos: Mapping[str, Info]) -> dict[str, dict]:
+    """What a header says of tensors that follow one another in this order."""
+    fields, end = {}, 0
+    for name, (dtype, shape) in infos.items():
+        begin, end = end, end + dtype.itemsize * math.prod(shape)
+        fields[name] = {"dtype": NAMES.get(dtype), "shape": list(shape)}
+        fields[name]["data_offsets"] = [begin, end]
+    return fields
+
+
 def write(
     path: str | Path,
     infos: Mapping[str, Info],
@@ -113,13 +123,11 @@ def write(
     that the format does not have, and for a tensor that is not as announced.
     """
     problem = f"cannot write {path}:"
-    fields, size = {}, 0
-    for name, (dtype, shape) in infos.items():
+    for name, (dtype, _) in infos.items():
         if dtype not in NAMES:
             raise CheckpointError(f"{problem} the format has no {dtype}, which {name} is")
-        end = size + dtype.itemsize * math.prod(shape)
-        fields[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [size, end]}
-        size = end
+    fields = fields_of(infos)
+    size = max((field["data_offsets"][1] for field in fields.values()), default=0)
     about = {"format": "pt"} if metadata is None else dict(metadata)
     try:
         "".join((*fields, *about, *about.values())).encode()
