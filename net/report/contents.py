@@ -225,9 +225,8 @@ def _groups(tensors: Sequence[dict], files: Mapping[str, int], size: int) -> lis
 
 
 def _histogram(tensor: torch.Tensor, old: torch.Tensor | None) -> dict:
-    """Between the percentiles INSIDE: percent of the weights in each of BINS bins, before and
-    encoded;
-    where there are few values here, percent of each."""
+    """Between the percentiles plots.INSIDE: percent of the weights in each of BINS bins, before and
+    encoded; where there are few values here, percent of each."""
     after, before = _sample(tensor), None if old is None else _sample(old)
     reference = after if before is None else before
     low, high = np.percentile(reference, plots.INSIDE) if len(reference) else (0.0, 0.0)

@@ -5,7 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .names import shorten
-from .plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, bare, drawable, kilobytes, new_figure
+from .plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    INSIDE,
+    ORANGE,
+    PURPLE,
+    RED,
+    bare,
+    drawable,
+    kilobytes,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,5 +144,5 @@ def _draw_histogram(axes: "Axes", each: dict, name: str) -> None:
         axes.plot(each["values"], each["percents"], ".", **style)
     axes.set_yscale("log")
     axes.set_xlim(each["low"], each["high"])
-    axes.set_xlabel("the middle 99.8 % of the weights")
+    axes.set_xlabel(f"the middle {INSIDE[1] - INSIDE[0]:g} % of the weights")
     bare(axes)
