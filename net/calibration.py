@@ -14,7 +14,7 @@ import inspect
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -24,9 +24,9 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from .activations import Inputs, Use, Watch
-from .compensation import compensate, settled_prices
+from .compensation import STRIP, compensate, settled_prices
 from .parameters import copied
-from .rounding import MAX_LEVEL, grid, row_parts, share_tensor
+from .rounding import grid, row_parts, share_tensor, walkable
 from .threads import in_order
 
 VECTORS = 20_000  # inputs of a layer that are looked at; no fewer than PER_INPUT per column of H
@@ -37,7 +37,6 @@ STAGES = 8  # runs of the inputs through the network, each for a share of its la
 RECOVERED = 0.5  # the part of earlier layers' errors that a layer makes up for
 DAMPING = 0.01  # of the mean of H's diagonal
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
-ROWS = 64  # a thread's share
 SAMPLE = 1 << 18  # weights on which the code words are estimated
 
 UNREACHED = "no input reached it"
@@ -139,11 +138,13 @@ def calibrate(
     inputs: Samples | Any,
     kinds: Mapping[str, str],
     steps: Mapping[str, float],
+    walks: Collection[str] = (),
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """({name: tensor with shared values} for every name in `kinds`, {name: reason}).
 
     `inputs` are what `model` is called with, as Samples takes it. `kinds` as from
-    parameters.compressible, `steps` as from rounding.steps. The reasons are those of the
+    parameters.compressible, `steps` as from rounding.steps; the values of those in `walks` follow a
+    trellis where they can. The reasons are those of the
     tensors that were shared without data. Runs a copy in evaluation mode on the model's device; the
     model stays as it was. Deterministic.
 
@@ -164,14 +165,16 @@ def calibrate(
         reasons = {name: _reason(name, parameters[name], uses) for name in kinds}
         for name, reason in reasons.items():
             if reason:  # no data needed, so that every layer can be calibrated behind them
-                parameters[name].copy_(share_tensor(parameters[name], steps[name], kinds[name]))
+                tensor = parameters[name]
+                tensor.copy_(share_tensor(tensor, steps[name], kinds[name], name in walks))
         order = [name for name in order if not reasons[name]]
         for part in np.array_split(np.arange(len(order)), min(len(order), STAGES) or 1):
             names = [order[i] for i in part]
             moments = _moments(exact, work, names, batches, uses)
             for name in names:
                 own = {use: found for use, found in moments.items() if use.name == name}
-                reasons[name] = _share(parameters[name], own, steps[name], kinds[name])
+                wanted = steps[name], kinds[name], name in walks
+                reasons[name] = _share(parameters[name], own, *wanted)
     shared = {name: parameters[name].detach() for name in kinds}
     return shared, {name: reason for name, reason in reasons.items() if reason}
 
@@ -309,7 +312,9 @@ def _inputs(
     return drawn
 
 
-def _share(parameter: torch.Tensor, moments: Mapping[Use, Moments], step: float, kind: str) -> str:
+def _share(
+    parameter: torch.Tensor, moments: Mapping[Use, Moments], step: float, kind: str, trellis: bool
+) -> str:
     """Share the values of `parameter` in place; the reason if without its `moments`, or empty."""
     usable = {use: found for use, found in moments.items() if found.usable()}
     rows = np.zeros(len(parameter), int)
@@ -318,8 +323,11 @@ def _share(parameter: torch.Tensor, moments: Mapping[Use, Moments], step: float,
     if not usable or rows.max() > 1 or any(use.kind == "columns" for use in usable):
         usable = _merged(parameter, usable)
     source = parameter.clone()
+    # The trellis walks down all rows, or all columns, of a tensor, and of parts only whole strips.
+    trellis &= walkable(source.shape, kind)
+    trellis &= all(use.kind == "columns" or use.first % STRIP == 0 for use in usable)
     if not usable or (rows == 0).any():
-        parameter.copy_(share_tensor(source, step, kind))
+        parameter.copy_(share_tensor(source, step, kind, trellis))
     if not usable:
         return "its inputs are zero or not finite" if moments else UNREACHED
     largest = float(source.abs().max())
@@ -327,9 +335,9 @@ def _share(parameter: torch.Tensor, moments: Mapping[Use, Moments], step: float,
         weights = use.matrices(source).double().cpu().numpy()
         shared = np.empty_like(weights)
         for part, size in row_parts(source[use.first : use.first + use.rows], step, kind):
-            size = max(size, largest / MAX_LEVEL)
-            levels = grid(size, largest, source.dtype)
-            shared[:, part] = levels[_rounded(weights[:, part], found, size, levels)]
+            size, levels = grid(size, largest, source.dtype, trellis)
+            labels = _rounded(weights[:, part], found, size, levels, 1 + trellis)
+            shared[:, part] = levels[labels]
         use.restore(torch.from_numpy(shared).to(parameter), parameter)
     return ""
 
@@ -346,20 +354,22 @@ def _merged(parameter: torch.Tensor, moments: Mapping[Use, Moments]) -> dict[Use
 
 
 def _factors(hessian: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(act order int64 [g, n], upper Cholesky factors of H's inverses in it, float64 [g, n, n]).
+    """(act order int64 [n], upper Cholesky factors of H's inverses in it, float64 [g, n, n]).
 
     Inputs of the most power come first (the act order of GPTQ): what is rounded last has the least
     left to make up for its errors.
     """
-    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    hessian = hessian.gather(1, order[:, :, None].expand_as(hessian))
-    hessian = hessian.gather(2, order[:, None, :].expand_as(hessian))
+    power = hessian.diagonal(dim1=1, dim2=2)
+    order = (power / power.mean(1, keepdim=True)).mean(0).argsort(descending=True, stable=True)
+    hessian = hessian[:, order][:, :, order]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     upper = torch.linalg.cholesky(inverse, upper=True).contiguous()
     return order.cpu().numpy(), upper.cpu().numpy()
 
 
-def _rounded(weights: np.ndarray, found: Moments, step: float, levels: np.ndarray) -> np.ndarray:
+def _rounded(
+    weights: np.ndarray, found: Moments, step: float, levels: np.ndarray, quantizers: int
+) -> np.ndarray:
     """Labels int64 [groups, rows, columns] of `weights`, the places of their values in `levels`."""
     hessian = found.hessian.double()
     power = hessian.diagonal(dim1=1, dim2=2).mean(1)
@@ -368,42 +378,49 @@ def _rounded(weights: np.ndarray, found: Moments, step: float, levels: np.ndarra
     drift = torch.from_numpy(weights).to(hessian.device) @ found.drift.double()
     target = weights + RECOVERED * torch.linalg.solve(hessian, drift, left=False).cpu().numpy()
     target[weights == 0] = 0  # pruned
-    act_order, upper = _factors(hessian)
-    weights = np.take_along_axis(target, act_order[:, None, :], axis=2)
+    order, upper = _factors(hessian)
+    groups, rows, columns = weights.shape
+    matrix = target[:, :, order].reshape(-1, columns)
+    group = np.repeat(np.arange(groups), rows)
 
-    def rounded(part: np.ndarray, price: np.ndarray) -> np.ndarray:
-        return _compensated(part, upper, step, levels, price)
+    def rounded(rows: slice) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        return lambda part, price: _compensated(part, upper, group[rows], step, levels, price)
 
-    stride = max(1, weights.size // SAMPLE)
-    sample = weights[:, ::stride] if weights.shape[1] >= stride else weights
-    labels = rounded(weights, settled_prices(sample, upper, step, levels, rounded))
-    result = np.empty_like(labels)
-    np.put_along_axis(result, np.broadcast_to(act_order[:, None, :], labels.shape), labels, 2)
-    return result
+    sample = slice(None, None, max(1, min(matrix.size // SAMPLE, len(matrix))))
+    price = settled_prices(matrix[sample], upper, step, levels, rounded(sample), quantizers)
+    result = np.empty(matrix.shape, np.int64)
+    result[:, order] = rounded(slice(None))(matrix, price)
+    return result.reshape(weights.shape)
 
 
 def _compensated(
-    weights: np.ndarray, upper: np.ndarray, step: float, levels: np.ndarray, price: np.ndarray
+    weights: np.ndarray,
+    upper: np.ndarray,
+    group: np.ndarray,
+    step: float,
+    levels: np.ndarray,
+    price: np.ndarray,
 ) -> np.ndarray:
-    """As compensation.compensate, for all groups, a block of columns at a time."""
-    labels = np.where(weights == 0, -1, 0).astype(np.int64)
-    columns = weights.shape[2]
+    """As compensation.compensate, strip by strip, a block of columns at a time."""
+    labels = np.where(weights == 0, -1, 0)
+    columns = weights.shape[1]
 
-    def work(group: int, first: int) -> None:
-        rows = slice(first, first + ROWS)
-        left = weights[group, rows].copy()
+    def work(first: int) -> None:
+        rows = slice(first, first + STRIP)
+        left, own = weights[rows].copy(), group[rows]
         for start in range(0, columns, BLOCK):
             part = slice(start, min(start + BLOCK, columns))
-            factor = np.ascontiguousarray(upper[group, part, part])
+            factors = np.ascontiguousarray(upper[own[0] : own[-1] + 1, part, part])
             w = np.ascontiguousarray(left[:, part])
-            chosen = np.ascontiguousarray(labels[group, rows, part])
-            compensate(w, factor, step, levels, price, chosen)
-            labels[group, rows, part] = chosen
+            chosen = np.ascontiguousarray(labels[rows, part])
+            compensate(w, factors, own - own[0], step, levels, price, chosen)
+            labels[rows, part] = chosen
             if part.stop < columns:
-                errors = (w - levels[chosen]) / np.diagonal(factor)
-                left[:, part.stop :] -= errors @ upper[group, part, part.stop :]
+                for each in np.unique(own):
+                    its = own == each
+                    errors = (w[its] - levels[chosen[its]]) / np.diagonal(factors[each - own[0]])
+                    left[its, part.stop :] -= errors @ upper[each, part, part.stop :]
 
-    places = [(g, r) for g in range(len(weights)) for r in range(0, weights.shape[1], ROWS)]
-    for _ in in_order(work, places):
+    for _ in in_order(work, ((first,) for first in range(0, len(weights), STRIP))):
         pass
     return labels

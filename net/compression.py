@@ -279,14 +279,14 @@ class _Source:
         inputs = subject.calibration if subject else None
         if self.module is not None:
             model = copied_model(self.module)
-            sharing = WeightSharing(model, config, calibration=inputs)
+            sharing = WeightSharing(model, config, calibration=inputs, final=True)
             found = sharing.plan, sharing.clusterings, sharing.rounded
             return _Shared(model.state_dict(), noise, *found)
         rest = SharedState(self.state, config)
         if subject is None or inputs is None:
             return _Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
         model = copied_model(subject.model)
-        sharing = WeightSharing(model, config, calibration=inputs)
+        sharing = WeightSharing(model, config, calibration=inputs, final=True)
 
         def renamed(found: Mapping[str, Any]) -> dict[str, Any]:
             return {subject.names[name]: found[name] for name in found if name in subject.names}

@@ -21,7 +21,7 @@ from .codec.manifest import MANIFEST, Entry, ManifestError
 from .files import open_regular, read_file
 
 SUFFIX = ".dc"
-MAGIC = b"DCF\x03"
+MAGIC = b"DCF" + manifest.MAGIC[3:]
 START = 16  # bytes: magic, checksum, the sizes of the manifest and of the table
 MAX_TABLE_BYTES = 1 << 26
 MAX_FILES = 1 << 16  # beside the tensors
@@ -100,7 +100,7 @@ class InFile:
         """The header, with the size of the file in 8 bytes before it. Raises OSError."""
         with open_regular(self.path) as (file, size):
             data = file.read(START)
-            if data[:4] == MAGIC:
+            if data[:3] == MAGIC[:3]:
                 # no more than there is, whatever it claims
                 sizes = _numbers(data[8:16])
                 if max(sizes) > MAX_TABLE_BYTES:
@@ -161,8 +161,7 @@ def unpack(data: bytes, size: int) -> Contents:
     Raises ValueError, RecursionError or zlib.error for what it does not write."""
     if data[:3] != MAGIC[:3]:
         raise ManifestError("not an encoded model of this program")
-    if data[3:4] != MAGIC[3:]:
-        raise ManifestError(f"format version {data[3:4].hex()}; this program reads version 03")
+    manifest.check_version(data)
     split, length = _numbers(data[8:START])
     if len(data) != START + split + length:
         raise ManifestError("the header ends early: the file is cut off")

@@ -43,7 +43,8 @@ class WeightSharing(StepHooks):
     `bits="auto"` is for a model that is trained already. `calibration`, an iterable of inputs of
     the model (tensors, or tuples or dicts of arguments), then gives far fewer bytes at the same
     error of the outputs (net.calibration); `without_data` names the tensors that no input reached,
-    and why.
+    and why. With `final` nothing can train the values, which then take fewer bytes: they follow a
+    trellis (net.compensation).
 
     With `parts` > 1 the first part of the weights is shared at once, each further one by
     `share_next`, the biases with the last. Between parts, the weights that are not shared yet train
@@ -70,6 +71,7 @@ class WeightSharing(StepHooks):
         bits: Bits | SharingConfig = 5,
         *,
         calibration: "Samples | Iterable | None" = None,
+        final: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model)
@@ -79,6 +81,7 @@ class WeightSharing(StepHooks):
             raise ValueError(
                 f"calibration has no effect with bits={config.bits!r}; it is for bits='auto'"
             )
+        self.final = final
         self.plan = plan(model, config)
         self._check_model()
         self.tensors: dict[str, SharedTensor] = {}
@@ -99,7 +102,7 @@ class WeightSharing(StepHooks):
             from .calibration import Samples  # compiled loops
 
             samples = Samples.of(model, calibration)
-        self._work = Work(model.state_dict(), config, self.plan, model, samples)
+        self._work = Work(model.state_dict(), config, self.plan, model, samples, final)
         self.without_data = self._work.without_data
         # In the order of the treatments, of each in that of the model.
         self._vectors: list[str] = []
@@ -277,9 +280,11 @@ class WeightSharing(StepHooks):
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """From here on every step of `optimizer` trains the shared values.
 
-        Raises ValueError for an optimizer of the weights themselves, which would train nothing, and
-        for those that StepHooks.attach refuses.
+        Raises ValueError for an optimizer of the weights themselves, which would train nothing, for
+        those that StepHooks.attach refuses, and if the values are final.
         """
+        if self.final:
+            raise ValueError("these shared values are final; to train them, leave out final=True")
         if isinstance(optimizer, torch.optim.SparseAdam):
             raise ValueError("gradients of shared values are dense; use Adam, not SparseAdam")
         super().attach(optimizer)
@@ -480,7 +485,7 @@ class SharedState(Mapping[str, torch.Tensor]):
         self.plan = plan(source, self.config)
         self.clusterings: dict[str, Clustering] = {}
         self.rounded: dict[str, float] = {}
-        self._work = Work(source, self.config, self.plan)
+        self._work = Work(source, self.config, self.plan, final=True)
         self._tied = {each.tied for each in self.plan.values() if each.tied}
         self._kept: dict[str, torch.Tensor] = {}
 

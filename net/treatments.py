@@ -128,6 +128,7 @@ class Work:
     plan: Mapping[str, "Treatment"]
     model: nn.Module | None = None  # whose state dict that is, if there is one
     samples: Any = None  # inputs of the model (net.calibration.Samples)
+    final: bool = False  # whether nothing will train the values
     calibrated: dict[str, torch.Tensor] = field(default_factory=dict)
     without_data: dict[str, str] = field(default_factory=dict)  # {name: why}
     steps: dict[str, float] = field(init=False)  # of what is shared by rate
@@ -137,6 +138,12 @@ class Work:
         self.steps = steps_of(self.tensors, treated(self.plan, ByRate.how), self.config.noise)
         # Where errors of the weights are compensated, those of the vectors would show.
         self.noise = self.config.noise if self.samples is None else self.config.noise / 2
+
+    def walks(self, name: str) -> bool:
+        """Whether the values of a tensor may follow a trellis (net.compensation), which training,
+        or a value that is changed by itself, would leave."""
+        normed = self.model is not None and bool(normed_axes(self.model, name))
+        return self.final and not normed
 
 
 @dataclass(frozen=True)
@@ -240,14 +247,15 @@ class ByRate(Treatment):
             from .calibration import calibrate
 
             kinds = {name: work.plan[name].kind for name in names}
-            values, reasons = calibrate(work.model, work.samples, kinds, work.steps)
+            walks = set(filter(work.walks, names))
+            values, reasons = calibrate(work.model, work.samples, kinds, work.steps, walks)
             work.calibrated.update(values)
             work.without_data.update(reasons)
 
     def values(self, tensor: torch.Tensor, name: str, work: Work) -> torch.Tensor:
         if name in work.calibrated:
             return work.calibrated.pop(name)
-        return share_tensor(tensor, work.steps[name], self.kind)
+        return share_tensor(tensor, work.steps[name], self.kind, work.walks(name))
 
     def trainable(
         self, tensor: torch.Tensor, name: str, work: Work, reassignable: bool = False

@@ -141,10 +141,7 @@ def values(bits: Bits, count: int, w0: int, floating: bool) -> list[int]:
             for i in range(count):
                 found[i] |= (plane[i] if plane else bits.u(width)) << low
     if half:
-        wide = {32: "<If", 64: "<Qd"}[w0]
-        return [
-            struct.unpack("<" + wide[1], struct.pack("<" + wide[2], _float16(v)))[0] for v in found
-        ]
+        return [_widened(v, w0) for v in found]
     return [value << shift for value in found]
 
 
@@ -197,10 +194,176 @@ def tensor(data: bytes, kind: str, shape: list[int]) -> list[int]:
         patterns = [0] * n
         for where, value in zip(at, values(bits, len(at), BITS[kind], floating), strict=True):
             patterns[where] = value
+    elif bits.bits[1:15] == f"01000000{BITS[kind] - 1:06b}":
+        return levels(bits, data, kind, shape)
     else:
         patterns = values(bits, n, BITS[kind], floating)
     bits.end()
     return patterns
+
+
+STATES = ((0, 2), (2, 0), (1, 3), (3, 1))
+
+
+def log(v: int) -> int:
+    return max(v**16, 1).bit_length() - 1 if v < 4096 else 64 + log(v // 16)
+
+
+class Probability:
+    def __init__(self, p: int) -> None:
+        self.p, self.n = p, 8
+
+
+class Coder:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at, self.low, self.span = data, 8, 0, 2**64 - 1
+        self.low = int.from_bytes(data[:8].ljust(8, b"\0"), "big")
+
+    def bit(self, p: int = 2**15) -> int:
+        bound = self.span // 2**16 * p
+        bit = int(self.low < bound)
+        if bit:
+            self.span = bound
+        else:
+            self.low, self.span = self.low - bound, self.span - bound
+        if self.span < 2**32:
+            following = self.data[self.at : self.at + 4].ljust(4, b"\0")
+            self.low = self.low * 2**32 + int.from_bytes(following, "big")
+            self.span, self.at = self.span * 2**32, self.at + 4
+        return bit
+
+    def learned(self, which: Probability) -> int:
+        bit = self.bit(which.p // 2**6)
+        aim = 2**22 - 3072 if bit else 3072
+        which.p += (aim - which.p) * (327680 // (5 * which.n + 8)) // 2**16
+        which.n = min(which.n + 1, 400)
+        return bit
+
+    def number(self, width: int) -> int:
+        found = 0
+        for _ in range(width):
+            found = 2 * found + self.bit()
+        return found
+
+
+def levels(bits: Bits, data: bytes, kind: str, shape: list[int]) -> list[int]:
+    """A whole tensor of the form "Levels"."""
+    w0 = BITS[kind]
+    bits.u(14)
+    grid = bits.u(1)
+    if grid:
+        half, e, d = bits.u(1), bits.u(11), bits.u(6)
+        assert 0 < e < 2047
+        assert d <= 52
+        step = 2.0 ** (e - 1023) * (1 + bits.u(d) / 2**d)
+    else:
+        half, shift, w = bits.u(1), 0, w0
+        if half:
+            w = 16
+        elif bits.u(1):
+            shift, w = bits.u(6), bits.u(6) + 1
+        book = read_set(bits, bits.number() + 1, 0, 2**w - 1)
+        if half or ("float" in kind and shift + w == w0):
+            book = [e ^ (2 ** (w - 1) if e >> (w - 1) else 2**w - 1) for e in book]
+        zero = bits.number()
+    trellis, view = bits.u(1), bits.u(2)
+    assert bits.u(-bits.at % 8) == 0
+    found = _levels(Coder(data[bits.at // 8 :]), shape, view, trellis)
+    if not grid:
+        assert zero + min(found) >= 0
+        assert zero + max(found) < len(book)
+        return [
+            _widened(book[zero + each], w0) if half else book[zero + each] << shift
+            for each in found
+        ]
+    return [_rounded(each * step, kind, half) for each in found]
+
+
+def _levels(coder: Coder, shape: list[int], view: int, trellis: int) -> list[int]:
+    rows = shape[0] * (shape[1] if view & 2 else 1)
+    columns = math.prod(shape) // rows
+    steps = (columns, 1)
+    if view & 1:
+        rows, columns, steps = columns, rows, (1, columns)
+    w, h = 1, 1
+    if view == 0 and len(shape) >= 3:
+        w, h = shape[-1], shape[-2] if len(shape) > 3 else 1
+    expected = [math.floor(2 ** ((c + 0.5) / 2)) for c in range(64)]
+
+    def first(c: int, i: int) -> int:
+        s = expected[c] // 2 if trellis else expected[c]
+        return min(max(2**22 * s // (s + (256 if i else 170)), 2**16), 2**22 - 2**16)
+
+    decisions: dict[tuple[int, int, int, int], Probability] = {}
+    signs = [Probability(2**21) for _ in range(7)]
+    found = [0] * (rows * columns)
+    column_sizes, mean = [256] * columns, 256
+    for strip in range(0, rows, 128):
+        row_sizes = [mean] * 128
+        for c in range(columns):
+            state = 0
+            if strip == 0 and c > 0:
+                column_sizes[c] = column_sizes[c - 1]
+            for r in range(min(128, rows - strip)):
+                place = (strip + r) * steps[0] + c * steps[1]
+                beside = [c - 1] * (c % w > 0) + [c - w] * (c // w % h > 0)
+                neighbours = [found[(strip + r) * steps[0] + b * steps[1]] for b in beside]
+                x, near = log(row_sizes[r]) + log(column_sizes[c]), sum(neighbours)
+                if neighbours:
+                    a = sum(map(abs, neighbours)) // len(neighbours)
+                    x = (3 * x + 2 * log(256 * a + 128)) // 4
+                at = min(x // 16, 63)
+                pull = abs(near) * (768 if len(neighbours) == 2 else 1024)
+                sure = sum(pull > n * expected[at] for n in (1, 3, 5))
+                raw, quantizer, t, negative = max(0, (at - 21) // 2), state // 2, 0, 0
+                agreement = min(sure, 2)
+                while t < 14:
+                    which = at, quantizer, agreement, t
+                    if which not in decisions:
+                        decisions[which] = Probability(first(at, t))
+                    if not coder.learned(decisions[which]):
+                        break
+                    t += 1
+                    if t == 1:
+                        negative = coder.learned(signs[sure + 3 * (sure > 0 and near < 0)])
+                        agreement = 0 if not sure else 1 if bool(negative) == (near < 0) else 2
+                if t == 14:
+                    b = 0
+                    while coder.bit():
+                        b += 1
+                    assert b <= 24
+                    t = 13 + 2**b + coder.number(b)
+                k = 2**raw * (t - 1) + coder.number(raw) + 1 if t else 0
+                size = 2 * k - quantizer if trellis and k else k
+                assert size <= 2**17
+                found[place] = -size if negative else size
+                if trellis:
+                    state = STATES[state][k % 2]
+                column_sizes[c] += (256 * size - column_sizes[c]) // 32
+                row_sizes[r] += (256 * size - row_sizes[r]) // 16
+                mean += (256 * size - mean) // 256
+    assert coder.data[-1]
+    assert coder.at >= len(coder.data)
+    return found
+
+
+def _rounded(exact: float, kind: str, half: int) -> int:
+    if kind == "float64" and not half:
+        return struct.unpack("<Q", struct.pack("<d", exact))[0]
+    number = exact if kind == "float64" else struct.unpack("<f", struct.pack("<f", exact))[0]
+    if half or kind == "float16":
+        pattern = struct.unpack("<H", struct.pack("<e", number))[0]
+        return pattern if kind == "float16" else _widened(pattern, BITS[kind])
+    pattern = struct.unpack("<I", struct.pack("<f", number))[0]
+    if kind == "float32":
+        return pattern
+    return (pattern + 0x7FFF + (pattern >> 16 & 1)) >> 16
+
+
+def _widened(pattern: int, w0: int) -> int:
+    wide = {32: "<If", 64: "<Qd"}[w0]
+    packed = struct.pack("<" + wide[2], _float16(pattern))
+    return struct.unpack("<" + wide[1], packed)[0]
 
 
 def stream(data: bytes) -> list[int]:
@@ -226,7 +389,7 @@ def inflate(data: bytes) -> tuple[dict, bytes]:
 
 def manifest(data: bytes) -> tuple[list[list], list[int], dict]:
     """The lines of the tensors, the checksums of those that have one, and the meta data."""
-    assert data[:4] == b"DCE\x03"
+    assert data[:4] in (b"DCE\x03", b"DCE\x04")
     assert zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "big")
     text, sums = inflate(data[8:])
     return (
@@ -264,7 +427,7 @@ def folder(directory: Path) -> tuple[State, dict]:
 def one_file(path: Path) -> tuple[State, dict, dict[str, bytes], dict]:
     """{name: (type, shape, patterns)}, the meta data, the other files, and the layout."""
     data = path.read_bytes()
-    assert data[:4] == b"DCF\x03"
+    assert data[:4] in (b"DCF\x03", b"DCF\x04")
     m, t = struct.unpack(">II", data[8:16])
     at = 16 + m + t
     assert zlib.crc32(data[8:at]) == int.from_bytes(data[4:8], "big")

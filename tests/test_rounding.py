@@ -133,13 +133,14 @@ def test_blocks_round_as_the_whole_prior_would(blocks, kernel):
     k = int(np.prod(kernel))
     weights = rng.standard_normal((6, blocks, k))
     levels = np.arange(-20, 21) * 0.3
-    price = prices(np.ones(41), 0.001)
+    price = prices(np.ones((1, 41)), 0.001)
     labels = np.empty(weights.shape, np.int16)
     compensation.feed_errors(weights, *prior(blocks, kernel), 0.3, levels, price, labels)
     upper = np.linalg.cholesky(np.linalg.inv(dense_prior(blocks, kernel))).T
     expected = np.zeros((6, blocks * k), np.int16)
     changed = weights.reshape(6, -1).copy()
-    compensate(changed, np.ascontiguousarray(upper), 0.3, levels, price, expected)
+    group = np.zeros(6, np.int64)
+    compensate(changed, np.ascontiguousarray(upper)[None], group, 0.3, levels, price, expected)
     assert np.array_equal(labels.reshape(6, -1), expected)
 
 
@@ -151,7 +152,8 @@ def test_the_loss_is_that_of_the_errors():
     weights = rng.standard_normal((5, 12))
     levels = np.arange(-40, 41) * 0.25
     labels = np.zeros((5, 12), np.int64)
-    loss = compensate(weights.copy(), upper, 0.25, levels, np.zeros(81), labels)
+    group, price = np.zeros(5, np.int64), np.zeros((1, 81))
+    loss = compensate(weights.copy(), upper[None], group, 0.25, levels, price, labels)
     error = (weights - levels[labels]) @ x
     assert loss == pytest.approx((error**2).sum())
     nearest = (weights - np.rint(weights / 0.25) * 0.25) @ x
@@ -163,7 +165,7 @@ def test_a_dear_value_is_not_taken():
     levels = np.array([-1.0, 0.0, 1.0])
     for dear, expected in ((0.0, 2), (10.0, 1)):
         labels = np.empty((1, 1, 1), np.int16)
-        price = np.array([dear, 0.0, dear])
+        price = np.array([[dear, 0.0, dear]])
         compensation.feed_errors(weights, *prior(1, ()), 1.0, levels, price, labels)
         assert labels.item() == expected
 
@@ -249,11 +251,12 @@ def test_bad_noise(noise):
 
 
 def test_the_grid_is_symmetric_and_stored_exactly():
-    levels = grid(0.1, 1.0, torch.float32)
+    step, levels = grid(0.1, 1.0, torch.float32)
+    assert step == 0.1
     assert levels[levels.size // 2] == 0.0
     assert np.array_equal(levels, -levels[::-1])
     assert np.array_equal(levels, levels.astype(np.float16))
-    assert np.array_equal(grid(1e-9, 1e-8, torch.float32)[11:], np.float32(1e-9 * np.arange(12)))
+    assert np.array_equal(grid(1e-9, 1e-8, torch.float32)[1][11:], np.float32(1e-9 * np.arange(12)))
 
 
 # --- vectors ------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_the_words_of_bits_by_pattern():
     assert [found[f"{i}.weight"].how for i in range(3)] == ["rate", "cluster", "cluster"]
     assert [found[f"{i}.bias"].how for i in range(3)] == ["round", "exact", "exact"]
     state = dict(net.SharedState(model.state_dict(), config))
-    net.WeightSharing(model, config)
+    net.WeightSharing(model, config, final=True)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert [len(state[f"{i}.weight"].unique()) for i in (1, 2)] == [8, 2]
     for word in ("5", "Auto", ""):

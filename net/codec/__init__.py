@@ -8,6 +8,6 @@ LANES = 8  # pieces of a long stream, which are decoded at the same time (codes.
 
 def __getattr__(name: str) -> Any:
     """The compiled loops, imported when they are first used: numba takes half a second to load."""
-    if name == "kernels":
+    if name in ("adaptive", "kernels"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

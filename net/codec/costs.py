@@ -7,8 +7,8 @@ import torch
 
 from .bits import BitReader
 from .codes import histogram
+from .forms import patterns
 from .manifest import Entry
-from .tensors import patterns
 
 SECTIONS = ("header", "positions", "codebook", "values")  # of a tensor's file
 
@@ -32,7 +32,8 @@ class TensorInfo:
     dtype: str
     parameters: int
     nonzero: int  # elements whose bits are not all zero
-    kind: str  # "sparse shared", "dense shared", "sparse raw" or "raw"
+    kind: str  # "sparse shared", "dense shared", "levels", "sparse raw" or "raw"
+    shared_values: int  # that are stored; 0 if they are not shared
     weight_bits_before: int  # ceil(log2(codebook)), or the width of the type if not shared
     weight_bits: float  # code words, or raw values
     index_bits_before: int  # the fixed width with the smallest total, padding zeros included
@@ -54,12 +55,15 @@ def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> Tensor
     for section, code, counts in reader.codes or ():
         streams[section].append(Stream(code.symbols, counts, code.lengths))
     sparse, shared = "positions" in reader.sections, "codebook" in reader.sections
-    form = "sparse" if sparse else "dense"
-    value_stream = streams["values"][0] if shared else None
+    # Levels have no Huffman code.
+    value_stream = streams["values"][0] if shared and streams["values"] else None
+    values = 0
+    if shared:
+        values = len(value_stream.symbols) if value_stream else len(np.unique(patterns(tensor)))
     stored = max(len(positions) if sparse else tensor.numel(), 1)
     weight_bits = 8 * entry.dtype.itemsize
-    if value_stream:
-        weight_bits = (len(value_stream.symbols) - 1).bit_length()
+    if shared:
+        weight_bits = (values - 1).bit_length()
     sections = {name: reader.sections.get(name, 0) / 8 for name in SECTIONS}
     sections["header"] += reader.end / 8 - sum(sections.values())  # padding
     return TensorInfo(
@@ -69,7 +73,8 @@ def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> Tensor
         dtype=str(entry.dtype).removeprefix("torch."),
         parameters=tensor.numel(),
         nonzero=len(positions),
-        kind=f"{form} shared" if shared else "sparse raw" if sparse else "raw",
+        kind=_kind(sparse, shared, value_stream is not None),
+        shared_values=values,
         weight_bits_before=weight_bits,
         weight_bits=sections["values"] * 8 / stored,
         index_bits_before=fixed_index_bits(positions, weight_bits) if sparse else 0,
@@ -79,6 +84,14 @@ def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> Tensor
         sections=sections | {"checksum": 4.0},
         value_stream=value_stream,
         gap_streams=streams["positions"],
+    )
+
+
+def _kind(sparse: bool, shared: bool, huffman: bool) -> str:
+    if shared and not huffman:
+        return "levels"
+    return (
+        f"{'sparse' if sparse else 'dense'} shared" if shared else "sparse raw" if sparse else "raw"
     )
 
 

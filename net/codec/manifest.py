@@ -14,7 +14,8 @@ import torch
 from .tensors import DTYPES
 
 MANIFEST = "manifest.huff"
-MAGIC = b"DCE\x03"  # Deep Compression encoding, version 3
+MAGIC = b"DCE\x04"  # Deep Compression encoding, version 4
+READS = (b"\x03", b"\x04")  # the versions; the second has more forms of tensors
 MAX_TENSOR_BYTES = 1 << 34
 MAX_MANIFEST_BYTES = 1 << 26  # of the file
 # A text that is far larger than its file, and a tree that is far larger than its text, are left
@@ -130,12 +131,18 @@ def _plausible(text: bytes, size: int) -> bool:
     return len(text) <= most_text(size) and items <= SPARE_ITEMS + ITEMS_IN_A_BYTE * size
 
 
+def check_version(data: bytes) -> None:
+    """Raises ManifestError unless the byte behind the magic names a version that is read here."""
+    if data[3:4] not in READS:
+        known = " and ".join(each.hex() for each in READS)
+        raise ManifestError(f"format version {data[3:4].hex()}; this program reads {known}")
+
+
 def unpack(data: bytes) -> tuple[list[Entry], dict]:
     """Raises ValueError, RecursionError or zlib.error for anything that ``pack`` does not write."""
     if data[:3] != MAGIC[:3]:
         raise ManifestError("not a manifest of this program")
-    if data[3:4] != MAGIC[3:]:
-        raise ManifestError(f"format version {data[3:4].hex()}; this program reads version 03")
+    check_version(data)
     if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "big"):
         raise ManifestError("the checksum does not match: the file is damaged")
     text, checksums = inflated(data[8:])

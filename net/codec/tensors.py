@@ -4,7 +4,6 @@ Everything works on the bit patterns of the elements as unsigned integers, so th
 payloads and denormals survive; "zero" means that all bits are zero.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 
 from .. import codec
-from ..tensors import fault, memory
 from .bits import PAD, BitReader, BitWriter, HuffmanError, read_set, write_set
 from .codes import RUN, Code, Empty, lane_size, narrow, parts, read_table, write_table
+from .forms import Form, patterns, stored_as
+from .levels import begins_levels, read_levels, write_levels
 from .positions import Positions, write_positions
 
 _NAMES = (
@@ -34,28 +34,10 @@ MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93)
 MIN_GAIN = 64  # a large plane is coded if that saves one bit in so many
 
 
-def patterns(tensor: torch.Tensor) -> np.ndarray:
-    """The elements as unsigned integers, uint[n]; complex ones as two each, real part first.
-
-    ValueError for a tensor without plain values."""
-    if what := fault(tensor):
-        raise ValueError(what)
-    return memory(tensor).view(_stored_as(tensor.shape, tensor.dtype)[1])
-
-
-def _stored_as(
-    shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[tuple[int, ...], np.dtype, bool]:
-    """The shape and the type of the patterns, and whether they are those of floats."""
-    if dtype.is_complex:
-        return (*shape, 2), np.dtype(f"u{dtype.itemsize // 2}"), True
-    return tuple(shape), np.dtype(f"u{dtype.itemsize}"), dtype.is_floating_point
-
-
 def write_tensor(tensor: torch.Tensor) -> BitWriter:
     """The bit string with the fewest bits of up to four forms."""
     values = patterns(tensor)
-    shape, _, floating = _stored_as(tensor.shape, tensor.dtype)
+    shape, _, floating = stored_as(tensor.shape, tensor.dtype)
     nonzero = np.count_nonzero(values)
     sparse = None
     if nonzero < values.size * (MAX_DENSITY if values.size > LARGE else 1):
@@ -67,17 +49,23 @@ def write_tensor(tensor: torch.Tensor) -> BitWriter:
         # beyond 7 zeros per value, no code that spends a bit on each zero is smaller
         if values.size >= SAMPLE and nonzero < values.size // 8:
             return sparse
-    dense = BitWriter()
+    dense, numbered = BitWriter(), _numbered(values)
     dense.write(0, 1)
-    write_values(dense, values, floating)
-    return dense if sparse is None or dense.length < sparse.length else sparse
+    write_values(dense, values, floating, numbered)
+    best = dense if sparse is None or dense.length < sparse.length else sparse
+    distinct, numbers = numbered
+    if numbers is None and values.size < MANY:  # a grid has its step alone, however many they are
+        distinct, numbers = np.unique(values, return_inverse=True)
+    if numbers is not None:
+        best = write_levels(distinct, numbers, shape, tensor.dtype, best.length) or best
+    return best
 
 
 def read_tensor(
     reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype, empty: Empty = np.empty
 ) -> torch.Tensor:
     """The tensor that ``write_tensor`` was given; HuffmanError for any other bits."""
-    whole, kind, _ = _stored_as(shape, dtype)
+    whole, kind, _ = stored_as(shape, dtype)
     size = math.prod(whole)
     sparse, pieces = _read(reader, shape, dtype, empty)
     values = np.zeros(size, kind) if sparse else None
@@ -112,9 +100,11 @@ def _read(
 ) -> tuple[bool, Iterator[tuple[slice | np.ndarray, np.ndarray]]]:
     """Whether some patterns are zero because they are not stored; where those belong that are, and
     the patterns, part by part; with ``empty`` in one part where that takes no more memory."""
-    whole, kind, floating = _stored_as(shape, dtype)
+    whole, kind, floating = stored_as(shape, dtype)
     if not reader.read(1):
         count = math.prod(whole)
+        if begins_levels(reader, kind):
+            return False, read_levels(reader, whole, dtype, kind)
         reader.need(count // RUN)  # before there is a tensor to fill
         return False, read_values(reader, count, kind, floating, empty=empty)
     reader.begin("positions")
@@ -127,11 +117,19 @@ def _read(
 # --- values: a codebook and Huffman-coded numbers (paper, sections 3 and 4), or raw --------------
 
 
-def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> None:
-    """Shared (a codebook and Huffman-coded numbers) or raw, whichever takes fewer bits."""
+def write_values(
+    writer: BitWriter,
+    values: np.ndarray,
+    floating: bool,
+    numbered: tuple[np.ndarray, np.ndarray | None] | None = None,
+) -> None:
+    """Shared (a codebook and Huffman-coded numbers) or raw, whichever takes fewer bits.
+
+    `numbered`: what `_numbered` says of the values, if that is known.
+    """
     if not values.size:
         return
-    distinct, numbers = _numbered(values)
+    distinct, numbers = numbered or _numbered(values)
     few = distinct if numbers is not None else values
     forms = [Form.of(few, floating)]
     if forms[0].half and values.size < MANY:  # rounded ones may be narrower as they are
@@ -189,109 +187,6 @@ def read_values(
         reader.begin("values")
         for part, values in _read_planes(reader, count, form.width, kind):
             yield part, form.undo(values, kind)
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """Bits that all values of a tensor share are not stored.
-
-    ``half``: float32 or float64 values that float16 represents exactly are stored as float16.
-    Otherwise the ``shift`` lowest and the highest bits beyond ``width`` are zero in all values
-    (bfloat16 in float32, small integers in int64) and left out.
-    """
-
-    bits: int  # of the type
-    floating: bool
-    shift: int
-    width: int
-    half: bool = False
-
-    @classmethod
-    def of(cls, values: np.ndarray, floating: bool) -> "Form":
-        bits = 8 * values.itemsize
-        if floating and bits > 16 and _fits_half(values):
-            return cls(bits, True, 0, 16, half=True)
-        return cls.whole(values, floating)
-
-    @classmethod
-    def whole(cls, values: np.ndarray, floating: bool) -> "Form":
-        """The narrowest form of their own type."""
-        bits = 8 * values.itemsize
-        used = int(np.bitwise_or.reduce(values))
-        shift = (used & -used).bit_length() - 1 if used else 0
-        return cls(bits, floating, shift, max(used.bit_length() - shift, 1))
-
-    def writer(self) -> BitWriter:
-        """One that begins with the form."""
-        writer = BitWriter()
-        writer.write(self.half, 1)
-        if not self.half:
-            writer.write(self.width < self.bits, 1)
-            if self.width < self.bits:
-                writer.write(self.shift, 6)
-                writer.write(self.width - 1, 6)
-        return writer
-
-    @classmethod
-    def read(cls, reader: BitReader, bits: int, floating: bool) -> "Form":
-        if reader.read(1):
-            if not floating or bits <= 16:
-                raise HuffmanError("half precision for a type that has none")
-            return cls(bits, True, 0, 16, half=True)
-        if not reader.read(1):
-            return cls(bits, floating, 0, bits)
-        shift, width = reader.read(6), reader.read(6) + 1
-        if shift + width > bits or width == bits:
-            raise HuffmanError("values as wide as their type, or wider")
-        return cls(bits, floating, shift, width)
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        if self.half:
-            return _as_half(values).view(np.uint16)
-        return values >> values.dtype.type(self.shift) if self.shift else values
-
-    def undo(self, values: np.ndarray, kind: np.dtype) -> np.ndarray:
-        if self.half:
-            halves = values.astype(np.uint16).view(np.float16)
-            if np.isnan(halves).any():  # processors differ in what they make of its payload
-                raise HuffmanError("a NaN in half precision")
-            return halves.astype(f"f{kind.itemsize}").view(kind)
-        values = values.astype(kind, copy=False)
-        return values << kind.type(self.shift) if self.shift else values
-
-    def ordered(self, values: np.ndarray) -> np.ndarray:
-        """Patterns as uint64 in the order of the numbers that they stand for, and back.
-
-        Negative floats come first, the largest magnitude first.
-        """
-        values = values.astype(np.uint64)
-        sign, ones = self._sign()
-        return np.where(values & sign, values ^ ones, values | sign)
-
-    def unordered(self, values: np.ndarray) -> np.ndarray:
-        sign, ones = self._sign()
-        return np.where(values & sign, values ^ sign, values ^ ones)
-
-    def _sign(self) -> tuple[np.uint64, np.uint64]:
-        """The bit that is a sign, and all bits; none if there is no sign."""
-        if not self.half and not (self.floating and self.shift + self.width == self.bits):
-            return np.uint64(0), np.uint64(0)
-        return np.uint64(1 << (self.width - 1)), np.uint64((1 << self.width) - 1)
-
-
-def _as_half(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values.view(f"f{values.itemsize}").astype(np.float16)
-
-
-def _fits_half(values: np.ndarray) -> bool:
-    for each in parts(values.size):  # most tensors do not: stop at the first part
-        part = values[each]
-        if np.isnan(part.view(f"f{part.itemsize}")).any() or not np.array_equal(
-            _as_half(part).astype(f"f{part.itemsize}").view(part.dtype), part
-        ):
-            return False
-    return True
 
 
 # --- shared -------------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ def noise(model: nn.Module, dataset: Dataset, options: SharingOptions, log: Log)
 
     def share(changed: nn.Module, value: float) -> None:
         at_once = replace(options, noise=value, share_parts=1)
-        WeightSharing(changed, config(at_once), calibration=inputs)
+        final = not options.finetune_epochs
+        WeightSharing(changed, config(at_once), calibration=inputs, final=final)
 
     return search(model, dataset, options, log, "noise", share, NOISES)
 

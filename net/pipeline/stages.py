@@ -226,7 +226,7 @@ def share(
     text = plan_text(decided, model.state_dict())
     runtime.log.table(text, event="plan", plan=texts_of(decided))
     inputs = choosing.calibration_inputs(dataset, options)
-    sharing = WeightSharing(model, config, calibration=inputs)
+    sharing = WeightSharing(model, config, calibration=inputs, final=not epochs)
     learn_from = learn_from or targets(dataset, options, runtime)
 
     def finetune(phase: str, epochs: int) -> None:

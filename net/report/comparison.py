@@ -10,7 +10,7 @@ import torch
 from .. import checkpoint, encoding
 from ..checkpoint import STAGE_FILES, Checkpoint
 from ..choose import divergence
-from ..codec.tensors import patterns
+from ..codec.forms import patterns
 from ..encoding import TensorInfo
 from ..errors import UserError
 from ..parameters import bias_of, shortest_name
@@ -248,9 +248,8 @@ def code(stream: encoding.Stream) -> dict:
 
 def bytes_before_huffman(info: TensorInfo, tensor: torch.Tensor) -> float:
     """The size that weight sharing alone would give the tensor (the paper's P+Q)."""
-    shared = len(info.value_stream.symbols) if info.value_stream else 0
     sparse = info.kind.startswith("sparse")
-    return fixed_width_bytes(tensor, info.weight_bits_before, shared, sparse)
+    return fixed_width_bytes(tensor, info.weight_bits_before, info.shared_values, sparse)
 
 
 def fixed_width_bytes(

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .. import encoding, layouts
+from ..codec.forms import patterns
 from ..codec.manifest import MANIFEST
-from ..codec.tensors import patterns
 from ..container import SUFFIX
 from ..encoding import NOISE_PERCENT, TensorInfo
 from ..errors import UserError
@@ -154,8 +154,8 @@ def _described(info: TensorInfo, tensor: torch.Tensor, old: torch.Tensor | None)
 
 def _distinct(info: TensorInfo, tensor: torch.Tensor) -> int | None:
     """None for complex numbers, and among too many values."""
-    if info.value_stream and not tensor.is_complex():
-        return len(info.value_stream.symbols) + (info.kind == "sparse shared")
+    if info.shared_values and not tensor.is_complex():
+        return info.shared_values + (info.kind == "sparse shared")
     counted = tensor.numel() <= CHUNK and not tensor.is_complex()
     return len(np.unique(patterns(tensor))) if counted else None
 
@@ -165,7 +165,7 @@ def _rule(info: TensorInfo, tensor: torch.Tensor, values: int | None) -> str:
     if tensor.dim() > 1 and _on_grid(tensor):
         return "by rate"
     most = min(MOST_CLUSTERED, info.parameters // 4)
-    if tensor.dim() > 1 and info.value_stream and values is not None and values <= most:
+    if tensor.dim() > 1 and info.shared_values and values is not None and values <= most:
         return "clustered"
     used = int(np.bitwise_or.reduce(patterns(tensor), initial=0))
     zeros = (used & -used).bit_length() - 1  # the last bits of all values

@@ -1,0 +1,303 @@
+"""The values of a whole tensor as levels of a matrix, coded with what is near them in mind.
+
+A level is the number of a value: of a grid, which is known by its step, the multiple; otherwise the
+place in a codebook, counted from that of zero. Weights that are rounded without training
+(net.rounding) lie on a grid, and may follow a trellis; the values alone tell both. The adaptive
+coder (net.codec.adaptive) decodes 20 million weights a second and core, a tenth of what Huffman
+codes do, so it has to save bytes to be used.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .. import codec
+from .bits import BitReader, BitWriter, HuffmanError, read_set, write_set
+from .codes import parts
+from .forms import Form, patterns
+from .positions import matrix_views
+
+FEWEST = 64  # elements that are tried
+ESCAPE = 0b01000000  # the form "01" with a shift of 0 and, then, the whole width of the type
+MIN_GAIN = 50  # it is used where it saves one bit in so many
+SAMPLED, SAMPLES = 1 << 15, 16  # of more elements, one in so many is tried first
+MAX_CODEBOOK = 1 << 16
+MANTISSAS = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
+LEAST = 8  # the smallest values, whose differences suggest a step
+SHORTEST = 4  # steps within what the values allow, of the fewest digits, that are tried
+VALUES_A_BIT = 1024  # no decision takes less than a bit for so many
+
+
+class Grid(NamedTuple):
+    """Values that are multiples of a step."""
+
+    step: float
+    digits: int  # of the step's mantissa, behind its leading one
+    half: bool  # rounded to float16 on the way to the type of the tensor
+
+    def values(self, levels: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        """Their patterns: products in float64, then in float32 unless that is the tensor's type."""
+        exact = torch.from_numpy(levels * np.float64(self.step))
+        if dtype != torch.float64:
+            exact = exact.float()
+        return patterns((exact.half() if self.half else exact).to(dtype))
+
+    @classmethod
+    def of(cls, distinct: np.ndarray, dtype: torch.dtype) -> "tuple[Grid, np.ndarray] | None":
+        """The grid of these patterns, and the level int64 of each; None if they are on none."""
+        if dtype not in MANTISSAS or len(distinct) < 2:
+            return None
+        values = torch.from_numpy(distinct).view(dtype).double().numpy()
+        if not np.isfinite(values).all():
+            return None
+        half = dtype.itemsize > 2 and bool(
+            (torch.from_numpy(values).half().double().numpy() == values).all()
+        )
+        sizes = np.sort(np.abs(values[values != 0]))
+        if sizes[0] < 2.0**-900:  # far from where the unit of the last digit is none
+            return None
+        # What each value may have been before it was rounded: half a unit of its last digit off.
+        mantissas, exponents = np.frexp(sizes)
+        unit = np.ldexp(1.0, exponents - 1 - (10 if half else MANTISSAS[dtype]))
+        lowest, highest = sizes - unit / np.where(mantissas == 0.5, 4, 2), sizes + unit / 2
+        least = np.concatenate([[0.0], sizes[:LEAST]])
+        gaps = np.diff(least)
+        low = high = float(gaps[gaps > sizes[0] / 4].min())
+        low, high = low - unit[:LEAST].max(), high + unit[:LEAST].max()
+        reach = 4.0
+        while True:
+            middle = (low + high) / 2
+            some = int(np.searchsorted(sizes, reach * middle))
+            levels = np.maximum(np.rint(sizes[:some] / middle), 1)
+            low = max(low, float((lowest[:some] / levels).max(initial=low)))
+            high = min(high, float((highest[:some] / levels).min(initial=high)))
+            if low > high:
+                return None
+            if some == len(sizes):
+                break
+            reach *= 4
+        if sizes[-1] / middle >= MAX_CODEBOOK:
+            return None
+        for step, digits in _shortest(low, high):
+            grid = cls(step, digits, half)
+            numbers = np.rint(values / step).astype(np.int64)
+            if np.array_equal(grid.values(numbers, dtype), distinct):
+                return grid, numbers
+        return None
+
+    def write(self, writer: BitWriter) -> None:
+        bits = int(np.float64(self.step).view(np.uint64))
+        writer.write(self.half, 1)
+        writer.write(bits >> 52, 11)
+        writer.write(self.digits, 6)
+        writer.write(bits >> (52 - self.digits) & ((1 << self.digits) - 1), self.digits)
+
+    @classmethod
+    def read(cls, reader: BitReader, dtype: torch.dtype) -> "Grid":
+        if dtype not in MANTISSAS:
+            raise HuffmanError("a grid of a type that has none")
+        half, exponent, digits = reader.read(1) > 0, reader.read(11), reader.read(6)
+        if digits > 52 or exponent in (0, 2047) or (half and dtype.itemsize <= 2):
+            raise HuffmanError("a step that no encoder writes")
+        bits = exponent << 52 | reader.read(digits) << (52 - digits)
+        return cls(float(np.uint64(bits).view(np.float64)), digits, half)
+
+
+def _shortest(low: float, high: float) -> Iterator[tuple[float, int]]:
+    """Numbers in [low, high] whose mantissas have the fewest digits, and how many these are."""
+    middle, last = (low + high) / 2, 0.0
+    exponent = math.frexp(middle)[1] - 1
+    tried = 0
+    for digits in range(53):
+        unit = math.ldexp(1.0, exponent - digits)
+        step = round(middle / unit) * unit
+        if low <= step <= high and step != last and math.frexp(step)[1] - 1 == exponent:
+            yield step, digits
+            last, tried = step, tried + 1
+            if tried == SHORTEST:
+                return
+
+
+def has_levels(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether a tensor is a matrix, and not cut into lines of some length."""
+    return not dtype.is_complex and math.prod(shape) > 0 and len(matrix_views(shape)) > 1
+
+
+class Scan(NamedTuple):
+    """A tensor as a matrix whose levels are coded strip by strip, column by column."""
+
+    shape: tuple[int, ...]  # of the tensor
+    view: int  # as of positions.matrix_views
+    trellis: bool = False
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return matrix_views(self.shape)[self.view]
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """In the tensor, from row to row and from column to column."""
+        rows, columns = self.matrix
+        return (1, rows) if self.view & 1 else (columns, 1)
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of what the columns of a convolution are ordered by; (1, 1) for none."""
+        if self.view or len(self.shape) < 3:
+            return 1, 1
+        return (self.shape[-2] if len(self.shape) > 3 else 1), self.shape[-1]
+
+    def walks(self, levels: np.ndarray) -> bool:
+        """Whether these int32 [n] follow the trellis."""
+        return codec.adaptive.walks(levels, self.matrix, self.steps)
+
+    def write(self, levels: np.ndarray, out: np.ndarray, rows: int | None = None) -> int:
+        """Code `levels` int32 [n], of the first `rows` rows or all; returns the bytes, -1 if these
+        have no room in `out`."""
+        return self._code(levels, out[:0], out, rows)
+
+    def read(self, data: np.ndarray) -> np.ndarray:
+        """The levels int32 [n] that `data` is made of, all of it."""
+        levels = np.empty(math.prod(self.shape), np.int32)
+        size = self._code(levels, data, data[:0]) if len(data) else -1
+        if size < 0:
+            raise HuffmanError("bytes that are no levels")
+        # A writer leaves zeros at the end out, and does not write what is not read.
+        if size < len(data) or not data[-1]:
+            raise HuffmanError("the levels do not end with the data")
+        return levels
+
+    def _code(
+        self, levels: np.ndarray, data: np.ndarray, out: np.ndarray, first: int | None = None
+    ) -> int:
+        rows, columns = self.matrix
+        matrix = min(first or rows, rows), columns
+        tables = codec.adaptive.initial(self.trellis)
+        rest = self.steps, self.kernel, self.trellis, tables, data, out
+        return int(codec.adaptive.code_levels(levels, matrix, *rest))
+
+
+def write_levels(
+    distinct: np.ndarray,
+    numbers: np.ndarray,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    most: int,
+) -> BitWriter | None:
+    """The whole bit string of a tensor, if it takes enough fewer than `most` bits.
+
+    Its patterns are `distinct`[`numbers`], uint[n].
+    """
+    if numbers.size < FEWEST or len(distinct) < 2 or not has_levels(shape, dtype):
+        return None
+    writer, found = BitWriter(), Grid.of(distinct, dtype)
+    writer.write(ESCAPE, 9)
+    writer.write(8 * distinct.itemsize - 1, 6)
+    writer.write(found is not None, 1)
+    if found is not None:
+        found[0].write(writer)
+        of_each = found[1]
+    else:
+        counts = np.bincount(numbers, minlength=len(distinct))
+        of_each = _write_codebook(writer, distinct, counts, dtype.is_floating_point)
+    levels = of_each.astype(np.int32)[numbers]
+    scan = Scan(shape, 0)
+    if found is not None:
+        walked = (Scan(shape, view, True) for view in matrix_views(shape))
+        scan = next((each for each in walked if each.walks(levels)), scan)
+    writer.write(scan.trellis, 1)
+    writer.write(scan.view, 2)
+    writer.write(0, -writer.length % 8)
+    room = (most - most // MIN_GAIN - writer.length) // 8
+    if room <= 0 or not (scan.trellis or numbers.size <= SAMPLED or _promising(scan, levels)):
+        return None
+    out = np.empty(room + 16, np.uint8)
+    size = scan.write(levels, out)
+    if not 0 <= size <= room:
+        return None
+    writer.append(8 * size, _copy, out[:size].copy())
+    return writer
+
+
+def _copy(octets: np.ndarray, out: np.ndarray, at: int) -> int:
+    out[at >> 3 : (at >> 3) + len(octets)] = octets
+    return at + 8 * len(octets)
+
+
+def _promising(scan: Scan, levels: np.ndarray) -> bool:
+    """Whether some rows take fewer bits so than by the frequencies of all levels."""
+    rows = -(-scan.matrix[0] // SAMPLES)
+    some = levels[: rows * scan.matrix[1]]  # of view 0
+    distinct, counts = np.unique(levels[:: max(1, len(levels) // SAMPLED)], return_counts=True)
+    bits = np.log2(counts.sum() / counts)
+    place = np.searchsorted(distinct, some).clip(max=len(distinct) - 1)
+    room = int(bits[place].sum()) // 8 + 16
+    return scan.write(levels, np.empty(room - room // MIN_GAIN, np.uint8), rows) >= 0
+
+
+def _write_codebook(
+    writer: BitWriter, distinct: np.ndarray, counts: np.ndarray, floating: bool
+) -> np.ndarray:
+    """Form, values and the number of the most frequent one; the level of each, 0 of that."""
+    form = Form.of(distinct, floating)
+    writer.extend(form.writer())
+    ordered = form.ordered(form.apply(distinct))
+    by_value = np.argsort(ordered)
+    zero = int(np.argmax(counts[by_value]))
+    writer.write_number(len(distinct) - 1)
+    write_set(writer, ordered[by_value], (1 << form.width) - 1)
+    writer.write_number(zero)
+    of_each = np.empty(len(distinct), np.int64)
+    of_each[by_value] = np.arange(len(distinct)) - zero
+    return of_each
+
+
+def begins_levels(reader: BitReader, kind: np.dtype) -> bool:
+    """Whether what follows the first bit of a tensor of patterns of this type is this form."""
+    return reader.ahead(14)[:14] == f"{ESCAPE:08b}{8 * kind.itemsize - 1:06b}"
+
+
+def read_levels(
+    reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype, kind: np.dtype
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The patterns that `write_levels` was given, part by part; HuffmanError for other bits."""
+    count = math.prod(shape)
+    reader.skip(14)
+    reader.begin("codebook")
+    grid, codebook, zero = None, None, 0
+    if reader.read(1):
+        grid = Grid.read(reader, dtype)
+    else:
+        form = Form.read(reader, 8 * kind.itemsize, dtype.is_floating_point)
+        size = reader.read_number() + 1
+        if size > min(count, MAX_CODEBOOK, 1 << form.width):
+            raise HuffmanError("a codebook of too many values")
+        codebook = form.undo(form.unordered(read_set(reader, size, (1 << form.width) - 1)), kind)
+        zero = reader.read_number()
+        if zero >= size:
+            raise HuffmanError("a zero beyond the codebook")
+    trellis, view = reader.read(1) > 0, reader.read(2)
+    if not has_levels(shape, dtype) or view not in matrix_views(shape):
+        raise HuffmanError("levels of a shape that has none")
+    if reader.read(-reader.position % 8):
+        raise HuffmanError("bits before the levels that are not zero")
+    reader.begin("values")
+    if count > VALUES_A_BIT * (reader.remaining + 64):
+        raise HuffmanError("the data ends early")
+    first = reader.skip(reader.remaining) // 8
+    levels = Scan(shape, view, trellis).read(reader.data[first : reader.position // 8])
+    low, high = (int(levels.min()), int(levels.max())) if count else (0, 0)
+    if grid is not None and high - low < count:
+        codebook, zero = grid.values(np.arange(low, high + 1), dtype), -low
+    if codebook is not None and (low < -zero or high >= len(codebook) - zero):
+        raise HuffmanError("a level beyond the codebook")
+    for part in parts(count):
+        if codebook is None:
+            assert grid is not None
+            read = grid.values(levels[part].astype(np.int64), dtype)
+        else:
+            read = codebook.take(levels[part] + zero)
+        yield part, read
