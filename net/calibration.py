@@ -24,7 +24,8 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from .activations import Inputs, Use, Watch
-from .compensation import STRIP, compensate, settled_prices
+from .codec.adaptive import STRIP
+from .compensation import compensate, settled_prices
 from .parameters import copied
 from .rounding import grid, row_parts, share_tensor, walkable
 from .threads import in_order

@@ -9,8 +9,8 @@ Among the nearest values and zero that value is taken which is cheapest with its
 ((w_j - q) / U_jj)**2 + price of q (entropy-constrained, as in Chou, Lookabaugh and Gray 1989).
 
 With a trellis (dependent quantization, net.codec.adaptive), the values that a weight may take
-follow from those above it in its column. The cheapest way down a strip of rows is found by Viterbi's
-algorithm, column by column, so that errors are made up for as exactly as without.
+follow from those above it in its column. Viterbi's algorithm finds the cheapest way down a strip
+of rows, column by column, so that errors are made up for as exactly as without.
 
 The loops are compiled by numba: import this where it is needed.
 """

@@ -169,7 +169,8 @@ def row_parts(
 
 def _shared(source: torch.Tensor, step: float, trellis: bool = False) -> torch.Tensor:
     """As `share_tensor`, with one step."""
-    from .compensation import STRIP, feed_errors, prior, settled_prices
+    from .codec.adaptive import STRIP
+    from .compensation import feed_errors, prior, settled_prices
 
     shape = source.shape
     rows, blocks = shape[:2] if source.dim() > 1 else (1, source.numel())

@@ -29,10 +29,11 @@ import numpy as np
 import torch
 
 from net import container, encoding, huffman
-from net.codec import manifest
+from net.codec import BLOCK, manifest
 from net.codec.bits import PAD, BitWriter
 from net.codec.codes import LANES_FROM, Code, write_small_table, write_table
-from net.codec.tensors import DTYPES, patterns
+from net.codec.heads import MAX_TABLES, TAILS
+from net.codec.tensors import DTYPES, SPLIT, SPLIT_BITS, patterns
 from tests import slow_decoder
 
 MAX_SECONDS = 2.0
@@ -203,6 +204,7 @@ def states() -> list[dict[str, torch.Tensor]]:
         {
             "fc1.weight": tensor(sparse.astype(np.float32)),
             "fc1.bias": tensor(rng.normal(size=40).astype(np.float32)),
+            "dense": tensor(rng.normal(size=8200).astype(np.float32)),  # heads and tails
         },
         {
             "conv.weight": tensor(kernels.astype(np.float32)),
@@ -669,6 +671,9 @@ class Forger:
             self.values(count, width)
 
     def values(self, count: int, width: int) -> None:
+        split = self.rng.random() < 0.3
+        if split:
+            self.writer.write(SPLIT, SPLIT_BITS)
         form = self.rng.randrange(3)
         self.writer.write([1, 0, 1][form], [1, 2, 2][form])
         if form == 0:
@@ -679,21 +684,51 @@ class Forger:
             self.writer.write(min(shift, 63), 6)
             self.writer.write(min(used, 64) - 1, 6)
             width = used
-        if self.rng.random() < 0.5:
+        if split:
+            self.heads(count, width)
+        elif self.rng.random() < 0.5:
             self.writer.write(1, 1)
             size = self.number(min(count, 1 << min(width, 16)) - 1) + 1
             self.set(size, 1 << width)
             self.symbols(self.table(count, min(size, 1 << 16) - 1), count)
-            return
-        self.writer.write(0, 1)
-        for low in range(0, width, 8):
-            bits = min(8, width - low)
-            coded = self.rng.random() < 0.7
-            self.writer.write(coded, 1)
-            if coded:
-                self.symbols(self.table(count, (1 << bits) - 1), count)
+        else:
+            self.writer.write(0, 1)
+            for low in range(0, width, 8):
+                bits = min(8, width - low)
+                coded = self.rng.random() < 0.7
+                self.writer.write(coded, 1)
+                if coded:
+                    self.symbols(self.table(count, (1 << bits) - 1), count)
+                else:
+                    self.fill(bits * count)
+
+    def heads(self, count: int, width: int) -> None:
+        """Most often words and tails of one length, so that the lanes' sizes are right."""
+        head = min(self.rng.choice([1, 2, 8, 11, 12]), width - (self.rng.random() < 0.95))
+        self.writer.write(head, 4)
+        blocks = -(-count // BLOCK)
+        tables = min(self.number(min(blocks, MAX_TABLES) - 1) + 1, 2 * MAX_TABLES)
+        length = self.rng.randint(0, min(head, 3))
+        for _ in range(tables):
+            if self.rng.random() < 0.95:
+                lengths = np.full(1 << length, length, np.uint8)
+                write_table(self.writer, Code(np.arange(1 << length), lengths))
             else:
-                self.fill(bits * count)
+                self.table(count, (1 << head) - 1)
+        least, most = (1, width - head) if self.rng.random() < 0.95 else (0, TAILS - 1)
+        tail = self.rng.randint(least, max(least, most))
+        if self.rng.random() < 0.9:
+            which = {self.rng.randrange(tables) * TAILS + tail for _ in range(2)}
+            lengths = np.full(len(which), len(which) - 1, np.uint8)
+            code = Code(np.array(sorted(which)), lengths)
+            write_table(self.writer, code)
+        else:
+            code = self.table(blocks, tables * TAILS - 1)
+        self.symbols(code, blocks)
+        sizes = [(count + 7 - lane) // 8 * (length + tail) for lane in range(8)]
+        for size in sizes[:-1]:
+            self.writer.write_number(size + self.rng.choice([0] * 50 + [1, -1 if size else 0]))
+        self.fill(sum(sizes))
 
     def positions(self, shape: list[int], size: int) -> int:
         count = self.number(size - 1)

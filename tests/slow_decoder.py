@@ -87,21 +87,28 @@ def coded(bits: Bits, lengths: dict[int, int], count: int) -> list[int]:
     if len(lengths) == 1:
         bits.u(count // 1024)
         return list(lengths) * count
-    words, word, before = {}, -1, 0
-    for symbol in sorted(lengths, key=lambda s: (lengths[s], s)):
-        word = (word + 1) << (lengths[symbol] - before)
-        before = lengths[symbol]
-        words[format(word, f"0{before}b")] = symbol
     if count >= 2**17:
         for _ in range(7):
             bits.number()
-    symbols = []
-    for _ in range(count):
-        start = bits.at
-        while bits.bits[start : bits.at] not in words:
-            bits.u(1)
-        symbols.append(words[bits.bits[start : bits.at]])
-    return symbols
+    words = code_words(lengths)
+    return [symbol(bits, words) for _ in range(count)]
+
+
+def code_words(lengths: dict[int, int]) -> dict[str, int]:
+    """Which symbol each code word stands for; "" for the only one."""
+    words, word, before = {}, -1, 0
+    for each in sorted(lengths, key=lambda s: (lengths[s], s)):
+        word = (word + 1) << (lengths[each] - before)
+        before = lengths[each]
+        words[format(word, f"0{before}b") if before else ""] = each
+    return words
+
+
+def symbol(bits: Bits, words: dict[str, int]) -> int:
+    start = bits.at
+    while bits.bits[start : bits.at] not in words:
+        bits.u(1)
+    return words[bits.bits[start : bits.at]]
 
 
 def integers(bits: Bits, count: int) -> list[int]:
@@ -122,12 +129,13 @@ def integers(bits: Bits, count: int) -> list[int]:
 def values(bits: Bits, count: int, w0: int, floating: bool) -> list[int]:
     if not count:
         return []
-    half, shift, w = bits.u(1), 0, w0
-    if half:
-        w = 16
+    half, shift, w, split = *form(bits, w0), False
+    if (shift, w) == (63, 64):
+        half, shift, w, split = *form(bits, w0), True
+    assert shift + w <= w0
+    if split:
+        found = heads_and_tails(bits, count, w)
     elif bits.u(1):
-        shift, w = bits.u(6), bits.u(6) + 1
-    if bits.u(1):
         k = bits.number() + 1
         book = read_set(bits, k, 0, 2**w - 1)
         if half or (floating and shift + w == w0):
@@ -143,6 +151,29 @@ def values(bits: Bits, count: int, w0: int, floating: bool) -> list[int]:
     if half:
         return [_widened(v, w0) for v in found]
     return [value << shift for value in found]
+
+
+def form(bits: Bits, w0: int) -> tuple[int, int, int]:
+    """half, shift and w."""
+    if bits.u(1):
+        return 1, 0, 16
+    return (0, bits.u(6), bits.u(6) + 1) if bits.u(1) else (0, 0, w0)
+
+
+def heads_and_tails(bits: Bits, count: int, w: int) -> list[int]:
+    h, blocks = bits.u(4), -(-count // 4096)
+    tables = [code_words(table(bits)) for _ in range(bits.number() + 1)]
+    kinds = [divmod(kind, 64) for kind in coded(bits, table(bits), blocks)]
+    sizes = [bits.number() for _ in range(7)]
+    found = [0] * count
+    for lane in range(8):
+        start = bits.at
+        for i in range(lane, count, 8):
+            which, a = kinds[i // 4096]
+            found[i] = symbol(bits, tables[which]) << (w - h)
+            found[i] += bits.u(a) << (w - h - a)
+        assert lane == 7 or bits.at - start == sizes[lane]
+    return found
 
 
 def _float16(pattern: int) -> float:

@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 LANES = 8  # pieces of a long stream, which are decoded at the same time (codes.py, kernels.py)
+BLOCK, LONGEST = 1 << 12, 12  # values in a block, bits of the code word of a head (heads.py)
 
 
 def __getattr__(name: str) -> Any:

@@ -44,7 +44,7 @@ class BitWriter:
         """Append the low widths[i] (uint8, 0 to 64) bits of values[i] (uint64) for every i."""
         self.append(int(widths.sum(dtype=np.int64)), codec.kernels.pack_fields, values, widths)
 
-    def append(self, length: int, pack: Callable, *arguments: np.ndarray) -> None:
+    def append(self, length: int, pack: Callable, *arguments: np.ndarray | np.uint64) -> None:
         """Append what ``pack(*arguments, out, at)`` will write, which is ``length`` bits."""
         self._flush()
         self._parts.append((pack, arguments))
@@ -107,6 +107,12 @@ class BitReader:
         value = int.from_bytes(self._bytes[self.position >> 3 : last], "big") >> (8 * last - end)
         self.position = end
         return value & ((1 << width) - 1)
+
+    def peek(self, width: int) -> int:
+        """As ``read``, of up to 56 bits, with zeros behind the end, and stay where it is."""
+        first = self.position >> 3
+        bits = int.from_bytes(self._bytes[first : first + 8], "big")
+        return bits >> (64 - width - (self.position & 7)) & ((1 << width) - 1)
 
     def read_number(self) -> int:
         """An integer in [0, 2**63) written by ``write_number``."""

@@ -5,6 +5,7 @@ a limit; the limit lets one lookup decode a symbol.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -196,6 +197,17 @@ def histogram(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return present.astype(np.int64), counts
 
 
+def entropy(counts: np.ndarray) -> float:
+    """The bits of so many symbols of each kind, which no code for them can beat by much.
+
+    What a sample shows is less than what it stands for, by log2(e) / 2 for each symbol but one
+    (Miller 1955): that is added.
+    """
+    counts = counts[counts > 0]
+    total = counts.sum()
+    return float(np.dot(counts, np.log2(total / counts)) + (len(counts) - 1) / math.log(4))
+
+
 def length_limit(alphabet: int) -> int:
     """15 bits, or 2 more than a code of fixed width needs where that is more."""
     return max(15, alphabet.bit_length() + 2)
@@ -219,23 +231,24 @@ def code_lengths(counts: np.ndarray, limit: int) -> np.ndarray:
 
 def write_table(writer: BitWriter, code: Code) -> None:
     """The cheaper of two forms: small (a list of all lengths) or wide (symbols, then lengths)."""
-    small = BitWriter()
-    if code.symbols[-1] < SMALL_ALPHABET:
-        small.write(0, 1)
-        write_small_table(small, code)
-        if code.symbols[-1] < 64:  # the wide form has a small table of its own
-            return writer.extend(small)
-    wide = BitWriter()
-    wide.write(1, 1)
     size, last = len(code.symbols), int(code.symbols[-1])
-    wide.write_number(size - 1)
-    wide.write_number(last - (size - 1))
-    if size > 1:
-        write_set(wide, code.symbols[:-1], last - 1)
-    lengths = Code.of(code.lengths)
-    write_small_table(wide, lengths)
-    lengths.write(wide, code.lengths)
-    writer.extend(small if 0 < small.length <= wide.length else wide)
+    wide = BitWriter()
+    if last >= 64:  # the wide form has a small table of its own
+        wide.write(1, 1)
+        wide.write_number(size - 1)
+        wide.write_number(last - (size - 1))
+        if size > 1:
+            write_set(wide, code.symbols[:-1], last - 1)
+        lengths = Code.of(code.lengths)
+        write_small_table(wide, lengths)
+        lengths.write(wide, code.lengths)
+        least = 1 + size + 3 * (last + 1 - size)  # of the small form
+        if last >= SMALL_ALPHABET or least > wide.length:
+            return writer.extend(wide)
+    small = BitWriter()
+    small.write(0, 1)
+    write_small_table(small, code)
+    writer.extend(wide if 0 < wide.length < small.length else small)
 
 
 def read_table(
@@ -277,20 +290,16 @@ def write_small_table(writer: BitWriter, code: Code) -> None:
 
     Example: symbols 0, 2, lengths 1, 1 -> 0b11100001, 0b110, 0b0
     """
-    lengths = dict(zip(code.symbols.tolist(), code.lengths.tolist(), strict=True))
-    before = FIRST_LENGTH
-    for symbol in range(int(code.symbols[-1]) + 1):
-        length = lengths.get(symbol)
-        if length is None:
-            writer.write(0b110, 3)
-            continue
-        if length == before:
-            writer.write(0, 1)
-        elif abs(length - before) == 1:
-            writer.write(0b100 | (length < before), 3)
-        else:
-            writer.write(0b111 << 5 | length, 8)
-        before = length
+    lengths = code.lengths.astype(np.int64)
+    steps = np.diff(lengths, prepend=FIRST_LENGTH)
+    near, same = np.abs(steps) == 1, steps == 0
+    size = int(code.symbols[-1]) + 1
+    fields, widths = np.full(size, 0b110, np.uint64), np.full(size, 3, np.uint8)
+    fields[code.symbols] = np.where(
+        near, 0b100 | (steps < 0), np.where(same, 0, 0b111 << 5 | lengths)
+    )
+    widths[code.symbols] = np.where(near, 3, np.where(same, 1, 8))
+    writer.write_fields(fields, widths)
 
 
 def read_small_table(reader: BitReader) -> Code:

@@ -5,6 +5,7 @@ payloads and denormals survive.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import torch
@@ -44,6 +45,11 @@ class Form:
     shift: int
     width: int
     half: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether values are stored as they are, but for bits on top that are zero."""
+        return not self.half and not self.shift
 
     @classmethod
     def of(cls, values: np.ndarray, floating: bool) -> "Form":
@@ -124,7 +130,8 @@ def _as_half(values: np.ndarray) -> np.ndarray:
 
 
 def _fits_half(values: np.ndarray) -> bool:
-    for each in parts(values.size):  # most tensors do not: stop at the first part
+    # most tensors do not, and a few values show it
+    for each in itertools.chain([slice(0, 1 << 8)], parts(values.size)):
         part = values[each]
         if np.isnan(part.view(f"f{part.itemsize}")).any() or not np.array_equal(
             _as_half(part).astype(f"f{part.itemsize}").view(part.dtype), part

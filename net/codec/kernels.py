@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from . import LANES
+from . import BLOCK, LANES, LONGEST
 from .compiled import helper, kernel
 
 MAX_PROBES = 16  # of a hash table, for each value on average; 1 is usual
@@ -196,6 +196,148 @@ def merge_bits(data, at, width, shift, out):
         for i in range(len(out)):
             out[i] |= window(data, at) >> (64 - width) << shift
             at += width
+
+
+# --- heads and tails (heads.py) ------------------------------------------------------------------
+
+# A value is its head, the bits from ``low`` on, and its tail: ``tails[b]`` of the bits below, of
+# which the others are zero in all of block b. The code of its heads is number which[b].
+
+
+@kernel
+def survey(values, low, counts, group, used):
+    """Count the heads of each lane in every ``group`` blocks, counts[g, lane, head]; note the bits
+    in use in each block, used[b]. Value i is in lane i % LANES."""
+    for b in range(len(used)):
+        block, lanes, bits = values[b * BLOCK : (b + 1) * BLOCK], counts[b // group], np.uint64(0)
+        for value in block:  # a loop of its own takes several values at a time
+            bits |= np.uint64(value)
+        used[b] = bits
+        for i in range(0, len(block) - LANES + 1, LANES):
+            for lane in range(LANES):
+                lanes[lane, np.uint64(block[i + lane]) >> low] += 1
+        for i in range(len(block) & -LANES, len(block)):
+            lanes[i & (LANES - 1), np.uint64(block[i]) >> low] += 1
+
+
+@kernel
+def pack_lanes(values, low, tables, which, tails, sizes, out, at):
+    """Write the lanes, of ``sizes`` bits, from bit ``at`` on; value i is in lane i % LANES.
+
+    tables[k, head] is word << 4 | length. All lanes grow at the same time, eight bytes at once, so
+    that the last bytes of one are stored over the first of the next: these are kept apart. The
+    first block has so many in each.
+    """
+    ones = (np.uint64(1) << low) - np.uint64(1)
+    ends, begun = np.empty(LANES, np.int64), np.zeros(LANES, np.uint64)
+    first = np.zeros(LANES + 1, np.uint64)
+    begun[0] = np.uint64(out[at >> 3]) << 56  # the bits of a byte that is yet to be stored
+    for lane in range(LANES):
+        ends[lane] = at
+        at += sizes[lane]
+    for b in range(len(which)):
+        block, row, tail = values[b * BLOCK : (b + 1) * BLOCK], tables[which[b]], tails[b]
+        pairs = len(block) & -2 * LANES if tail <= 16 else 0  # two words in one go
+        for lane in range(LANES):
+            begin = np.uint64(ends[lane] >> 3)
+            byte, held, bits = begin, np.uint64(ends[lane] & 7), begun[lane]
+            for i in range(lane, pairs, 2 * LANES):
+                value, other = np.uint64(block[i]), np.uint64(block[i + LANES])
+                entry, more = np.uint64(row[value >> low]), np.uint64(row[other >> low])
+                word = entry >> 4 << tail | (value & ones) >> (low - tail)
+                width = (more & np.uint64(15)) + tail
+                word = word << width | more >> 4 << tail | (other & ones) >> (low - tail)
+                width += (entry & np.uint64(15)) + tail
+                byte, held, bits = put(word, width, byte, held, bits, out)
+            for i in range(pairs + lane, len(block), LANES):
+                value = np.uint64(block[i])
+                entry, rest = np.uint64(row[value >> low]), (value & ones) >> (low - tail)
+                word, width = entry >> 4, entry & np.uint64(15)
+                if tail > 44:  # together they may be more than fits
+                    byte, held, bits = put(word, width, byte, held, bits, out)
+                    word, width = rest, tail
+                else:
+                    word, width = word << tail | rest, width + tail
+                byte, held, bits = put(word, width, byte, held, bits, out)
+            ends[lane], begun[lane] = np.int64(byte) * 8 + np.int64(held), bits
+            if b == 0:
+                for i in range(8):
+                    first[lane] = first[lane] << 8 | np.uint64(out[begin + np.uint64(i)])
+    for lane in range(LANES):
+        store_all(out, np.uint64(ends[lane] >> 3), begun[lane] | first[lane + 1])
+    return at
+
+
+@helper
+def put(word, width, byte, held, bits, out):
+    """Store ``word``, of up to 56 bits, behind the first ``held`` bits of ``bits``.
+
+    Returns the next byte to be stored, and what is held of it, less than 8 bits.
+    """
+    held += width
+    bits |= word << (np.uint64(64) - held)
+    store_all(out, byte, bits)
+    return byte + (held >> np.uint64(3)), held & np.uint64(7), bits << (held & np.uint64(56))
+
+
+@helper
+def store_all(out, byte, word):
+    """The 64 bits of ``word``, the first byte from the top."""
+    for i in range(8):
+        out[byte + np.uint64(i)] = word >> (56 - 8 * i)
+
+
+@helper
+def take(bits, row, tail, low):
+    """The value that ``bits`` begin with, and how many of them it takes."""
+    entry = np.uint64(row[bits >> (64 - LONGEST)])
+    length = entry & np.uint64(15)
+    rest = bits << length >> (np.uint64(64) - tail)
+    return entry >> 4 << low | rest << (low - tail), length + tail
+
+
+@kernel
+def unpack_lanes(data, at, end, tables, which, tails, low, out):
+    """Read what ``pack_lanes`` has written: blocks of ``out`` from the bits ``at`` of the lanes on.
+
+    ``at`` is moved to where each stops. tables[k, w] is head << 4 | length of the code word that
+    the bits w begin with. Returns False if a word would begin beyond ``end``.
+    """
+    for b in range(len(which)):
+        block, row, tail = out[b * BLOCK : (b + 1) * BLOCK], tables[which[b]], tails[b]
+        many = 0
+        if tail <= 16:  # a window holds two words and their tails
+            many = len(block) & -2 * LANES
+            for i in range(0, many, 2 * LANES):
+                for lane in range(LANES):
+                    place = at[lane]
+                    if place > end:
+                        return False
+                    bits = window(data, place)
+                    value, width = take(bits, row, tail, low)
+                    other, more = take(bits << width, row, tail, low)
+                    at[lane] = place + np.int64(width + more)
+                    block[i + lane], block[i + LANES + lane] = value, other
+        elif tail <= 45:
+            many = len(block) & -LANES
+            for i in range(0, many, LANES):
+                for lane in range(LANES):
+                    place = at[lane]
+                    if place > end:
+                        return False
+                    value, width = take(window(data, place), row, tail, low)
+                    at[lane] = place + np.int64(width)
+                    block[i + lane] = value
+        for i in range(many, len(block)):
+            lane = i & (LANES - 1)
+            if at[lane] > end:
+                return False
+            entry = np.uint64(row[window(data, at[lane]) >> (64 - LONGEST)])
+            at[lane] += np.int64(entry & np.uint64(15))
+            rest = window(data, at[lane]) >> (np.uint64(64) - tail)
+            block[i] = entry >> 4 << low | rest << (low - tail)
+            at[lane] += np.int64(tail)
+    return True
 
 
 # --- integers: tokens and raw bits --------------------------------------------------------------

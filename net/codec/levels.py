@@ -8,7 +8,7 @@ codes do, so it has to save bytes to be used.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ ESCAPE = 0b01000000  # the form "01" with a shift of 0 and, then, the whole widt
 MIN_GAIN = 50  # it is used where it saves one bit in so many
 SAMPLED, SAMPLES = 1 << 15, 16  # of more elements, one in so many is tried first
 MAX_CODEBOOK = 1 << 16
+MOST_LISTED = 1 << 10  # values on no grid that are tried
 MANTISSAS = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
 LEAST = 8  # the smallest values, whose differences suggest a step
 SHORTEST = 4  # steps within what the values allow, of the fewest digits, that are tried
@@ -182,18 +183,21 @@ class Scan(NamedTuple):
 
 def write_levels(
     distinct: np.ndarray,
-    numbers: np.ndarray,
+    counts: np.ndarray,
+    numbers: Callable[[], np.ndarray],
     shape: tuple[int, ...],
     dtype: torch.dtype,
     most: int,
 ) -> BitWriter | None:
     """The whole bit string of a tensor, if it takes enough fewer than `most` bits.
 
-    Its patterns are `distinct`[`numbers`], uint[n].
+    Its patterns are `distinct`[`numbers()`], uint[n], each of them `counts` times.
     """
-    if numbers.size < FEWEST or len(distinct) < 2 or not has_levels(shape, dtype):
+    if len(distinct) < 2 or not has_levels(shape, dtype) or math.prod(shape) < FEWEST:
         return None
     writer, found = BitWriter(), Grid.of(distinct, dtype)
+    if found is None and len(distinct) > MOST_LISTED:
+        return None
     writer.write(ESCAPE, 9)
     writer.write(8 * distinct.itemsize - 1, 6)
     writer.write(found is not None, 1)
@@ -201,9 +205,8 @@ def write_levels(
         found[0].write(writer)
         of_each = found[1]
     else:
-        counts = np.bincount(numbers, minlength=len(distinct))
         of_each = _write_codebook(writer, distinct, counts, dtype.is_floating_point)
-    levels = of_each.astype(np.int32)[numbers]
+    levels = of_each.astype(np.int32)[numbers()]
     scan = Scan(shape, 0)
     if found is not None:
         walked = (Scan(shape, view, True) for view in matrix_views(shape))
@@ -212,7 +215,7 @@ def write_levels(
     writer.write(scan.view, 2)
     writer.write(0, -writer.length % 8)
     room = (most - most // MIN_GAIN - writer.length) // 8
-    if room <= 0 or not (scan.trellis or numbers.size <= SAMPLED or _promising(scan, levels)):
+    if room <= 0 or not (scan.trellis or levels.size <= SAMPLED or _promising(scan, levels)):
         return None
     out = np.empty(room + 16, np.uint8)
     size = scan.write(levels, out)
@@ -257,7 +260,7 @@ def _write_codebook(
 
 def begins_levels(reader: BitReader, kind: np.dtype) -> bool:
     """Whether what follows the first bit of a tensor of patterns of this type is this form."""
-    return reader.ahead(14)[:14] == f"{ESCAPE:08b}{8 * kind.itemsize - 1:06b}"
+    return reader.peek(14) == ESCAPE << 6 | 8 * kind.itemsize - 1
 
 
 def read_levels(
