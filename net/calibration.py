@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from .activations import Inputs, Use, Watch
 from .compensation import compensate, settled_prices
+from .extras import ProgressBar
 from .parameters import copied
 from .rounding import MAX_LEVEL, grid, row_parts, share_tensor
 from .threads import in_order
@@ -36,8 +37,10 @@ STAGES = 8  # runs of the inputs through the network, each for a share of its la
 # then do not see each other's errors: time for a ResNet-20 grows from 9 s with 5 to 23 s with 20
 RECOVERED = 0.5  # the part of earlier layers' errors that a layer makes up for
 DAMPING = 0.01  # of the mean of H's diagonal
+STRIP = 512  # columns of a product that are computed at a time
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
 ROWS = 64  # a thread's share
+PATIENCE = 3.0  # seconds before there is a progress bar
 SAMPLE = 1 << 18  # weights on which the code words are estimated
 
 UNREACHED = "no input reached it"
@@ -51,10 +54,10 @@ EXPECTED = (
 
 
 class Moments(NamedTuple):
-    """Of the inputs x of a product, means over x, float32 [groups, inputs, inputs]."""
+    """Of the inputs x of a product with W, means over x, float32."""
 
-    hessian: torch.Tensor  # x x^T: half of the Hessian of the squared error of an output
-    drift: torch.Tensor  # (x0 - x) x^T, where x0 was x before anything was shared
+    hessian: torch.Tensor  # x x^T [groups, inputs, inputs]: of an output's squared error, half
+    drift: torch.Tensor  # W (x0 - x) x^T [groups, outputs, inputs]; before sharing, x was x0
 
     def usable(self) -> bool:
         """Whether all is finite and anything is not zero."""
@@ -96,6 +99,8 @@ class Samples:
         self.batches = [_calls(batch, arguments, labelled) for batch in given]
         if not self.batches:
             raise ValueError(f"calibration is empty; give {EXPECTED}")
+        # Of that model's weights (net.sensitivity), once they are measured: the same at any noise.
+        self.traces: tuple[dict[str, float], str] | None = None
 
     @classmethod
     def of(cls, model: nn.Module, given: "Samples | Any") -> "Samples":
@@ -166,12 +171,14 @@ def calibrate(
             if reason:  # no data needed, so that every layer can be calibrated behind them
                 parameters[name].copy_(share_tensor(parameters[name], steps[name], kinds[name]))
         order = [name for name in order if not reasons[name]]
-        for part in np.array_split(np.arange(len(order)), min(len(order), STAGES) or 1):
-            names = [order[i] for i in part]
-            moments = _moments(exact, work, names, batches, uses)
-            for name in names:
-                own = {use: found for use, found in moments.items() if use.name == name}
-                reasons[name] = _share(parameters[name], own, steps[name], kinds[name])
+        parts = np.array_split(np.arange(len(order)), min(len(order), STAGES) or 1)
+        stages = {int(part[0]): [order[i] for i in part] for part in parts if len(part)}
+        moments: dict[Use, Moments] = {}
+        for place, name in enumerate(ProgressBar(order, "calibrating", delay=PATIENCE)):
+            if place in stages:
+                moments = _moments(exact, work, stages[place], batches, uses)
+            own = {use: found for use, found in moments.items() if use.name == name}
+            reasons[name] = _share(parameters[name], own, steps[name], kinds[name])
     shared = {name: parameters[name].detach() for name in kinds}
     return shared, {name: reason for name, reason in reasons.items() if reason}
 
@@ -265,6 +272,7 @@ def _moments(
 ) -> dict[Use, Moments]:
     """Of the products with the parameters `names` of `work`, and of `exact` beside it."""
     total = Counter(use for found in uses for use in found)
+    parameters = {name: each for name, each in work.named_parameters() if name in names}
     sums: dict[Use, tuple[torch.Tensor, torch.Tensor]] = {}
     drawn: Counter[Use] = Counter()
     for number, (batch, found) in enumerate(zip(batches, uses, strict=True)):
@@ -274,12 +282,38 @@ def _moments(
         if [x.shape for x in before] != [x.shape for x in after]:  # data decides what is run
             before = after
         for use, x0, x in zip(wanted, before, after, strict=False):
-            hessian, drift = x.mT @ x, (x0 - x).mT @ x
+            hessian, drift = _squared(x), (x0 - x).mT
+            if _is_wide(use, parameters[use.name]):
+                drift = use.matrices(parameters[use.name]).float() @ drift
+            drift = drift @ x
             if use in sums:
                 hessian, drift = sums[use][0].add_(hessian), sums[use][1].add_(drift)
             sums[use] = hessian, drift
             drawn[use] += x.shape[1]
-    return {use: Moments(*(each / max(drawn[use], 1) for each in sums[use])) for use in sums}
+    moments = {}
+    for use, (hessian, drift) in sums.items():
+        if not _is_wide(use, parameters[use.name]):
+            drift = use.matrices(parameters[use.name]).float() @ drift
+        moments[use] = Moments(*(each / max(drawn[use], 1) for each in (hessian, drift)))
+    return moments
+
+
+def _is_wide(use: Use, parameter: torch.Tensor) -> bool:
+    """Whether the product of the weights with vectors takes less than that of the vectors."""
+    _, outputs, inputs = use.matrices(parameter).shape
+    return 2 * outputs < inputs
+
+
+def _squared(x: torch.Tensor) -> torch.Tensor:
+    """x^T x [groups, inputs, inputs] of x [groups, n, inputs], hardly more than half of which is
+    computed."""
+    groups, _, inputs = x.shape
+    result = x.new_empty(groups, inputs, inputs)
+    for first in range(0, inputs, STRIP):
+        strip = slice(first, first + STRIP)
+        part = x[:, :, strip].mT @ x[:, :, first:]
+        result[:, strip, first:], result[:, first:, strip] = part, part.mT
+    return result
 
 
 def _inputs(
@@ -324,13 +358,16 @@ def _share(parameter: torch.Tensor, moments: Mapping[Use, Moments], step: float,
         return "its inputs are zero or not finite" if moments else UNREACHED
     largest = float(source.abs().max())
     for use, found in usable.items():
-        weights = use.matrices(source).double().cpu().numpy()
-        shared = np.empty_like(weights)
+        act_order, upper, target = _prepared(use.matrices(source), found)
+        shared = np.empty_like(target)
         for part, size in row_parts(source[use.first : use.first + use.rows], step, kind):
             size = max(size, largest / MAX_LEVEL)
             levels = grid(size, largest, source.dtype)
-            shared[:, part] = levels[_rounded(weights[:, part], found, size, levels)]
-        use.restore(torch.from_numpy(shared).to(parameter), parameter)
+            shared[:, part] = levels[_rounded(target[:, part], upper, size, levels)]
+        values = torch.empty(shared.shape, dtype=torch.float64)
+        places = act_order[:, None, :].cpu().expand(shared.shape)
+        values.scatter_(2, places, torch.from_numpy(shared))
+        use.restore(values.to(parameter), parameter)
     return ""
 
 
@@ -341,45 +378,51 @@ def _merged(parameter: torch.Tensor, moments: Mapping[Use, Moments]) -> dict[Use
         return {}
     (kind, groups) = kinds.pop()
     rows = parameter.shape[1] if kind == "columns" else parameter.shape[0]
-    merged = Moments(*(torch.stack(each).sum(0) for each in zip(*moments.values(), strict=True)))
-    return {Use(next(iter(moments)).name, kind, 0, rows, groups): merged}
+    whole = Use(next(iter(moments)).name, kind, 0, rows, groups)
+    hessian = torch.stack([each.hessian for each in moments.values()]).sum(0)
+    drift = hessian.new_zeros(whole.matrices(parameter).shape)
+    for use, each in moments.items():  # of a part only where there is one group
+        drift[:, use.first : use.first + each.drift.shape[1]] += each.drift
+    return {whole: Moments(hessian, drift)}
 
 
-def _factors(hessian: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(act order int64 [g, n], upper Cholesky factors of H's inverses in it, float64 [g, n, n]).
+def _prepared(weights: torch.Tensor, found: Moments) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """(act order int64 [groups, inputs], upper Cholesky factors of H's inverses in it, what the
+    weights [groups, outputs, inputs] are to come to, in it as well), the last two float64.
 
     Inputs of the most power come first (the act order of GPTQ): what is rounded last has the least
     left to make up for its errors.
     """
-    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    hessian = hessian.gather(1, order[:, :, None].expand_as(hessian))
-    hessian = hessian.gather(2, order[:, None, :].expand_as(hessian))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    upper = torch.linalg.cholesky(inverse, upper=True).contiguous()
-    return order.cpu().numpy(), upper.cpu().numpy()
-
-
-def _rounded(weights: np.ndarray, found: Moments, step: float, levels: np.ndarray) -> np.ndarray:
-    """Labels int64 [groups, rows, columns] of `weights`, the places of their values in `levels`."""
     hessian = found.hessian.double()
     power = hessian.diagonal(dim1=1, dim2=2).mean(1)
     power = torch.where(power > 0, power, power.max())
-    hessian = hessian + (DAMPING * power)[:, None, None] * torch.eye(hessian.shape[1]).to(hessian)
-    drift = torch.from_numpy(weights).to(hessian.device) @ found.drift.double()
-    target = weights + RECOVERED * torch.linalg.solve(hessian, drift, left=False).cpu().numpy()
-    target[weights == 0] = 0  # pruned
-    act_order, upper = _factors(hessian)
-    weights = np.take_along_axis(target, act_order[:, None, :], axis=2)
+    hessian.diagonal(dim1=1, dim2=2).add_(DAMPING * power[:, None])
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    columns = order[:, None, :].expand(weights.shape)
+    # H = L L^T in the reverse of the order, in which it is H^-1 = U^T U with U as L^-1, turned
+    # upside down and from left to right: one factorization does for both.
+    reverse = order.flip(1)
+    hessian = hessian.gather(1, reverse[:, :, None].expand_as(hessian))
+    hessian = hessian.gather(2, reverse[:, None, :].expand_as(hessian))
+    lower = torch.linalg.cholesky(hessian)
+    unit = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
+    upper = torch.linalg.solve_triangular(lower, unit, upper=False).flip(1, 2)
+    drift = found.drift.double().gather(2, columns.flip(2))
+    shift = RECOVERED * torch.cholesky_solve(drift.mT, lower).mT.flip(2)
+    weights = weights.double().gather(2, columns)
+    target = torch.where(weights == 0, 0, weights + shift)  # pruned
+    return order, upper.contiguous().cpu().numpy(), target.cpu().numpy()
+
+
+def _rounded(target: np.ndarray, upper: np.ndarray, step: float, levels: np.ndarray) -> np.ndarray:
+    """Labels int64 [groups, rows, columns] of `target`, the places of their values in `levels`."""
 
     def rounded(part: np.ndarray, price: np.ndarray) -> np.ndarray:
         return _compensated(part, upper, step, levels, price)
 
-    stride = max(1, weights.size // SAMPLE)
-    sample = weights[:, ::stride] if weights.shape[1] >= stride else weights
-    labels = rounded(weights, settled_prices(sample, upper, step, levels, rounded))
-    result = np.empty_like(labels)
-    np.put_along_axis(result, np.broadcast_to(act_order[:, None, :], labels.shape), labels, 2)
-    return result
+    stride = max(1, target.size // SAMPLE)
+    sample = target[:, ::stride] if target.shape[1] >= stride else target
+    return rounded(target, settled_prices(sample, upper, step, levels, rounded))
 
 
 def _compensated(

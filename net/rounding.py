@@ -29,6 +29,8 @@ NOISE = 0.2
 MAX_LEVEL = 1 << 13  # multiples of the step on either side of zero
 TYPICAL = 1.3  # the root mean square is taken for typical up to so many medians of its rows
 FINEST = 6  # the largest power of two by which a row's step is finer than its tensor's
+COARSEST = 0.8  # deviations, of a step that sensitivity alone makes coarser (docs/results.md)
+HALVINGS = 60  # of a range of logarithms: to the last digit
 SAMPLE = 1 << 20  # weights on which the code words are estimated
 CHUNK = 1 << 22  # weights in float64 at a time and thread
 FOLDED = ("weight", "bias", "running_mean", "running_var")  # of a batch normalisation
@@ -69,13 +71,22 @@ def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return counts, powers
 
 
-def steps(spreads: Mapping[str, Spread], noise: float = NOISE) -> dict[str, float]:
+def steps(
+    spreads: Mapping[str, Spread],
+    noise: float = NOISE,
+    traces: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """The step of each tensor: `noise` deviations on average, more for larger tensors.
 
     Noise of variance step**2 / 12 in every layer, relative to its outputs, adds up to the noise
     of the network's; the bits fall by the number of weights times log2(step). The least sum of
     both has step**2 proportional to deviation**2 times the number of weights. Against one step for
     all this costs a ResNet-20 nothing and takes up to 20 % off the bytes of other networks.
+
+    Where the sum is known, as trace * step**2 / 12 with the `traces` of net.sensitivity, the least
+    has step**2 proportional to the number of weights over the trace, with the same mean of the
+    step's logarithm over all weights. That holds for errors that are small beside the weights, and
+    for steps that cost a bit when they are halved: no step grows beyond COARSEST deviations.
     """
     live = {name: each for name, each in spreads.items() if each.parameters and each.deviation}
     if not noise > 0 or not math.isfinite(noise):
@@ -87,18 +98,43 @@ def steps(spreads: Mapping[str, Spread], noise: float = NOISE) -> dict[str, floa
     def step(each: Spread) -> float:
         return noise * each.deviation * math.exp((math.log(each.parameters) - mean) / 2)
 
-    return {name: step(live[name]) if name in live else 1.0 for name in spreads}
+    found = {name: step(each) for name, each in live.items()}
+    known = {name: trace for name, trace in (traces or {}).items() if name in live}
+    return dict.fromkeys(spreads, 1.0) | found | _by_traces(found, known, live)
+
+
+def _by_traces(
+    steps: Mapping[str, float], traces: Mapping[str, float], spreads: Mapping[str, Spread]
+) -> dict[str, float]:
+    """Of the tensors with traces, steps by these in place of `steps`."""
+    sizes = np.array([spreads[name].parameters for name in traces], float)
+    given = np.log([steps[name] for name in traces])
+    wanted = (np.log(sizes) - np.log(list(traces.values()))) / 2
+    coarsest = np.log([COARSEST * spreads[name].deviation for name in traces])
+    most = np.maximum(given, coarsest)
+    # By how much all that are not at their bound are to move, for the mean that `steps` have.
+    low, high = np.min(given - wanted, initial=0.0), np.max(most - wanted, initial=0.0)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if (sizes * np.minimum(wanted + middle, most)).sum() < (sizes * given).sum():
+            low = middle
+        else:
+            high = middle
+    return dict(zip(traces, np.exp(np.minimum(wanted + high, most)).tolist(), strict=True))
 
 
 def steps_of(
-    tensors: Mapping[str, torch.Tensor], names: Iterable[str], noise: float = NOISE
+    tensors: Mapping[str, torch.Tensor],
+    names: Iterable[str],
+    noise: float = NOISE,
+    traces: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """`steps` for the tensors of these names, read one at a time. An error names the tensor."""
     spreads = {}
     for name in names:
         with naming(f"cannot share {name}"):
             spreads[name] = spread(tensors[name])
-    return steps(spreads, noise)
+    return steps(spreads, noise, traces)
 
 
 def share_tensor(tensor: torch.Tensor, step: float, kind: str = "") -> torch.Tensor:

@@ -246,6 +246,42 @@ def test_later_layers_make_up_for_errors_of_earlier_ones(monkeypatch):
     assert errors[1] < 0.9 * errors[0]
 
 
+def test_what_inputs_have_in_common_in_strips(monkeypatch):
+    monkeypatch.setattr(calibration, "STRIP", 3)
+    x = torch.randn(2, 9, 8)
+    assert torch.allclose(calibration._squared(x), x.mT @ x, atol=1e-5)
+
+
+def test_the_drift_in_the_order_that_takes_less(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12))
+    kinds, batch = compressible(model), alike(300, 16)
+    found = []
+    for wide in (True, False):
+        monkeypatch.setattr(calibration, "_is_wide", lambda *_, wide=wide: wide)
+        found.append(calibrate(model, [batch], kinds, steps_of(model, kinds, 2.0))[0])
+    for name, tensor in found[0].items():
+        assert (tensor == found[1][name]).double().mean() > 0.98
+
+
+def test_progress_by_layers_and_nothing_where_there_is_no_terminal(monkeypatch, capfd):
+    monkeypatch.setattr(calibration, "PATIENCE", 0.0)
+    monkeypatch.setattr(calibration, "STAGES", 2)
+    bars = []
+
+    class Bar(calibration.ProgressBar):
+        def __init__(self, steps, *args, **options):
+            bars.append(list(steps))
+            super().__init__(steps, *args, **options)
+
+    monkeypatch.setattr(calibration, "ProgressBar", Bar)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    kinds = compressible(model)
+    calibrate(model, alike(30, 4), kinds, steps_of(model, kinds))
+    assert bars == [list(kinds)]
+    assert capfd.readouterr() == ("", "")
+
+
 # What inputs are given as
 
 
