@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from .activations import Inputs, Use, Watch
+from .activations import EMBEDDING, Inputs, Use, Watch
 from .compensation import compensate, settled_prices
 from .extras import ProgressBar
 from .parameters import copied
@@ -36,6 +36,7 @@ MAX_INPUTS = 8192  # of one output; H of more takes too much memory and time
 STAGES = 8  # runs of the inputs through the network, each for a share of its layers, which
 # then do not see each other's errors: time for a ResNet-20 grows from 9 s with 5 to 23 s with 20
 RECOVERED = 0.5  # the part of earlier layers' errors that a layer makes up for
+FINEST_ROW = 2  # the largest power of two by which a row of an embedding is finer than the tensor
 DAMPING = 0.01  # of the mean of H's diagonal
 STRIP = 512  # columns of a product that are computed at a time
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
@@ -161,16 +162,23 @@ def calibrate(
     parameters = {name: each for name, each in work.named_parameters() if name in kinds}
     with _separate_products(work):
         batches, uses = [], []
+        met: dict[str, torch.Tensor] = {}  # how often, of each row of an embedding
         for calls in samples.batches:
-            call, found = _first_that_runs(work, parameters, calls)
+            call, found, rows = _first_that_runs(work, parameters, calls)
             batches.append(call)
             uses.append(found)
+            for name, count in rows.items():
+                met[name] = met.get(name, 0) + count
         order = list(dict.fromkeys(use.name for found in uses for use in found))
         reasons = {name: _reason(name, parameters[name], uses) for name in kinds}
         for name, reason in reasons.items():
-            if reason:  # no data needed, so that every layer can be calibrated behind them
-                parameters[name].copy_(share_tensor(parameters[name], steps[name], kinds[name]))
-        order = [name for name in order if not reasons[name]]
+            if reason:  # no inputs needed, so that every layer can be calibrated behind them
+                finer = None
+                if {use.kind for found in uses for use in found if use.name == name} == {EMBEDDING}:
+                    finer, reasons[name] = _finer(met[name]), ""
+                weight = parameters[name]
+                weight.copy_(share_tensor(weight, steps[name], kinds[name], finer))
+        order = [name for name in order if name not in met and not reasons[name]]
         parts = np.array_split(np.arange(len(order)), min(len(order), STAGES) or 1)
         stages = {int(part[0]): [order[i] for i in part] for part in parts if len(part)}
         moments: dict[Use, Moments] = {}
@@ -215,12 +223,12 @@ def on_device(call: Call, device: torch.device) -> Call:
 
 def _first_that_runs(
     model: nn.Module, parameters: Mapping[str, torch.Tensor], calls: list[Call]
-) -> tuple[Call, list[Use]]:
-    """(call, its products with the parameters) of the first call that the model does not refuse."""
+) -> tuple[Call, list[Use], dict[str, torch.Tensor]]:
+    """(call, and of it what `_uses` gives) of the first call that the model does not refuse."""
     reason = ""
     for call in calls:
         try:
-            return call, _uses(model, parameters, call)
+            return call, *_uses(model, parameters, call)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model raises for what it does not take
@@ -244,12 +252,35 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def _uses(model: nn.Module, parameters: Mapping[str, torch.Tensor], call: Call) -> list[Use]:
-    """The products of a run with the parameters, in their order."""
+def _uses(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], call: Call
+) -> tuple[list[Use], dict[str, torch.Tensor]]:
+    """(the products of a run with the parameters, in their order, {name of an embedding: how often
+    each of its rows is met, int64 [rows]})."""
     found: list[Use] = []
-    with Watch(parameters, lambda use, _: found.append(use)):
+    met: dict[str, torch.Tensor] = {}
+
+    def note(use: Use, inputs: Inputs) -> None:
+        found.append(use)
+        if use.kind == EMBEDDING:
+            count = inputs.x.flatten().bincount(minlength=len(parameters[use.name])).cpu()
+            met[use.name] = met.get(use.name, 0) + count
+
+    with Watch(parameters, note):
         _run(model, call)
-    return found
+    return found, met
+
+
+def _finer(met: torch.Tensor) -> torch.Tensor:
+    """The power of two by which the step of each row of an embedding is finer than its tensor's, a
+    negative one if it is coarser.
+
+    What a row's errors cost is proportional to how often it is met, so that step**2 is inversely.
+    One more time is counted for each row, and no step is more than twice as coarse: what few inputs
+    did not have, others will.
+    """
+    often = (met + 1) / (met + 1).double().mean()
+    return (often.log2() / 2).round().clamp(-1, FINEST_ROW)
 
 
 def _reason(name: str, parameter: torch.Tensor, uses: list[list[Use]]) -> str:

@@ -137,14 +137,17 @@ def steps_of(
     return steps(spreads, noise, traces)
 
 
-def share_tensor(tensor: torch.Tensor, step: float, kind: str = "") -> torch.Tensor:
+def share_tensor(
+    tensor: torch.Tensor, step: float, kind: str = "", finer: torch.Tensor | None = None
+) -> torch.Tensor:
     """`tensor` with its values shared: multiples of `step`, of the same shape and type.
 
     The first dimension is that of the outputs, the second of the inputs, others are a
     convolution's kernel; of a stack of matrices (`kind` "linear", as of parameters.compressible)
     the last is that of the inputs; one of a single dimension has no outputs to cancel errors in.
-    Zeros stay zeros. Takes any real floating-point type. Raises ValueError for a bad step, NaN
-    or infinity.
+    `finer` [rows] has the powers of two by which the steps of rows are finer, where these are not
+    all alike (`row_parts`). Zeros stay zeros. Takes any real floating-point type. Raises
+    ValueError for a bad step, NaN or infinity.
     """
     if not step > 0 or not math.isfinite(step):
         raise ValueError(f"the step must be a positive number, not {step!r}")
@@ -157,7 +160,7 @@ def share_tensor(tensor: torch.Tensor, step: float, kind: str = "") -> torch.Ten
     if kind == "linear" and source.dim() > 2:
         # Where the last dimension is that of the outputs, errors just do not cancel.
         return share_tensor(source.flatten(0, -2), step).reshape(source.shape).to(tensor.device)
-    parts = row_parts(source, step, kind)
+    parts = row_parts(source, step, kind, finer)
     if len(parts) == 1:  # without a copy: it may be a large one
         return _shared(source, parts[0][1]).to(tensor.device)
     result = torch.empty_like(source)
@@ -167,23 +170,25 @@ def share_tensor(tensor: torch.Tensor, step: float, kind: str = "") -> torch.Ten
 
 
 def row_parts(
-    tensor: torch.Tensor, step: float, kind: str
+    tensor: torch.Tensor, step: float, kind: str, finer: torch.Tensor | None = None
 ) -> list[tuple[slice | np.ndarray, float]]:
-    """Rows (all, or bool [rows]) and their step: `step`, in recurrent weights over powers of two.
+    """Rows (all, or bool [rows]) and their step: `step` over two to the power of `finer` [rows], of
+    recurrent weights if there is none given, and else `step`.
 
-    Half of it in a row of the tensor's own deviation, since errors come round again with every
-    element of a sequence; less as the row's weights are smaller: a gate that is nearly linear has
-    far smaller ones than those that saturate, and as much to say. A published speaker encoder, an
-    LSTM of three layers, so keeps a cosine of 0.94 to its own answers in 860 kB; with one step for
-    each tensor, 0.5.
+    In these half of it in a row of the tensor's own deviation, since errors come round again with
+    every element of a sequence; less as the row's weights are smaller: a gate that is nearly linear
+    has far smaller ones than those that saturate, and as much to say. A published speaker encoder,
+    an LSTM of three layers, so keeps a cosine of 0.94 to its own answers in 860 kB; with one step
+    for each tensor, 0.5.
     """
-    if kind != "rnn":
-        return [(slice(None), step)]
-    counts, powers = _rows(tensor)
-    sizes = (powers / counts.clamp_min(1)).sqrt()
-    whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
-    finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
-    finer[sizes == 0] = 0
+    if finer is None:
+        if kind != "rnn":
+            return [(slice(None), step)]
+        counts, powers = _rows(tensor)
+        sizes = (powers / counts.clamp_min(1)).sqrt()
+        whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
+        finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
+        finer[sizes == 0] = 0
     return [((finer == power).numpy(), step / 2**power) for power in finer.unique().tolist()]
 
 
