@@ -272,15 +272,13 @@ def _uses(
 
 
 def _finer(met: torch.Tensor) -> torch.Tensor:
-    """The power of two by which the step of each row of an embedding is finer than its tensor's, a
-    negative one if it is coarser.
+    """The power of two by which the step of each row of an embedding is finer than its tensor's.
 
     What a row's errors cost is proportional to how often it is met, so that step**2 is inversely.
-    One more time is counted for each row, and no step is more than twice as coarse: what few inputs
-    did not have, others will.
+    None is coarser than the tensor's: what few inputs did not have, others will.
     """
     often = (met + 1) / (met + 1).double().mean()
-    return (often.log2() / 2).round().clamp(-1, FINEST_ROW)
+    return (often.log2() / 2).round().clamp(0, FINEST_ROW)
 
 
 def _reason(name: str, parameter: torch.Tensor, uses: list[list[Use]]) -> str:
