@@ -216,3 +216,24 @@ def test_few_inputs_at_a_time(monkeypatch):
     seen.clear()
     of(model, list(torch.randn(800, 6).split(8)))
     assert seen == [1] * 50
+
+
+def test_a_file_says_why_the_sensitivity_is_not_measured(tmp_path):
+    x = torch.randn(40, 6)
+    for model, said in ((nn.Linear(6, 3), False), (Refuses(6, 3), True)):
+        notes = net.compress(model, tmp_path / "model.dc", inputs=x, noise=0.3).notes
+        assert any("not by measured sensitivity" in note for note in notes) == said
+
+
+def test_inputs_are_measured_once_for_all_noises(monkeypatch, tmp_path):
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return traces(*args)
+
+    monkeypatch.setattr(sensitivity, "traces", counted)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3))
+    net.compress(model, tmp_path / "model.dc", inputs=torch.randn(40, 6), max_divergence=0.01)
+    assert len(calls) == 1
