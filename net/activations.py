@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
+EMBEDDING = "an embedding"  # of which a row is its inputs' output; these are the rows' numbers
 
 
 class Use(NamedTuple):
@@ -109,7 +110,7 @@ class Watch(TorchDispatchMode):
         elif packet is aten.embedding:
             name, _, _ = self._find(args[0])
             if name is not None:
-                self.note(Use(name, "an embedding"), Inputs(args[1]))
+                self.note(Use(name, EMBEDDING), Inputs(args[1]))
         return function(*args, **(kwargs or {}))
 
     def _find(self, tensor: torch.Tensor) -> tuple[str | None, torch.Tensor, int]:

@@ -23,9 +23,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from .activations import Inputs, Use, Watch
+from .activations import EMBEDDING, Inputs, Use, Watch
 from .codec.adaptive import STRIP
 from .compensation import compensate, settled_prices
+from .extras import ProgressBar
 from .parameters import copied
 from .rounding import grid, row_parts, share_tensor, walkable
 from .threads import in_order
@@ -36,8 +37,11 @@ MAX_INPUTS = 8192  # of one output; H of more takes too much memory and time
 STAGES = 8  # runs of the inputs through the network, each for a share of its layers, which
 # then do not see each other's errors: time for a ResNet-20 grows from 9 s with 5 to 23 s with 20
 RECOVERED = 0.5  # the part of earlier layers' errors that a layer makes up for
+FINEST_ROW = 2  # the largest power of two by which a row of an embedding is finer than the tensor
 DAMPING = 0.01  # of the mean of H's diagonal
+COLUMNS = 512  # of a product that are computed at a time
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
+PATIENCE = 3.0  # seconds before there is a progress bar
 SAMPLE = 1 << 18  # weights on which the code words are estimated
 
 UNREACHED = "no input reached it"
@@ -51,10 +55,10 @@ EXPECTED = (
 
 
 class Moments(NamedTuple):
-    """Of the inputs x of a product, means over x, float32 [groups, inputs, inputs]."""
+    """Of the inputs x of a product with W, means over x, float32."""
 
-    hessian: torch.Tensor  # x x^T: half of the Hessian of the squared error of an output
-    drift: torch.Tensor  # (x0 - x) x^T, where x0 was x before anything was shared
+    hessian: torch.Tensor  # x x^T [groups, inputs, inputs]: of an output's squared error, half
+    drift: torch.Tensor  # W (x0 - x) x^T [groups, outputs, inputs]; before sharing, x was x0
 
     def usable(self) -> bool:
         """Whether all is finite and anything is not zero."""
@@ -96,6 +100,8 @@ class Samples:
         self.batches = [_calls(batch, arguments, labelled) for batch in given]
         if not self.batches:
             raise ValueError(f"calibration is empty; give {EXPECTED}")
+        # Of that model's weights (net.sensitivity), once they are measured: the same at any noise.
+        self.traces: tuple[dict[str, float], str] | None = None
 
     @classmethod
     def of(cls, model: nn.Module, given: "Samples | Any") -> "Samples":
@@ -158,24 +164,33 @@ def calibrate(
     parameters = {name: each for name, each in work.named_parameters() if name in kinds}
     with _separate_products(work):
         batches, uses = [], []
+        met: dict[str, torch.Tensor] = {}  # how often, of each row of an embedding
         for calls in samples.batches:
-            call, found = _first_that_runs(work, parameters, calls)
+            call, found, rows = _first_that_runs(work, parameters, calls)
             batches.append(call)
             uses.append(found)
+            for name, count in rows.items():
+                met[name] = met.get(name, 0) + count
         order = list(dict.fromkeys(use.name for found in uses for use in found))
         reasons = {name: _reason(name, parameters[name], uses) for name in kinds}
         for name, reason in reasons.items():
-            if reason:  # no data needed, so that every layer can be calibrated behind them
-                tensor = parameters[name]
-                tensor.copy_(share_tensor(tensor, steps[name], kinds[name], name in walks))
-        order = [name for name in order if not reasons[name]]
-        for part in np.array_split(np.arange(len(order)), min(len(order), STAGES) or 1):
-            names = [order[i] for i in part]
-            moments = _moments(exact, work, names, batches, uses)
-            for name in names:
-                own = {use: found for use, found in moments.items() if use.name == name}
-                wanted = steps[name], kinds[name], name in walks
-                reasons[name] = _share(parameters[name], own, *wanted)
+            if reason:  # no inputs needed, so that every layer can be calibrated behind them
+                finer = None
+                if {use.kind for found in uses for use in found if use.name == name} == {EMBEDDING}:
+                    finer, reasons[name] = _finer(met[name]), ""
+                weight = parameters[name]
+                how = kinds[name], name in walks, finer
+                weight.copy_(share_tensor(weight, steps[name], *how))
+        order = [name for name in order if name not in met and not reasons[name]]
+        parts = np.array_split(np.arange(len(order)), min(len(order), STAGES) or 1)
+        stages = {int(part[0]): [order[i] for i in part] for part in parts if len(part)}
+        moments: dict[Use, Moments] = {}
+        for place, name in enumerate(ProgressBar(order, "calibrating", delay=PATIENCE)):
+            if place in stages:
+                moments = _moments(exact, work, stages[place], batches, uses)
+            own = {use: found for use, found in moments.items() if use.name == name}
+            wanted = steps[name], kinds[name], name in walks
+            reasons[name] = _share(parameters[name], own, *wanted)
     shared = {name: parameters[name].detach() for name in kinds}
     return shared, {name: reason for name, reason in reasons.items() if reason}
 
@@ -212,12 +227,12 @@ def on_device(call: Call, device: torch.device) -> Call:
 
 def _first_that_runs(
     model: nn.Module, parameters: Mapping[str, torch.Tensor], calls: list[Call]
-) -> tuple[Call, list[Use]]:
-    """(call, its products with the parameters) of the first call that the model does not refuse."""
+) -> tuple[Call, list[Use], dict[str, torch.Tensor]]:
+    """(call, and of it what `_uses` gives) of the first call that the model does not refuse."""
     reason = ""
     for call in calls:
         try:
-            return call, _uses(model, parameters, call)
+            return call, *_uses(model, parameters, call)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model raises for what it does not take
@@ -241,12 +256,33 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def _uses(model: nn.Module, parameters: Mapping[str, torch.Tensor], call: Call) -> list[Use]:
-    """The products of a run with the parameters, in their order."""
+def _uses(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], call: Call
+) -> tuple[list[Use], dict[str, torch.Tensor]]:
+    """(the products of a run with the parameters, in their order, {name of an embedding: how often
+    each of its rows is met, int64 [rows]})."""
     found: list[Use] = []
-    with Watch(parameters, lambda use, _: found.append(use)):
+    met: dict[str, torch.Tensor] = {}
+
+    def note(use: Use, inputs: Inputs) -> None:
+        found.append(use)
+        if use.kind == EMBEDDING:
+            count = inputs.x.flatten().bincount(minlength=len(parameters[use.name])).cpu()
+            met[use.name] = met.get(use.name, 0) + count
+
+    with Watch(parameters, note):
         _run(model, call)
-    return found
+    return found, met
+
+
+def _finer(met: torch.Tensor) -> torch.Tensor:
+    """The power of two by which the step of each row of an embedding is finer than its tensor's.
+
+    What a row's errors cost is proportional to how often it is met, so that step**2 is inversely.
+    None is coarser than the tensor's: what few inputs did not have, others will.
+    """
+    often = (met + 1) / (met + 1).double().mean()
+    return (often.log2() / 2).round().clamp(0, FINEST_ROW)
 
 
 def _reason(name: str, parameter: torch.Tensor, uses: list[list[Use]]) -> str:
@@ -269,6 +305,7 @@ def _moments(
 ) -> dict[Use, Moments]:
     """Of the products with the parameters `names` of `work`, and of `exact` beside it."""
     total = Counter(use for found in uses for use in found)
+    parameters = {name: each for name, each in work.named_parameters() if name in names}
     sums: dict[Use, tuple[torch.Tensor, torch.Tensor]] = {}
     drawn: Counter[Use] = Counter()
     for number, (batch, found) in enumerate(zip(batches, uses, strict=True)):
@@ -278,12 +315,38 @@ def _moments(
         if [x.shape for x in before] != [x.shape for x in after]:  # data decides what is run
             before = after
         for use, x0, x in zip(wanted, before, after, strict=False):
-            hessian, drift = x.mT @ x, (x0 - x).mT @ x
+            hessian, drift = _squared(x), (x0 - x).mT
+            if _is_wide(use, parameters[use.name]):
+                drift = use.matrices(parameters[use.name]).float() @ drift
+            drift = drift @ x
             if use in sums:
                 hessian, drift = sums[use][0].add_(hessian), sums[use][1].add_(drift)
             sums[use] = hessian, drift
             drawn[use] += x.shape[1]
-    return {use: Moments(*(each / max(drawn[use], 1) for each in sums[use])) for use in sums}
+    moments = {}
+    for use, (hessian, drift) in sums.items():
+        if not _is_wide(use, parameters[use.name]):
+            drift = use.matrices(parameters[use.name]).float() @ drift
+        moments[use] = Moments(*(each / max(drawn[use], 1) for each in (hessian, drift)))
+    return moments
+
+
+def _is_wide(use: Use, parameter: torch.Tensor) -> bool:
+    """Whether the product of the weights with vectors takes less than that of the vectors."""
+    _, outputs, inputs = use.matrices(parameter).shape
+    return 2 * outputs < inputs
+
+
+def _squared(x: torch.Tensor) -> torch.Tensor:
+    """x^T x [groups, inputs, inputs] of x [groups, n, inputs], hardly more than half of which is
+    computed."""
+    groups, _, inputs = x.shape
+    result = x.new_empty(groups, inputs, inputs)
+    for first in range(0, inputs, COLUMNS):
+        strip = slice(first, first + COLUMNS)
+        part = x[:, :, strip].mT @ x[:, :, first:]
+        result[:, strip, first:], result[:, first:, strip] = part, part.mT
+    return result
 
 
 def _inputs(
@@ -333,13 +396,14 @@ def _share(
         return "its inputs are zero or not finite" if moments else UNREACHED
     largest = float(source.abs().max())
     for use, found in usable.items():
-        weights = use.matrices(source).double().cpu().numpy()
-        shared = np.empty_like(weights)
+        act_order, upper, target = _prepared(use.matrices(source), found)
+        shared = np.empty_like(target)
         for part, size in row_parts(source[use.first : use.first + use.rows], step, kind):
             size, levels = grid(size, largest, source.dtype, trellis)
-            labels = _rounded(weights[:, part], found, size, levels, 1 + trellis)
-            shared[:, part] = levels[labels]
-        use.restore(torch.from_numpy(shared).to(parameter), parameter)
+            shared[:, part] = levels[_rounded(target[:, part], upper, size, levels, 1 + trellis)]
+        values = torch.empty(shared.shape, dtype=torch.float64)
+        values[:, :, act_order] = torch.from_numpy(shared)
+        use.restore(values.to(parameter), parameter)
     return ""
 
 
@@ -350,38 +414,47 @@ def _merged(parameter: torch.Tensor, moments: Mapping[Use, Moments]) -> dict[Use
         return {}
     (kind, groups) = kinds.pop()
     rows = parameter.shape[1] if kind == "columns" else parameter.shape[0]
-    merged = Moments(*(torch.stack(each).sum(0) for each in zip(*moments.values(), strict=True)))
-    return {Use(next(iter(moments)).name, kind, 0, rows, groups): merged}
+    whole = Use(next(iter(moments)).name, kind, 0, rows, groups)
+    hessian = torch.stack([each.hessian for each in moments.values()]).sum(0)
+    drift = hessian.new_zeros(whole.matrices(parameter).shape)
+    for use, each in moments.items():  # of a part only where there is one group
+        drift[:, use.first : use.first + each.drift.shape[1]] += each.drift
+    return {whole: Moments(hessian, drift)}
 
 
-def _factors(hessian: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(act order int64 [n], upper Cholesky factors of H's inverses in it, float64 [g, n, n]).
+def _prepared(weights: torch.Tensor, found: Moments) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """(act order int64 [inputs], upper Cholesky factors of H's inverses in it, what the weights
+    [groups, outputs, inputs] are to come to, in it as well), the last two float64.
 
     Inputs of the most power come first (the act order of GPTQ): what is rounded last has the least
     left to make up for its errors.
     """
-    power = hessian.diagonal(dim1=1, dim2=2)
-    order = (power / power.mean(1, keepdim=True)).mean(0).argsort(descending=True, stable=True)
-    hessian = hessian[:, order][:, :, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    upper = torch.linalg.cholesky(inverse, upper=True).contiguous()
-    return order.cpu().numpy(), upper.cpu().numpy()
-
-
-def _rounded(
-    weights: np.ndarray, found: Moments, step: float, levels: np.ndarray, quantizers: int
-) -> np.ndarray:
-    """Labels int64 [groups, rows, columns] of `weights`, the places of their values in `levels`."""
     hessian = found.hessian.double()
     power = hessian.diagonal(dim1=1, dim2=2).mean(1)
     power = torch.where(power > 0, power, power.max())
-    hessian = hessian + (DAMPING * power)[:, None, None] * torch.eye(hessian.shape[1]).to(hessian)
-    drift = torch.from_numpy(weights).to(hessian.device) @ found.drift.double()
-    target = weights + RECOVERED * torch.linalg.solve(hessian, drift, left=False).cpu().numpy()
-    target[weights == 0] = 0  # pruned
-    order, upper = _factors(hessian)
-    groups, rows, columns = weights.shape
-    matrix = target[:, :, order].reshape(-1, columns)
+    hessian.diagonal(dim1=1, dim2=2).add_(DAMPING * power[:, None])
+    # One order for all groups, since a trellis walks down the columns of all.
+    relative = hessian.diagonal(dim1=1, dim2=2) / power[:, None]
+    order = relative.mean(0).argsort(descending=True, stable=True)
+    # H = L L^T in the reverse of the order, in which it is H^-1 = U^T U with U as L^-1, turned
+    # upside down and from left to right: one factorization does for both.
+    reverse = order.flip(0)
+    lower = torch.linalg.cholesky(hessian[:, reverse][:, :, reverse])
+    unit = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
+    upper = torch.linalg.solve_triangular(lower, unit, upper=False).flip(1, 2)
+    drift = found.drift.double()[:, :, reverse]
+    shift = RECOVERED * torch.cholesky_solve(drift.mT, lower).mT.flip(2)
+    weights = weights.double()[:, :, order]
+    target = torch.where(weights == 0, 0, weights + shift)  # pruned
+    return order.cpu(), upper.contiguous().cpu().numpy(), target.cpu().numpy()
+
+
+def _rounded(
+    target: np.ndarray, upper: np.ndarray, step: float, levels: np.ndarray, quantizers: int
+) -> np.ndarray:
+    """Labels int64 [groups, rows, columns] of `target`, the places of their values in `levels`."""
+    groups, rows, columns = target.shape
+    matrix = target.reshape(-1, columns)
     group = np.repeat(np.arange(groups), rows)
 
     def rounded(rows: slice) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -389,9 +462,7 @@ def _rounded(
 
     sample = slice(None, None, max(1, min(matrix.size // SAMPLE, len(matrix))))
     price = settled_prices(matrix[sample], upper, step, levels, rounded(sample), quantizers)
-    result = np.empty(matrix.shape, np.int64)
-    result[:, order] = rounded(slice(None))(matrix, price)
-    return result.reshape(weights.shape)
+    return rounded(slice(None))(matrix, price).reshape(target.shape)
 
 
 def _compensated(

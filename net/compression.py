@@ -279,14 +279,14 @@ class _Source:
         inputs = subject.calibration if subject else None
         if self.module is not None:
             model = copied_model(self.module)
-            sharing = WeightSharing(model, config, calibration=inputs, final=True)
+            sharing = self.calibrated(model, config, inputs)
             found = sharing.plan, sharing.clusterings, sharing.rounded
             return _Shared(model.state_dict(), noise, *found)
         rest = SharedState(self.state, config)
         if subject is None or inputs is None:
             return _Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
         model = copied_model(subject.model)
-        sharing = WeightSharing(model, config, calibration=inputs, final=True)
+        sharing = self.calibrated(model, config, inputs)
 
         def renamed(found: Mapping[str, Any]) -> dict[str, Any]:
             return {subject.names[name]: found[name] for name in found if name in subject.names}
@@ -294,6 +294,13 @@ class _Source:
         state = _Calibrated(rest, renamed(model.state_dict()))
         plan = {**rest.plan, **renamed(sharing.plan)}
         return _Shared(state, noise, plan, renamed(sharing.clusterings), renamed(sharing.rounded))
+
+    def calibrated(self, model: nn.Module, config: SharingConfig, inputs: Any) -> WeightSharing:
+        sharing = WeightSharing(model, config, calibration=inputs, final=True)
+        if sharing.unmeasured:
+            note = f"the steps are not by measured sensitivity: {sharing.unmeasured}"
+            self.notes += [note] if note not in self.notes else []
+        return sharing
 
 
 class _Calibrated(Mapping[str, torch.Tensor]):

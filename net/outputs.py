@@ -171,7 +171,7 @@ def _first(model: nn.Module, calls: list[Call]) -> tuple[torch.Tensor, bool]:
     reason = ""
     for args, kwargs in calls:
         try:
-            return _rows(model(*args, **kwargs), kwargs.get("attention_mask"))
+            return rows_of(model(*args, **kwargs), kwargs.get("attention_mask"))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model raises for what it does not take
@@ -180,7 +180,7 @@ def _first(model: nn.Module, calls: list[Call]) -> tuple[torch.Tensor, bool]:
     raise Unseen(f"the model cannot be run with these inputs ({reason})")
 
 
-def _rows(output: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
+def rows_of(output: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
     """(float32 [rows, width], whether they are logits): logits, or else the first output, a row for
     each input or, of a sequence, for each token that is not padding."""
     found: Any = getattr(output, "logits", None)

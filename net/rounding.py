@@ -29,6 +29,8 @@ NOISE = 0.2
 MAX_LEVEL = 1 << 13  # multiples of the step on either side of zero
 TYPICAL = 1.3  # the root mean square is taken for typical up to so many medians of its rows
 FINEST = 6  # the largest power of two by which a row's step is finer than its tensor's
+COARSEST = 0.8  # deviations, of a step that sensitivity alone makes coarser (docs/results.md)
+HALVINGS = 60  # of a range of logarithms: to the last digit
 SAMPLE = 1 << 20  # weights on which the code words are estimated
 CHUNK = 1 << 22  # weights in float64 at a time and thread
 # Of the trellis: its step over that of weights which are rounded one by one, with the same squared
@@ -72,13 +74,22 @@ def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return counts, powers
 
 
-def steps(spreads: Mapping[str, Spread], noise: float = NOISE) -> dict[str, float]:
+def steps(
+    spreads: Mapping[str, Spread],
+    noise: float = NOISE,
+    traces: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """The step of each tensor: `noise` deviations on average, more for larger tensors.
 
     Noise of variance step**2 / 12 in every layer, relative to its outputs, adds up to the noise
     of the network's; the bits fall by the number of weights times log2(step). The least sum of
     both has step**2 proportional to deviation**2 times the number of weights. Against one step for
     all this costs a ResNet-20 nothing and takes up to 20 % off the bytes of other networks.
+
+    Where the sum is known, as trace * step**2 / 12 with the `traces` of net.sensitivity, the least
+    has step**2 proportional to the number of weights over the trace, with the same mean of the
+    step's logarithm over all weights. That holds for errors that are small beside the weights, and
+    for steps that cost a bit when they are halved: no step grows beyond COARSEST deviations.
     """
     live = {name: each for name, each in spreads.items() if each.parameters and each.deviation}
     if not noise > 0 or not math.isfinite(noise):
@@ -90,22 +101,51 @@ def steps(spreads: Mapping[str, Spread], noise: float = NOISE) -> dict[str, floa
     def step(each: Spread) -> float:
         return noise * each.deviation * math.exp((math.log(each.parameters) - mean) / 2)
 
-    return {name: step(live[name]) if name in live else 1.0 for name in spreads}
+    found = {name: step(each) for name, each in live.items()}
+    known = {name: trace for name, trace in (traces or {}).items() if name in live}
+    return dict.fromkeys(spreads, 1.0) | found | _by_traces(found, known, live)
+
+
+def _by_traces(
+    steps: Mapping[str, float], traces: Mapping[str, float], spreads: Mapping[str, Spread]
+) -> dict[str, float]:
+    """Of the tensors with traces, steps by these in place of `steps`."""
+    sizes = np.array([spreads[name].parameters for name in traces], float)
+    given = np.log([steps[name] for name in traces])
+    wanted = (np.log(sizes) - np.log(list(traces.values()))) / 2
+    coarsest = np.log([COARSEST * spreads[name].deviation for name in traces])
+    most = np.maximum(given, coarsest)
+    # By how much all that are not at their bound are to move, for the mean that `steps` have.
+    low, high = np.min(given - wanted, initial=0.0), np.max(most - wanted, initial=0.0)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if (sizes * np.minimum(wanted + middle, most)).sum() < (sizes * given).sum():
+            low = middle
+        else:
+            high = middle
+    return dict(zip(traces, np.exp(np.minimum(wanted + high, most)).tolist(), strict=True))
 
 
 def steps_of(
-    tensors: Mapping[str, torch.Tensor], names: Iterable[str], noise: float = NOISE
+    tensors: Mapping[str, torch.Tensor],
+    names: Iterable[str],
+    noise: float = NOISE,
+    traces: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """`steps` for the tensors of these names, read one at a time. An error names the tensor."""
     spreads = {}
     for name in names:
         with naming(f"cannot share {name}"):
             spreads[name] = spread(tensors[name])
-    return steps(spreads, noise)
+    return steps(spreads, noise, traces)
 
 
 def share_tensor(
-    tensor: torch.Tensor, step: float, kind: str = "", trellis: bool = False
+    tensor: torch.Tensor,
+    step: float,
+    kind: str = "",
+    trellis: bool = False,
+    finer: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`tensor` with its values shared: multiples of `step`, of the same shape and type.
 
@@ -116,8 +156,9 @@ def share_tensor(
     The first dimension is that of the outputs, the second of the inputs, others are a
     convolution's kernel; of a stack of matrices (`kind` "linear", as of parameters.compressible)
     the last is that of the inputs; one of a single dimension has no outputs to cancel errors in.
-    Zeros stay zeros. Takes any real floating-point type. Raises ValueError for a bad step, NaN
-    or infinity.
+    `finer` [rows] has the powers of two by which the steps of rows are finer, where these are not
+    all alike (`row_parts`). Zeros stay zeros. Takes any real floating-point type. Raises
+    ValueError for a bad step, NaN or infinity.
     """
     if not step > 0 or not math.isfinite(step):
         raise ValueError(f"the step must be a positive number, not {step!r}")
@@ -131,7 +172,7 @@ def share_tensor(
         # Where the last dimension is that of the outputs, errors just do not cancel.
         matrix = share_tensor(source.flatten(0, -2), step, trellis=trellis)
         return matrix.reshape(source.shape).to(tensor.device)
-    parts = row_parts(source, step, kind)
+    parts = row_parts(source, step, kind, finer)
     if len(parts) == 1:  # without a copy: it may be a large one
         walks = trellis and walkable(source.shape, kind)
         return _shared(source, parts[0][1], walks).to(tensor.device)
@@ -147,23 +188,25 @@ def walkable(shape: Sequence[int], kind: str) -> bool:
 
 
 def row_parts(
-    tensor: torch.Tensor, step: float, kind: str
+    tensor: torch.Tensor, step: float, kind: str, finer: torch.Tensor | None = None
 ) -> list[tuple[slice | np.ndarray, float]]:
-    """Rows (all, or bool [rows]) and their step: `step`, in recurrent weights over powers of two.
+    """Rows (all, or bool [rows]) and their step: `step` over two to the power of `finer` [rows], of
+    recurrent weights if there is none given, and else `step`.
 
-    Half of it in a row of the tensor's own deviation, since errors come round again with every
-    element of a sequence; less as the row's weights are smaller: a gate that is nearly linear has
-    far smaller ones than those that saturate, and as much to say. A published speaker encoder, an
-    LSTM of three layers, so keeps a cosine of 0.94 to its own answers in 860 kB; with one step for
-    each tensor, 0.5.
+    In these half of it in a row of the tensor's own deviation, since errors come round again with
+    every element of a sequence; less as the row's weights are smaller: a gate that is nearly linear
+    has far smaller ones than those that saturate, and as much to say. A published speaker encoder,
+    an LSTM of three layers, so keeps a cosine of 0.94 to its own answers in 860 kB; with one step
+    for each tensor, 0.5.
     """
-    if kind != "rnn":
-        return [(slice(None), step)]
-    counts, powers = _rows(tensor)
-    sizes = (powers / counts.clamp_min(1)).sqrt()
-    whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
-    finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
-    finer[sizes == 0] = 0
+    if finer is None:
+        if kind != "rnn":
+            return [(slice(None), step)]
+        counts, powers = _rows(tensor)
+        sizes = (powers / counts.clamp_min(1)).sqrt()
+        whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
+        finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
+        finer[sizes == 0] = 0
     return [((finer == power).numpy(), step / 2**power) for power in finer.unique().tolist()]
 
 

@@ -42,9 +42,10 @@ class WeightSharing(StepHooks):
 
     `bits="auto"` is for a model that is trained already. `calibration`, an iterable of inputs of
     the model (tensors, or tuples or dicts of arguments), then gives far fewer bytes at the same
-    error of the outputs (net.calibration); `without_data` names the tensors that no input reached,
-    and why. With `final` nothing can train the values, which then take fewer bytes: they follow a
-    trellis (net.compensation).
+    error of the outputs (net.calibration), which also say how fine each tensor's steps are
+    (net.sensitivity). `without_data` names the tensors that no input reached, and why;
+    `unmeasured` says why the steps are those without data, or is empty. With `final` nothing can
+    train the values, which then take fewer bytes: they follow a trellis (net.compensation).
 
     With `parts` > 1 the first part of the weights is shared at once, each further one by
     `share_next`, the biases with the last. Between parts, the weights that are not shared yet train
@@ -104,6 +105,7 @@ class WeightSharing(StepHooks):
             samples = Samples.of(model, calibration)
         self._work = Work(model.state_dict(), config, self.plan, model, samples, final)
         self.without_data = self._work.without_data
+        self.unmeasured = self._work.unmeasured
         # In the order of the treatments, of each in that of the model.
         self._vectors: list[str] = []
         shared: list[str] = []

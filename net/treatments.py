@@ -131,11 +131,20 @@ class Work:
     final: bool = False  # whether nothing will train the values
     calibrated: dict[str, torch.Tensor] = field(default_factory=dict)
     without_data: dict[str, str] = field(default_factory=dict)  # {name: why}
+    unmeasured: str = ""  # why the steps are not those by measured sensitivity, with samples
     steps: dict[str, float] = field(init=False)  # of what is shared by rate
     noise: float = field(init=False)  # of vectors
 
     def __post_init__(self) -> None:
-        self.steps = steps_of(self.tensors, treated(self.plan, ByRate.how), self.config.noise)
+        names = treated(self.plan, ByRate.how)
+        traces: Mapping[str, float] = {}
+        if names and self.model is not None and self.samples is not None:
+            if self.samples.traces is None:
+                from .sensitivity import traces as measured
+
+                self.samples.traces = measured(self.model, self.samples, names)
+            traces, self.unmeasured = self.samples.traces
+        self.steps = steps_of(self.tensors, names, self.config.noise, traces)
         # Where errors of the weights are compensated, those of the vectors would show.
         self.noise = self.config.noise if self.samples is None else self.config.noise / 2
 

@@ -160,16 +160,48 @@ def test_what_is_shared_without_data_is_named(form, monkeypatch):
     sizes = steps_of(model, kinds)
     shared, reasons = calibrate(model, iter([form(torch.arange(12)[None])]), kinds, sizes)
     assert reasons == {
-        "token.weight": "an embedding",
         "up.weight": "a transposed convolution",
         "unused.weight": "no input reached it",
         "dead.weight": "its inputs are zero or not finite",
     }
-    for name in reasons:
+    for name in (*reasons, "token.weight"):  # of whose tokens each is met as often
         assert torch.equal(shared[name], share_tensor(model.state_dict()[name], sizes[name]))
     monkeypatch.setattr(calibration, "MAX_INPUTS", 7)
     _, reasons = calibrate(model, [form(torch.arange(12)[None])], kinds, sizes)
     assert reasons["large.weight"] == "too many inputs"
+
+
+def test_rows_of_an_embedding_are_as_fine_as_they_are_met_often():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(40, 32), nn.Linear(32, 4))
+    tokens = torch.cat([torch.full((150,), 3), torch.arange(10).repeat(4), torch.arange(20)])
+    kinds = compressible(model)
+    shared, reasons = calibrate(model, tokens[:, None], kinds, {"0.weight": 0.2, "1.weight": 0.1})
+    assert reasons == {}
+    before, after = model[0].weight.detach(), shared["0.weight"]
+    # Met 155 times, 5, once, and never, with one time more for each: 6.2 on average.
+    for rows, step in ((3, 0.05), (slice(4, 10), 0.2), (slice(10, 20), 0.2), (slice(20, 40), 0.2)):
+        found = after[rows]
+        assert torch.allclose(found, step * (found / step).round(), atol=step / 20)
+        assert step / 5 < (found - before[rows]).square().mean().sqrt() < step / 2.5
+
+
+def test_an_embedding_that_is_the_last_layer_too_has_one_step():
+    torch.manual_seed(0)
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Embedding(40, 8)
+
+        def forward(self, tokens):
+            return self.token(tokens) @ self.token.weight.T
+
+    model = Tied()
+    kinds = compressible(model)
+    shared, reasons = calibrate(model, torch.ones(9, 1).long(), kinds, {"token.weight": 0.2})
+    assert reasons == {"token.weight": "an embedding"}
+    assert torch.equal(shared["token.weight"], share_tensor(model.token.weight, 0.2))
 
 
 def test_no_inputs_at_all():
@@ -244,6 +276,42 @@ def test_later_layers_make_up_for_errors_of_earlier_ones(monkeypatch):
         found.load_state_dict(calibrate(model, [batch], kinds, sizes)[0], strict=False)
         errors.append((output(found, held_out) - output(model, held_out)).norm())
     assert errors[1] < 0.9 * errors[0]
+
+
+def test_what_inputs_have_in_common_in_strips(monkeypatch):
+    monkeypatch.setattr(calibration, "STRIP", 3)
+    x = torch.randn(2, 9, 8)
+    assert torch.allclose(calibration._squared(x), x.mT @ x, atol=1e-5)
+
+
+def test_the_drift_in_the_order_that_takes_less(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12))
+    kinds, batch = compressible(model), alike(300, 16)
+    found = []
+    for wide in (True, False):
+        monkeypatch.setattr(calibration, "_is_wide", lambda *_, wide=wide: wide)
+        found.append(calibrate(model, [batch], kinds, steps_of(model, kinds, 2.0))[0])
+    for name, tensor in found[0].items():
+        assert (tensor == found[1][name]).double().mean() > 0.98
+
+
+def test_progress_by_layers_and_nothing_where_there_is_no_terminal(monkeypatch, capfd):
+    monkeypatch.setattr(calibration, "PATIENCE", 0.0)
+    monkeypatch.setattr(calibration, "STAGES", 2)
+    bars = []
+
+    class Bar(calibration.ProgressBar):
+        def __init__(self, steps, *args, **options):
+            bars.append(list(steps))
+            super().__init__(steps, *args, **options)
+
+    monkeypatch.setattr(calibration, "ProgressBar", Bar)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    kinds = compressible(model)
+    calibrate(model, alike(30, 4), kinds, steps_of(model, kinds))
+    assert bars == [list(kinds)]
+    assert capfd.readouterr() == ("", "")
 
 
 # What inputs are given as

@@ -8,6 +8,7 @@ from net.compensation import compensate, prices, prior
 from net.errors import UserError
 from net.plan import plan
 from net.rounding import (
+    COARSEST,
     MAX_LEVEL,
     TYPICAL,
     Spread,
@@ -242,6 +243,32 @@ def test_steps_follow_deviation_and_size():
     assert found["c"] == pytest.approx(3 * found["a"])
     assert steps({"a": Spread(100, 2.0)}, 0.1)["a"] == pytest.approx(0.2)
     assert steps({"a": Spread(0, 0.0)}, 0.1)["a"] > 0
+
+
+def test_steps_by_traces():
+    """Halved where the trace is four times as large, and as fine as before on average."""
+    spreads = {name: Spread(100, 1.0) for name in "abc"} | {"large": Spread(400, 1.0)}
+    plain = steps(spreads, 0.01)
+    found = steps(spreads, 0.01, {"a": 1.0, "b": 4.0, "large": 4.0})
+    assert found["c"] == plain["c"]  # whose trace is not known
+    assert found["a"] == pytest.approx(2 * found["b"])
+    assert found["large"] == pytest.approx(found["a"])
+    names, sizes = ("a", "b", "large"), (100, 100, 400)
+    moved = [np.log(found[name] / plain[name]) for name in names]
+    assert np.dot(sizes, moved) == pytest.approx(0, abs=1e-9)
+    assert steps(spreads, 0.01, {}) == steps(spreads, 0.01, None) == plain
+    assert steps(spreads, 0.01, {"b": 7.0}) == pytest.approx(plain)  # beside nothing
+
+
+def test_no_trace_makes_a_step_coarser_than_what_it_holds_for():
+    spreads = {"a": Spread(100, 1.0), "b": Spread(100, 1.0), "c": Spread(100, 3.0)}
+    found = steps(spreads, 0.3, {"a": 1e-12, "b": 1.0, "c": 1.0})
+    assert found["a"] == pytest.approx(COARSEST)
+    assert found["b"] == pytest.approx(found["c"])
+    product = found["a"] * found["b"] * found["c"]
+    assert product == pytest.approx(np.prod(list(steps(spreads, 0.3).values())))
+    # Where they are coarser than that already, they stay so.
+    assert steps(spreads, 2.0, {"a": 1e-12, "b": 1.0}) == pytest.approx(steps(spreads, 2.0))
 
 
 @pytest.mark.parametrize("noise", [0.0, -1.0, float("nan"), float("inf")])

@@ -244,6 +244,8 @@ def share(
         if between:
             finetune(f"share {parts - sharing.parts_left}/{parts}", between)
         sharing.share_next()
+    if sharing.unmeasured:
+        runtime.log.note(f"the steps are not by measured sensitivity: {sharing.unmeasured}")
     for name, reason in sharing.without_data.items():
         runtime.log.note(f"{name} was shared without data: {reason}")
     if epochs:
