@@ -254,10 +254,6 @@ class Subject(NamedTuple):
     def batches(self, number: int) -> tuple[torch.Tensor, ...]:
         return self.draw(number).split(32)
 
-    @torch.no_grad()
-    def outputs(self, model: nn.Module, number: int) -> torch.Tensor:
-        return torch.cat([model(batch) for batch in self.batches(number)])
-
 
 def token_divergence(logits: torch.Tensor, reference: torch.Tensor) -> float:
     """Mean Kullback-Leibler divergence of a token (or of an image), in nats."""
@@ -283,6 +279,8 @@ def images(data_dir: str, count: int, size: int) -> Draw:
     def draw(number: int) -> torch.Tensor:
         first = count * max(number, 0)
         part = (data.train if number == CALIBRATION else data.test)[first : first + count]
+        if len(part) < count:
+            raise UserError(f"CIFAR-10 in {data_dir} has too few images; take fewer draws")
         pixels = next(iter(part.batches(count)))[0]
         return F.interpolate(pixels, (size, size), mode="bilinear")
 

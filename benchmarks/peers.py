@@ -44,7 +44,7 @@ from net.report import plots
 from net.report.tables import table
 
 NOISES = (0.1, 0.2, 0.4, 0.8)
-DRAWS = 3
+DRAWS = 2
 OURS = {"ours": False, "ours, with inputs": True}  # {method: calibrated}
 COLOURS = dict(
     zip((*OURS, "nncodec", "EntroPack", "GGUF"), plots.LAYER_COLOURS, strict=False),
@@ -145,16 +145,18 @@ class Measure:
 
     def __init__(self, subject: Subject, draws: int) -> None:
         self.subject = subject
-        self.dense = [subject.outputs(subject.model, draw) for draw in range(draws)]
+        self.inputs = [subject.batches(number) for number in range(draws)]
+        self.dense = self.outputs(subject.model)
         self.model = copy.deepcopy(subject.model)
+
+    @torch.no_grad()
+    def outputs(self, model: torch.nn.Module) -> list[torch.Tensor]:
+        return [torch.cat([model(batch) for batch in batches]) for batches in self.inputs]
 
     def __call__(self, state: State) -> list[float]:
         self.model.load_state_dict({**self.subject.model.state_dict(), **state})
-        of = self.subject.outputs
-        return [
-            self.subject.distance(of(self.model, draw), dense)
-            for draw, dense in enumerate(self.dense)
-        ]
+        pairs = zip(self.outputs(self.model), self.dense, strict=True)
+        return [self.subject.distance(*pair) for pair in pairs]
 
 
 def measured(
@@ -281,6 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", default="data", help="that has CIFAR-10")
     parser.add_argument("--nncodec", metavar="PYTHON", help="interpreter that has nncodec")
     parser.add_argument("--entropack", metavar="PYTHON", help="interpreter that has EntroPack")
+    parser.add_argument("--noises", type=float, nargs="+", default=NOISES, help="of our points")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of inputs, for every point")
     parser.add_argument("--json", metavar="FILE", help="of all points; peers' are read from it")
     parser.add_argument("--plot", metavar="FILE")
@@ -290,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         subjects, noises, draws = networks.small(), NOISES[-1:], 1
     elif args.folder:
         subjects = networks.found(args.folder, args.data_dir)
-        noises, draws = NOISES, args.draws
+        noises, draws = args.noises, args.draws
     else:
         parser.error("give the folder of the networks, or --quick")
     start = time.perf_counter()
