@@ -1,19 +1,27 @@
 """Dense tensors kept bit for bit, beside ZipNN: size, speed of encoding and of decoding.
 
     python benchmarks/lossless.py [--quick]
+    python benchmarks/lossless.py --file model.safetensors
 
 Weights of a normal distribution, as most trained ones have them, in float32 and in bfloat16. Both
 sides map memory to memory, in one process, taking turns; megabytes of dense data a second, from
 the median of 5. Ours works on whole tensors in threads and ZipNN on chunks, both with as many
 threads as PyTorch: the state is several tensors. ZipNN (pip install zipnn, 0.5.4) is optional.
 Then what it costs to read back what is written, as `encoding.save` does unless verify=False.
+
+With --file a real one, as it is and with its floating-point tensors in bfloat16, beside whichever
+of ZipNN, lmzip 1.3.0 and bigsmall 4.0.0 are installed: bytes, and megabytes a second of processor
+time with one thread. From a file to a file and from there to tensors; lmzip decodes to a file, and
+ZipNN, which has no files of its own, maps the bytes of the tensors from memory to memory.
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +31,7 @@ import numpy as np
 import torch
 from timing import medians
 
-from net import encoding
+from net import encoding, shards
 from net.codec.bits import BitReader
 from net.codec.tensors import read_tensor, write_tensor
 
@@ -34,12 +42,20 @@ VERIFY_BAR = 0.4  # of the time of encoding
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small tensors: seconds")
+    parser.add_argument("--file", metavar="SAFETENSORS", help="a real one, with one thread")
     arguments = parser.parse_args(argv)
+    if arguments.file:
+        torch.set_num_threads(1)
     threads = torch.get_num_threads()
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, Python "
         f"{platform.python_version()}, PyTorch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
     )
+    if arguments.file:
+        with tempfile.TemporaryDirectory() as folder:
+            for dtype in (None, torch.bfloat16):
+                of_file(arguments.file, dtype, Path(folder))
+        return 0
     try:
         from zipnn import ZipNN
     except ImportError:
@@ -118,6 +134,91 @@ def verifying(state: list[torch.Tensor]) -> bool:
     met = cost <= VERIFY_BAR
     print("ok    " if met else "MISSED", f"verify {cost:.0%} of encoding (bar: {VERIFY_BAR:.0%})")
     return met
+
+
+Codec = tuple[Callable[[], object], Callable[[], object], Callable[[], int]]  # encode, decode, size
+
+
+def of_file(path: str, dtype: torch.dtype | None, folder: Path) -> None:
+    """Prints a line for every codec: one real file, its floating-point tensors as `dtype`."""
+    source = shards.Shards(Path(path))
+    state = {name: source[name] for name in source}
+    if dtype:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    kind = str(dtype or "as it is").removeprefix("torch.")
+    given = folder / f"{kind}.safetensors"
+    shards.write(given, {k: shards.info_of(state, k) for k in state}, state.values())
+    dense = sum(tensor.nbytes for tensor in state.values())
+    print(f"{path}, {kind}: {dense:,} bytes of tensors; MB/s of processor time, encode / decode")
+
+    target = folder / f"{kind}.dc"
+
+    def save(verify: bool) -> None:
+        encoding.save(shards.Shards(given), target, verify=verify)
+
+    def written() -> int:
+        return target.stat().st_size
+
+    codecs: dict[str, Codec] = {
+        "ours": (lambda: save(False), lambda: encoding.load(target), written),
+        **{name: make(given) for name, make in PEERS.items() if importlib.util.find_spec(name)},
+    }
+    works = [work for encode, decode, _ in codecs.values() for work in (encode, decode)]
+    taken = iter(medians(*works, repeat=3, clock=processor_seconds))
+    for name, (_, _, size) in codecs.items():
+        rates = " / ".join(f"{dense / next(taken) / 1e6:.0f}" for _ in range(2))
+        print(f"  {name:8} {size():>12,} bytes, {rates}")
+    decoded = encoding.load(target)[0]
+    assert all(torch.equal(decoded[name], tensor) for name, tensor in state.items())
+    times = medians(lambda: save(True), lambda: save(False), repeat=3, clock=processor_seconds)
+    print(f"  ours, verified: {times[0] / times[1]:.2f} x the time of encoding")
+
+
+def zipnn_codec(given: Path) -> Codec:
+    from zipnn import ZipNN
+
+    state = shards.Shards(given)
+    tensors = [state[name] for name in state]
+    kind = str(max(tensors, key=torch.Tensor.numel).dtype).removeprefix("torch.")
+    raw = b"".join(each.reshape(-1).view(torch.uint8).numpy().tobytes() for each in tensors)
+    codec = ZipNN(input_format="byte", bytearray_dtype=kind, threads=1)
+    packed = bytes(codec.compress(bytearray(raw)))  # a copy: it reorders what it is given
+    assert bytes(codec.decompress(packed)) == raw
+    return (
+        lambda: codec.compress(bytearray(raw)),
+        lambda: codec.decompress(packed),
+        lambda: len(packed),
+    )
+
+
+def lmzip_codec(given: Path) -> Codec:
+    from lmz import api
+
+    packed, back = given.with_suffix(".lmz"), given.with_suffix(".back")
+    return (
+        lambda: api.compress(str(given), str(packed), workers=1),
+        lambda: api.decompress(str(packed), str(back), workers=1, overwrite=True),
+        lambda: packed.stat().st_size,
+    )
+
+
+def bigsmall_codec(given: Path) -> Codec:
+    import bigsmall
+
+    packed = given.with_suffix(".bs")
+    return (
+        lambda: bigsmall.compress(given, packed, workers=1, progress=False),
+        lambda: bigsmall.decompress(packed, progress=False),
+        lambda: packed.stat().st_size,
+    )
+
+
+PEERS = {"zipnn": zipnn_codec, "lmz": lmzip_codec, "bigsmall": bigsmall_codec}
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
 
 
 if __name__ == "__main__":

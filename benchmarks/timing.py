@@ -7,16 +7,18 @@ from collections.abc import Callable
 import torch
 
 
-def medians(*works: Callable[[], object], repeat: int = 5) -> list[float]:
+def medians(
+    *works: Callable[[], object], repeat: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Median seconds of each, taking turns; what a GPU has been given counts until it is done."""
     seconds = [[] for _ in works]
     for work in works:  # warm up
         work()
     for _ in range(repeat):
         for work, taken in zip(works, seconds, strict=True):
-            start = time.perf_counter()
+            start = clock()
             work()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
+            taken.append(clock() - start)
     return [statistics.median(taken) for taken in seconds]

@@ -63,3 +63,52 @@ def test_the_curve_shows_every_point_and_those_of_others(tmp_path):
     plots.save(page, tmp_path / "curve.svg")
     text = (tmp_path / "curve.svg").read_text()
     assert all(name in text for name in ("1000x", "250x", "somebody else", "dense model"))
+
+
+def test_a_peer_is_compared_at_equal_divergence(tmp_path):
+    peers = importlib.import_module("peers")
+
+    def point(codec, size, divergence):
+        return peers.Point(codec, "", size, [divergence / 2, 3 * divergence / 2])
+
+    points = [
+        point("ours", 500, 0.01),  # between the two of nncodec that count
+        point("ours", 500, 1.0),  # where no peer has been
+        point("nncodec", 100, 0.1),
+        point("nncodec", 900, 0.05),  # no better than what takes fewer bytes
+        point("nncodec", 400, 0.04),
+        point("nncodec", 1600, 0.0025),
+        point("GGUF", 9000, 0.2),
+        point("GGUF", 12000, 0.001),
+    ]
+    assert [p.bytes for p in peers.envelope(points[2:6])] == [100, 400, 1600]
+    between, beyond = peers.rows(points)
+    assert between["best_peer"] == "nncodec"
+    assert between["peer_bytes"] == 800  # halfway in both logarithms
+    assert between["ratio"] == pytest.approx(0.625)
+    assert beyond["ratio"] is beyond["best_peer"] is None
+    path = tmp_path / "points.json"
+    peers.write(path, {"a network": points})
+    assert peers.read(path) == {"a network": points}
+    peers.plot({"a network": points}, tmp_path / "peers.svg")
+    text = (tmp_path / "peers.svg").read_text()
+    assert all(name in text for name in ("a network", "nncodec", "GGUF", "ours"))
+
+
+def test_what_is_known_of_a_peer_is_not_measured_again(tmp_path, monkeypatch, capsys):
+    peers = importlib.import_module("peers")
+    monkeypatch.setattr(peers, "ours", lambda subject, *_: (1000, subject.model.state_dict()))
+    path = tmp_path / "points.json"
+    known = peers.Point("nncodec", "qp -32", 123, [0.5, 0.7])
+    short = peers.Point("nncodec", "qp -36", 456, [])  # of too few draws
+    peers.write(path, {"gpt2": [known, short]})
+    assert peers.main(["--quick", "--json", str(path)]) == 0
+    found = peers.read(path)
+    assert known._replace(divergences=[0.5]) in found["gpt2"]
+    assert short not in found["gpt2"]
+    own = [p for p in found["gpt2"] if p.codec in peers.OURS]
+    assert [p.divergence for p in own] == [pytest.approx(0, abs=1e-9)] * 2  # it is the dense one
+    coarse, fine = (p for p in found["bert"] if p.codec == "GGUF")
+    assert coarse.bytes < fine.bytes < 0.3 * 4 * 40_000
+    assert 100 * fine.divergence < coarse.divergence < 0.1
+    assert "qp -32" in capsys.readouterr().out
