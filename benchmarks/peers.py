@@ -103,7 +103,7 @@ class Point(NamedTuple):
 def ours(subject: Subject, noise: float, calibrated: bool) -> tuple[int, State]:
     model = copy.deepcopy(subject.model)
     inputs = subject.batches(CALIBRATION) if calibrated else None
-    net.WeightSharing(model, bits="auto", noise=noise, calibration=inputs)
+    net.WeightSharing(model, bits="auto", noise=noise, calibration=inputs, final=True)
     with tempfile.TemporaryDirectory() as folder:
         net.encoding.save(model.state_dict(), folder)
         return net.encoding.directory_bytes(folder), model.state_dict()

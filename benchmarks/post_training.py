@@ -118,7 +118,7 @@ def ours(subject: Subject, noise: float, calibrated: bool) -> Point:
     model = copy.deepcopy(subject.model)
     start = time.perf_counter()
     calibration = subject.calibration if calibrated else None
-    net.WeightSharing(model, bits="auto", noise=noise, calibration=calibration)
+    net.WeightSharing(model, bits="auto", noise=noise, calibration=calibration, final=True)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         net.encoding.save(model.state_dict(), folder)
