@@ -33,7 +33,9 @@ from net.codec import BLOCK, manifest
 from net.codec.bits import PAD, BitWriter
 from net.codec.codes import LANES_FROM, Code, write_small_table, write_table
 from net.codec.heads import MAX_TABLES, TAILS
+from net.codec.levels import ESCAPE
 from net.codec.tensors import DTYPES, SPLIT, SPLIT_BITS, patterns
+from net.rounding import share_tensor
 from tests import slow_decoder
 
 MAX_SECONDS = 2.0
@@ -199,12 +201,17 @@ def states() -> list[dict[str, torch.Tensor]]:
     codebook = np.array([-0.5, -0.25, 0.125, 0.3], np.float32)
     density = np.linspace(0, 0.4, 40)[:, None] * np.linspace(0, 1, 60)
     sparse = np.where(rng.random((40, 60)) < density, rng.choice(codebook, (40, 60)), 0)
+    walk = tensor(rng.normal(size=(40, 3, 3)).astype(np.float32))
+    sizes = np.arange(60)[:, None] % 4
+    rows = np.rint(rng.normal(size=(60, 40)) * sizes).clip(-2, 2).astype(int) + 2
     kernels = rng.normal(size=(6, 5, 3, 3)) * (rng.random((6, 5, 3, 3)) < 0.3)
     return [
         {
             "fc1.weight": tensor(sparse.astype(np.float32)),
             "fc1.bias": tensor(rng.normal(size=40).astype(np.float32)),
             "dense": tensor(rng.normal(size=8200).astype(np.float32)),  # heads and tails
+            "walk": share_tensor(walk, 0.5, trellis=True),
+            "levels": tensor(np.array([-9, -2, 0, 3, 100], np.int16)[rows]),
         },
         {
             "conv.weight": tensor(kernels.astype(np.float32)),
@@ -663,12 +670,37 @@ class Forger:
 
     def tensor(self, shape: list[int], width: int) -> None:
         count = int(np.prod(shape, dtype=object))
+        if self.rng.random() < 0.2:
+            return self.levels(count, width)
         sparse = self.rng.random() < 0.6
         self.writer.write(sparse, 1)
         if sparse:
             count = self.positions(shape, count)
         if count:
             self.values(count, width)
+
+    def levels(self, count: int, width: int) -> None:
+        """A grid or a codebook, and bytes: few, any, or so many that the coder needs them."""
+        self.writer.write(ESCAPE, 9)
+        self.writer.write(min(width, 64) - 1, 6)
+        grid = self.rng.random() < 0.7
+        self.writer.write(grid, 1)
+        if grid:
+            self.writer.write(self.rng.random() < 0.3, 1)
+            self.writer.write(self.rng.choice([1015, 1015, 1023, 1, 0, 2046, 2047]), 11)
+            digits = self.rng.choice([0, 3, 12, 52, 53, 63])
+            self.writer.write(digits, 6)
+            self.fill(digits)
+        else:
+            self.writer.write(0, 2)
+            size = self.number(min(count, 1 << min(width, 16)) - 1) + 1
+            self.set(size, 1 << width)
+            self.number(size - 1)
+        self.writer.write(self.rng.randrange(2), 1)
+        self.writer.write(self.rng.choice([0, 0, 0, 1, 2, 3]), 2)
+        self.writer.write(0, -self.writer.length % 8)
+        self.fill(8 * self.rng.choice([0, 1, 9, count // 8, count // 2]))
+        self.writer.write(self.rng.choice([0, 1, 255]), 8)
 
     def values(self, count: int, width: int) -> None:
         split = self.rng.random() < 0.3

@@ -1,15 +1,20 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from net import compensation
+from net.codec import adaptive
+from net.codec.tensors import write_tensor
 from net.compensation import compensate, prices, prior
 from net.errors import UserError
 from net.plan import plan
 from net.rounding import (
     COARSEST,
     MAX_LEVEL,
+    TRELLIS_STEP,
     TYPICAL,
     Spread,
     fold_statistics,
@@ -376,3 +381,81 @@ def test_folded_statistics_do_the_same_in_evaluation():
     assert (norm.weight.frexp().mantissa * 128 % 1 == 0).all()
     unit = torch.ldexp(torch.ones(40), torch.maximum(size, bias).flatten().frexp().exponent - 7)
     assert (norm.bias / unit % 1 == 0).all()
+
+
+# --- the trellis --------------------------------------------------------------------------------
+
+
+def levels_of(shared: torch.Tensor, step: float) -> np.ndarray:
+    levels = shared.double().numpy() / step
+    assert np.abs(levels - np.rint(levels)).max() < 0.2  # rounded to the type
+    return np.rint(levels).astype(np.int32)
+
+
+def follows(levels: np.ndarray) -> bool:
+    rows, columns = levels.shape
+    return adaptive.walks(levels.ravel(), (rows, columns), (columns, 1))
+
+
+@pytest.mark.parametrize("shape", [(16, 1), (200, 40), (130, 6, 3, 3), (40, 2, 5), (3, 20, 9)])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_values_follow_the_trellis(shape, dtype):
+    torch.manual_seed(0)
+    tensor = torch.randn(shape).to(dtype)
+    tensor[:, 0] = 0
+    kind = "linear" if shape == (3, 20, 9) else ""
+    shared = share_tensor(tensor, 0.3, kind, trellis=True)
+    assert shared.shape == tensor.shape
+    assert shared.dtype == dtype
+    assert not shared[:, 0].any()
+    matrix = shared.flatten(0, -2) if kind else shared.flatten(1)
+    assert follows(levels_of(matrix, 0.3 * TRELLIS_STEP)) == bool(shared.any())
+    if len(shape) == 2 and shape[0] > 16:  # as far from the weights as without
+        error = (shared - tensor).double().square().mean()
+        alone = (share_tensor(tensor, 0.3) - tensor).double().square().mean()
+        assert error < 1.1 * alone
+
+
+def test_few_rows_and_recurrent_weights_have_no_trellis():
+    torch.manual_seed(0)
+    few, gates = torch.randn(15, 40), torch.randn(64, 40)
+    assert torch.equal(share_tensor(few, 0.3, trellis=True), share_tensor(few, 0.3))
+    assert torch.equal(
+        share_tensor(gates, 0.3, "rnn", trellis=True), share_tensor(gates, 0.3, "rnn")
+    )
+
+
+def test_the_trellis_takes_fewer_bytes_at_the_same_error():
+    torch.manual_seed(0)
+    tensor = torch.randn(256, 200)
+
+    def found(step, trellis):
+        shared = share_tensor(tensor, step, trellis=trellis)
+        error = float((shared - tensor).double().square().mean())
+        return write_tensor(shared).length / tensor.numel() + 0.5 * np.log2(error)
+
+    assert found(0.4, True) < found(0.4, False) - 0.1
+
+
+def test_the_cheapest_way_is_found():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(5, 1, 1))
+    levels = np.arange(-12, 13) * 0.4
+    price = rng.random((2, 25)) * 0.1
+    labels = np.empty((5, 1, 1), np.int16)
+    compensation.feed_errors(weights, *prior(1, ()), 0.4, levels, price, labels)
+    d = prior(1, ())[0].item()
+
+    def cost(chosen):
+        state, total = 0, 0.0
+        for w, label in zip(weights.ravel(), chosen, strict=True):
+            level = label - 12
+            if level != 0 and level % 2 != state >> 1:
+                return np.inf
+            total += ((w - levels[label]) / d) ** 2 + price[state >> 1, label]
+            state = adaptive.NEXT[state, (abs(level) + (state >> 1)) // 2 % 2]
+        return total
+
+    near = [np.argsort(np.abs(levels - w))[:5].tolist() + [12] for w in weights.ravel()]
+    least = min(map(cost, itertools.product(*near)))
+    assert cost(labels.ravel()) == pytest.approx(least)

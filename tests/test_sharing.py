@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from net import Pruner, WeightSharing, encoding, sharing
+from net.codec.tensors import write_tensor
 from net.errors import UserError
 from net.shared_tensor import SharedTensor
 from net.sharing import SharedState
@@ -760,3 +761,41 @@ def test_a_direction_of_weight_normalisation_is_never_zero():
         model[0].weight_v[3:9] *= 1e-3  # its length is kept elsewhere
     WeightSharing(model, bits="auto")
     assert model(torch.ones(2, 32)).isfinite().all()
+
+
+# --- values that nothing trains -----------------------------------------------------------------
+
+
+def test_final_values_are_those_of_the_state_dict_and_cannot_be_trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 30))
+    state = dict(SharedState(model.state_dict(), bits="auto"))
+    sharing = WeightSharing(model, bits="auto", final=True)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="final; to train them, leave out final=True"):
+        sharing.attach(torch.optim.SGD(sharing.parameters(), 0.1))
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_final_values_take_fewer_bytes(calibrated):
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 16, 64))
+    images = torch.randn(100, 3, 6, 6) if calibrated else None
+    bits = {}
+    for final in (False, True):
+        model = copy.deepcopy(dense)
+        WeightSharing(model, bits="auto", noise=0.5, final=final, calibration=images)
+        error = (model[3].weight - dense[3].weight).double().square().mean()
+        length = write_tensor(model[3].weight).length / model[3].weight.numel()
+        bits[final] = length + 0.5 * float(torch.log2(error))
+    assert bits[True] < bits[False] - 0.08
+
+
+def test_weights_divided_by_their_norm_have_no_trellis():
+    torch.manual_seed(0)
+    plain = nn.Linear(40, 60)
+    model = nn.Sequential(plain, nn.utils.parametrizations.weight_norm(nn.Linear(60, 60)))
+    shared = WeightSharing(model, bits="auto", final=True)
+    walks = {name: shared._work.walks(name) for name in shared.tensors}
+    assert len(walks) > 1
+    assert [name for name, walk in walks.items() if walk] == ["0.weight"]
