@@ -30,7 +30,8 @@ NEXT = np.array([[0, 2], [2, 0], [1, 3], [3, 1]])  # [state, parity of k]
 UNIT = 256  # sizes are in units of 1 / UNIT
 CLASSES = 64  # of expected sizes, two in an octave
 DEPTH = 14  # decisions "beyond 0" to "beyond 13"; what is larger has an Exp-Golomb code
-FINE = 21  # class from which on low bits are stored as they are, one more with every octave
+FINE = 21  # class from which on low bits are stored as they are, one more with every octave; for
+# the trellis, where k is half of a level, an octave before
 START, LIMIT = 8, 400  # uses that a probability counts for at first, and at most
 SURE = 3072  # of 2**22: no probability comes nearer to 0 or 1
 ROW, COLUMN, ALL = 4, 5, 8  # the mean sizes move by 1 / 2**this
@@ -180,6 +181,7 @@ def code_levels(
     row_sizes = np.empty(STRIP, np.int64)
     column_sizes = np.full(columns, UNIT, np.int64)
     mean = np.int64(UNIT)
+    fine = FINE - 2 if trellis else FINE
     for first in range(0, rows, STRIP):
         row_sizes[:] = mean
         for c in range(columns):
@@ -205,7 +207,7 @@ def code_levels(
                         near_size >>= 1
                     size = (3 * size + 2 * log_of(near_size * UNIT + UNIT // 2)) >> 2
                 size = min(size >> 4, CLASSES - 1)
-                raw = max(0, (size - FINE) >> 1)
+                raw = max(0, (size - fine) >> 1)
                 pull = abs(near) * 3 << 8 if beside and above else abs(near) << 10
                 expected = SIZES[size]
                 sure = int(pull > expected) + int(pull > 3 * expected) + int(pull > 5 * expected)
