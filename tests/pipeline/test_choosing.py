@@ -78,13 +78,13 @@ def test_the_noise_is_the_most_within_the_limit(trained, budget):
         inputs = choosing.calibration_inputs(data, options)
 
         def share(model):
-            WeightSharing(model, choosing.config(changed), calibration=inputs)
+            WeightSharing(model, choosing.config(changed), calibration=inputs, final=True)
 
         return moved(model, data, share)
 
     limit = choose.PER_POINT * budget
     assert cost(noise) <= limit < 1.1 * cost(1.3 * noise)
-    assert 0.1 < noise < 3
+    assert 0.05 < noise < 3
 
 
 def test_the_model_stays_as_it_is(trained):
