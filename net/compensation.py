@@ -63,7 +63,7 @@ def _cheapest(
     """(label, cost) of the best of the multiples sign * (first + 4 i) of the step, i >= 0: the two
     nearest to `w`, which is sign * size steps."""
     m = (levels.size - 1) // 2
-    inner = first + 4 * max(int(np.floor((size - first) / 4)), 0)
+    inner = first + 4 * max(int(np.floor((min(size, m) - first) / 4)), 0)
     best, least = m, np.inf
     for multiple in (inner, inner + 4):
         if multiple <= m:

@@ -437,6 +437,15 @@ def test_the_trellis_takes_fewer_bytes_at_the_same_error():
     assert found(0.4, True) < found(0.4, False) - 0.1
 
 
+def test_weights_beyond_the_grid_come_to_its_end():
+    levels = np.arange(-12, 13) * 0.4
+    weights, labels = np.full((40, 1, 1), 30.0), np.empty((40, 1, 1), np.int16)
+    weights[::2] = -30
+    compensation.feed_errors(weights, *prior(1, ()), 0.4, levels, np.zeros((2, 25)), labels)
+    assert (np.abs(labels.ravel() - 12) >= 9).all()  # of one quantizer and parity every fourth
+    assert (np.sign(labels.ravel() - 12) == np.sign(weights.ravel())).all()
+
+
 def test_the_cheapest_way_is_found():
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(5, 1, 1))

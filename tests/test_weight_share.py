@@ -115,7 +115,7 @@ def test_a_state_dict_alone_is_shared_by_rate(tmp_path, capsys):
     values = shared.state_dict["a.weight"].unique().double()
     steps = values.diff()
     assert len(values) < 100
-    assert 0.15 < float(steps.min()) < 0.25  # 0.2 deviations, each the same
+    assert 0.08 < float(steps.min()) < 0.15  # 0.58 of 0.2 deviations, each the same
     multiples = steps / steps.median()  # some may not occur
     assert float((multiples - multiples.round()).abs().max()) < 0.05
     assert shared.options["bits"] == "auto"
