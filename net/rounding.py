@@ -29,6 +29,7 @@ NOISE = 0.2
 MAX_LEVEL = 1 << 13  # multiples of the step on either side of zero
 TYPICAL = 1.3  # the root mean square is taken for typical up to so many medians of its rows
 FINEST = 6  # the largest power of two by which a row's step is finer than its tensor's
+SIZE_POWER = 1.5  # of the number of weights, that step**2 is proportional to (docs/results.md)
 COARSEST = 0.8  # deviations, of a step that sensitivity alone makes coarser (docs/results.md)
 HALVINGS = 60  # of a range of logarithms: to the last digit
 SAMPLE = 1 << 20  # weights on which the code words are estimated
@@ -83,8 +84,8 @@ def steps(
 
     Noise of variance step**2 / 12 in every layer, relative to its outputs, adds up to the noise
     of the network's; the bits fall by the number of weights times log2(step). The least sum of
-    both has step**2 proportional to deviation**2 times the number of weights. Against one step for
-    all this costs a ResNet-20 nothing and takes up to 20 % off the bytes of other networks.
+    both has step**2 proportional to deviation**2 times the number of weights, and it is more than
+    that (SIZE_POWER): large layers are later, where less comes after them, and small ones narrow.
 
     Where the sum is known, as trace * step**2 / 12 with the `traces` of net.sensitivity, the least
     has step**2 proportional to the number of weights over the trace, with the same mean of the
@@ -99,7 +100,9 @@ def steps(
     mean /= max(total, 1)
 
     def step(each: Spread) -> float:
-        return noise * each.deviation * math.exp((math.log(each.parameters) - mean) / 2)
+        return (
+            noise * each.deviation * math.exp(SIZE_POWER * (math.log(each.parameters) - mean) / 2)
+        )
 
     found = {name: step(each) for name, each in live.items()}
     known = {name: trace for name, trace in (traces or {}).items() if name in live}

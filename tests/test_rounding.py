@@ -14,6 +14,7 @@ from net.plan import plan
 from net.rounding import (
     COARSEST,
     MAX_LEVEL,
+    SIZE_POWER,
     TRELLIS_STEP,
     TYPICAL,
     Spread,
@@ -244,7 +245,7 @@ def test_small_gates_of_recurrent_weights_survive(dtype):
 
 def test_steps_follow_deviation_and_size():
     found = steps({"a": Spread(100, 1.0), "b": Spread(400, 1.0), "c": Spread(100, 3.0)}, 0.1)
-    assert found["b"] == pytest.approx(2 * found["a"])
+    assert found["b"] == pytest.approx(4 ** (SIZE_POWER / 2) * found["a"])
     assert found["c"] == pytest.approx(3 * found["a"])
     assert steps({"a": Spread(100, 2.0)}, 0.1)["a"] == pytest.approx(0.2)
     assert steps({"a": Spread(0, 0.0)}, 0.1)["a"] > 0
