@@ -100,9 +100,8 @@ def steps(
     mean /= max(total, 1)
 
     def step(each: Spread) -> float:
-        return (
-            noise * each.deviation * math.exp(SIZE_POWER * (math.log(each.parameters) - mean) / 2)
-        )
+        larger = math.log(each.parameters) - mean
+        return noise * each.deviation * math.exp(SIZE_POWER / 2 * larger)
 
     found = {name: step(each) for name, each in live.items()}
     known = {name: trace for name, trace in (traces or {}).items() if name in live}

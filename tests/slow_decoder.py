@@ -346,12 +346,8 @@ def _levels(coder: Coder, shape: list[int], view: int, trellis: int) -> list[int
                 at = min(x // 16, 63)
                 pull = abs(near) * (768 if len(neighbours) == 2 else 1024)
                 sure = sum(pull > n * expected[at] for n in (1, 3, 5))
-                raw, quantizer, t, negative = (
-                    max(0, (at - (19 if trellis else 21)) // 2),
-                    state // 2,
-                    0,
-                    0,
-                )
+                raw, quantizer = max(0, (at - (19 if trellis else 21)) // 2), state // 2
+                t, negative = 0, 0
                 agreement = min(sure, 2)
                 while t < 14:
                     which = at, quantizer, agreement, t
