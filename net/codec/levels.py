@@ -1,9 +1,9 @@
 """The values of a whole tensor as levels of a matrix, coded with what is near them in mind.
 
 A level is the number of a value: of a grid, which is known by its step, the multiple; otherwise the
-place in a codebook, counted from that of zero. Weights that are rounded without training
-(net.rounding) lie on a grid, and may follow a trellis; the values alone tell both. The adaptive
-coder (net.codec.adaptive) decodes 20 million weights a second and core, a tenth of what Huffman
+place in a codebook, counted from that of the most frequent one. Weights that are rounded without
+training (net.rounding) lie on a grid, and may follow a trellis; the values alone tell both. The
+adaptive coder (net.codec.adaptive) decodes 20 million weights a second and core, a tenth of what Huffman
 codes do, so it has to save bytes to be used.
 """
 
@@ -51,43 +51,22 @@ class Grid(NamedTuple):
         """The grid of these patterns, and the level int64 of each; None if they are on none."""
         if dtype not in MANTISSAS or len(distinct) < 2:
             return None
-        values = torch.from_numpy(distinct).view(dtype).double().numpy()
+        exact = torch.from_numpy(distinct.view(np.uint8)).view(dtype).double()
+        values = exact.numpy()
         if not np.isfinite(values).all():
             return None
-        half = dtype.itemsize > 2 and bool(
-            (torch.from_numpy(values).half().double().numpy() == values).all()
-        )
+        half = dtype.itemsize > 2 and torch.equal(exact.half().double(), exact)
         sizes = np.sort(np.abs(values[values != 0]))
-        if sizes[0] < 2.0**-900:  # far from where the unit of the last digit is none
-            return None
-        # What each value may have been before it was rounded: half a unit of its last digit off.
-        mantissas, exponents = np.frexp(sizes)
-        unit = np.ldexp(1.0, exponents - 1 - (10 if half else MANTISSAS[dtype]))
-        lowest, highest = sizes - unit / np.where(mantissas == 0.5, 4, 2), sizes + unit / 2
-        least = np.concatenate([[0.0], sizes[:LEAST]])
-        gaps = np.diff(least)
-        low = high = float(gaps[gaps > sizes[0] / 4].min())
-        low, high = low - unit[:LEAST].max(), high + unit[:LEAST].max()
-        reach = 4.0
-        while True:
-            middle = (low + high) / 2
-            some = int(np.searchsorted(sizes, reach * middle))
-            levels = np.maximum(np.rint(sizes[:some] / middle), 1)
-            low = max(low, float((lowest[:some] / levels).max(initial=low)))
-            high = min(high, float((highest[:some] / levels).min(initial=high)))
-            if low > high:
-                return None
-            if some == len(sizes):
-                break
-            reach *= 4
-        if sizes[-1] / middle >= MAX_CODEBOOK:
-            return None
-        for step, digits in _shortest(low, high):
-            grid = cls(step, digits, half)
-            numbers = np.rint(values / step).astype(np.int64)
-            if np.array_equal(grid.values(numbers, dtype), distinct):
-                return grid, numbers
+        for step, digits in _steps(sizes, 10 if half else MANTISSAS[dtype]):
+            grid, levels = cls(step, digits, half), np.rint(values / step).astype(np.int64)
+            if np.array_equal(grid.values(levels, dtype), distinct):
+                return grid, levels
         return None
+
+    def reaches(self, level: int, dtype: torch.dtype) -> bool:
+        """Whether its value is finite."""
+        found = self.values(np.array([level]), dtype)
+        return bool(torch.from_numpy(found.view(np.uint8)).view(dtype).isfinite().all())
 
     def write(self, writer: BitWriter) -> None:
         bits = int(np.float64(self.step).view(np.uint64))
@@ -107,8 +86,36 @@ class Grid(NamedTuple):
         return cls(float(np.uint64(bits).view(np.float64)), digits, half)
 
 
+def _steps(sizes: np.ndarray, digits: int) -> Iterator[tuple[float, int]]:
+    """Steps that `sizes`, ascending, > 0 and rounded to so many digits behind the leading one, may
+    be multiples of, those whose mantissas have the fewest digits, and how many these are."""
+    if not len(sizes) or sizes[0] < 2.0**-900:  # where a unit of the last digit may be none
+        return
+    # What each size may have been before it was rounded: half a unit of its last digit off.
+    mantissas, exponents = np.frexp(sizes)
+    unit = np.ldexp(1.0, exponents - 1 - digits)
+    lowest, highest = sizes - unit / np.where(mantissas == 0.5, 4, 2), sizes + unit / 2
+    gaps = np.diff(sizes[:LEAST], prepend=0.0)
+    gap = float(gaps[gaps > sizes[0] / 4].min())
+    low, high = gap - unit[:LEAST].max(), gap + unit[:LEAST].max()
+    reach, some = 4.0, 0
+    while some < len(
+        sizes
+    ):  # sizes further away say more, once it is clear which multiples they are
+        middle = (low + high) / 2
+        some = int(np.searchsorted(sizes, reach * middle))
+        multiples = np.maximum(np.rint(sizes[:some] / middle), 1)
+        low = float((lowest[:some] / multiples).max(initial=low))
+        high = float((highest[:some] / multiples).min(initial=high))
+        if low > high:
+            return
+        reach *= 4
+    if sizes[-1] < MAX_CODEBOOK * (low + high) / 2:
+        yield from _shortest(low, high)
+
+
 def _shortest(low: float, high: float) -> Iterator[tuple[float, int]]:
-    """Numbers in [low, high] whose mantissas have the fewest digits, and how many these are."""
+    """Some numbers in [low, high], those of the fewest digits in the mantissa, and how many."""
     middle, last = (low + high) / 2, 0.0
     exponent = math.frexp(middle)[1] - 1
     tried = 0
@@ -293,6 +300,8 @@ def read_levels(
     first = reader.skip(reader.remaining) // 8
     levels = Scan(shape, view, trellis).read(reader.data[first : reader.position // 8])
     low, high = (int(levels.min()), int(levels.max())) if count else (0, 0)
+    if grid is not None and not (grid.reaches(low, dtype) and grid.reaches(high, dtype)):
+        raise HuffmanError("a level whose value is infinite")
     if grid is not None and high - low < count:
         codebook, zero = grid.values(np.arange(low, high + 1), dtype), -low
     if codebook is not None and (low < -zero or high >= len(codebook) - zero):

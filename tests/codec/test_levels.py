@@ -151,6 +151,7 @@ def test_grids(dtype, half):
     [
         [1.0, 1.3, 2.0, 5.5],
         [0.0, -0.0, 1.0],
+        [0.0, -0.0],
         [0.0, 1.0, float("inf")],
         [0.0, 1.0, float("nan")],
         [5.0],
@@ -192,14 +193,14 @@ def test_malformed_grids():
     for exponent in steps.values():
         refused(bits[:at] + exponent + bits[at + 11 :], "a step that no encoder writes")
     refused(bits[: at + 11] + "1" * 6 + bits[at + 17 :], "a step that no encoder writes")
-    huge = f"{2046:011b}" + "0" * 6
-    digits = int(bits[at + 11 : at + 17], 2)
-    rest = bits[at + 17 + digits :][:3]
-    header = bits[:at] + huge + rest
-    header += "0" * (-len(header) % 8)
-    body = bits[len(bits) // 16 * 8 :]
-    with pytest.raises(HuffmanError):
-        read(bytes_of(header + body), (200, 30), torch.float32)
+
+
+def test_levels_beyond_the_type():
+    tensor = share_tensor(weights((200, 30)).half(), 0.5, trellis=True)
+    bits = bits_of(written(tensor))
+    at = HEAD + 2
+    exponent = f"{1023 + 15:011b}"  # steps of 2**15, of which float16 has one
+    refused(bits[:at] + exponent + bits[at + 11 :], "infinite", dtype=torch.float16)
 
 
 def test_a_grid_of_integers():
