@@ -3,8 +3,8 @@
 A level is the number of a value: of a grid, which is known by its step, the multiple; otherwise the
 place in a codebook, counted from that of the most frequent one. Weights that are rounded without
 training (net.rounding) lie on a grid, and may follow a trellis; the values alone tell both. The
-adaptive coder (net.codec.adaptive) decodes 20 million weights a second and core, a tenth of what Huffman
-codes do, so it has to save bytes to be used.
+adaptive coder (net.codec.adaptive) decodes 20 million weights a second and core, a tenth of what
+Huffman codes do, so it has to save bytes to be used.
 """
 
 import math
