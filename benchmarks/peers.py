@@ -259,7 +259,8 @@ def plot(found: dict[str, list[Point]], path: str) -> None:
         axes.set_xlabel("MB")
         axes.set_ylabel("divergence from the dense outputs")
         plots.bare(axes)
-    figure.axes[0].legend(frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     plots.save(figure, path)
 
 
