@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from ..tensors import fault, memory
-from .bits import BitReader, BitWriter, HuffmanError
+from .bits import BitReader, BitWriter, HuffmanError, read_set, write_set
 from .codes import parts
+
+MAX_CODEBOOK = 1 << 16
 
 
 def patterns(tensor: torch.Tensor) -> np.ndarray:
@@ -103,6 +105,21 @@ class Form:
             return halves.astype(f"f{kind.itemsize}").view(kind)
         values = values.astype(kind, copy=False)
         return values << kind.type(self.shift) if self.shift else values
+
+    def write_codebook(self, writer: BitWriter, values: np.ndarray) -> np.ndarray:
+        """Distinct patterns in the order of their numbers; returns that order (a permutation)."""
+        ordered = self.ordered(self.apply(values))
+        by_value = np.argsort(ordered)
+        writer.write_number(len(ordered) - 1)
+        write_set(writer, ordered[by_value], (1 << self.width) - 1)
+        return by_value
+
+    def read_codebook(self, reader: BitReader, count: int, kind: np.dtype) -> np.ndarray:
+        """The patterns that ``write_codebook`` has written, of ``count`` values in ``kind``."""
+        size = reader.read_number() + 1
+        if size > min(count, MAX_CODEBOOK, 1 << self.width):
+            raise HuffmanError("a codebook of too many values")
+        return self.undo(self.unordered(read_set(reader, size, (1 << self.width) - 1)), kind)
 
     def ordered(self, values: np.ndarray) -> np.ndarray:
         """Patterns as uint64 in the order of the numbers that they stand for, and back.

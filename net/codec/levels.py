@@ -15,16 +15,15 @@ import numpy as np
 import torch
 
 from .. import codec
-from .bits import BitReader, BitWriter, HuffmanError, read_set, write_set
+from .bits import BitReader, BitWriter, HuffmanError
 from .codes import parts
-from .forms import Form, patterns
+from .forms import MAX_CODEBOOK, Form, patterns
 from .positions import matrix_views
 
 FEWEST = 64  # elements that are tried
 ESCAPE = 0b01000000  # the form "01" with a shift of 0 and, then, the whole width of the type
 MIN_GAIN = 50  # it is used where it saves one bit in so many
 SAMPLED, SAMPLES = 1 << 15, 16  # of more elements, one in so many is tried first
-MAX_CODEBOOK = 1 << 16
 MOST_LISTED = 1 << 10  # values on no grid that are tried
 MANTISSAS = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
 LEAST = 8  # the smallest values, whose differences suggest a step
@@ -254,11 +253,8 @@ def _write_codebook(
     """Form, values and the number of the most frequent one; the level of each, 0 of that."""
     form = Form.of(distinct, floating)
     writer.extend(form.writer())
-    ordered = form.ordered(form.apply(distinct))
-    by_value = np.argsort(ordered)
+    by_value = form.write_codebook(writer, distinct)
     zero = int(np.argmax(counts[by_value]))
-    writer.write_number(len(distinct) - 1)
-    write_set(writer, ordered[by_value], (1 << form.width) - 1)
     writer.write_number(zero)
     of_each = np.empty(len(distinct), np.int64)
     of_each[by_value] = np.arange(len(distinct)) - zero
@@ -282,12 +278,9 @@ def read_levels(
         grid = Grid.read(reader, dtype)
     else:
         form = Form.read(reader, 8 * kind.itemsize, dtype.is_floating_point)
-        size = reader.read_number() + 1
-        if size > min(count, MAX_CODEBOOK, 1 << form.width):
-            raise HuffmanError("a codebook of too many values")
-        codebook = form.undo(form.unordered(read_set(reader, size, (1 << form.width) - 1)), kind)
+        codebook = form.read_codebook(reader, count, kind)
         zero = reader.read_number()
-        if zero >= size:
+        if zero >= len(codebook):
             raise HuffmanError("a zero beyond the codebook")
     trellis, view = reader.read(1) > 0, reader.read(2)
     if not has_levels(shape, dtype) or view not in matrix_views(shape):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from .. import codec
-from .bits import BitReader, BitWriter, HuffmanError, read_set, write_set
+from .bits import BitReader, BitWriter
 from .codes import RUN, Code, Empty, entropy, lane_size, narrow, parts, read_table, write_table
-from .forms import Form, patterns, stored_as
+from .forms import MAX_CODEBOOK, Form, patterns, stored_as
 from .heads import HEAD, LEAST, Heads, read_heads
 from .levels import begins_levels, read_levels, write_levels
 from .planes import MANY, planes_cost, read_planes, write_planes
@@ -31,7 +31,6 @@ SAMPLE = 1 << 16
 # Positions take 50 bytes per non-zero while they are coded: above this density a large tensor
 # is coded with its zeros, so that no more than 3 times its own size is needed.
 LARGE, MAX_DENSITY = 1 << 22, 0.25
-MAX_CODEBOOK = 1 << 16
 FEW = 1 << 10  # distinct values: as these are never smaller in another form, none is tried
 # Of so many values drawn by chance no more than DIFFERENT are distinct if MAX_CODEBOOK are in all.
 DRAWN, DIFFERENT = 1 << 12, 4060  # 3,970 on average, with a standard deviation of 11
@@ -180,7 +179,7 @@ def read_values(
             yield part, form.undo(values, kind)
     elif reader.read(1):
         reader.begin("codebook")
-        codebook = form.undo(_read_codebook(reader, form, count), kind)
+        codebook = form.read_codebook(reader, count, kind)
         beyond = "a code word for a value beyond the codebook"
         code = read_table(reader, count, len(codebook) - 1, beyond)
         reader.begin("values")
@@ -281,23 +280,13 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _shared(form: Form, distinct: _Distinct) -> BitWriter:
     """Codebook and numbers."""
-    ordered = form.ordered(form.apply(distinct.values))
-    by_value = np.argsort(ordered)
-    code = Code.from_counts(np.arange(len(ordered)), distinct.counts[by_value])
     writer = form.writer()
     writer.write(1, 1)
-    writer.write_number(len(ordered) - 1)
-    write_set(writer, ordered[by_value], (1 << form.width) - 1)
+    by_value = form.write_codebook(writer, distinct.values)
+    code = Code.from_counts(np.arange(len(by_value)), distinct.counts[by_value])
     write_table(writer, code)
     code.write(writer, distinct.numbers(), names=by_value)
     return writer
-
-
-def _read_codebook(reader: BitReader, form: Form, count: int) -> np.ndarray:
-    size = reader.read_number() + 1
-    if size > min(count, MAX_CODEBOOK, 1 << form.width):
-        raise HuffmanError("a codebook of too many values")
-    return form.unordered(read_set(reader, size, (1 << form.width) - 1))
 
 
 # --- raw, or heads and tails ----------------------------------------------------------------------
