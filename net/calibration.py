@@ -100,8 +100,8 @@ class Samples:
         self.batches = [_calls(batch, arguments, labelled) for batch in given]
         if not self.batches:
             raise ValueError(f"calibration is empty; give {EXPECTED}")
-        # Of that model's weights (net.sensitivity), once they are measured: the same at any noise.
-        self.traces: tuple[dict[str, float], str] | None = None
+        # What net.sensitivity says of that model's weights of these names: the same at any noise.
+        self.traces: dict[tuple[str, ...], tuple[dict[str, float], str]] = {}
 
     @classmethod
     def of(cls, model: nn.Module, given: "Samples | Any") -> "Samples":

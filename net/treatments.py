@@ -139,11 +139,12 @@ class Work:
         names = treated(self.plan, ByRate.how)
         traces: Mapping[str, float] = {}
         if names and self.model is not None and self.samples is not None:
-            if self.samples.traces is None:
+            known = self.samples.traces
+            if tuple(names) not in known:
                 from .sensitivity import traces as measured
 
-                self.samples.traces = measured(self.model, self.samples, names)
-            traces, self.unmeasured = self.samples.traces
+                known[tuple(names)] = measured(self.model, self.samples, names)
+            traces, self.unmeasured = known[tuple(names)]
         self.steps = steps_of(self.tensors, names, self.config.noise, traces)
         # Where errors of the weights are compensated, those of the vectors would show.
         self.noise = self.config.noise if self.samples is None else self.config.noise / 2

@@ -6,6 +6,7 @@ heart would bear more.
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,11 +76,15 @@ def density(model: nn.Module, dataset: Dataset, options: PruningOptions, log: Lo
 
 def noise(model: nn.Module, dataset: Dataset, options: SharingOptions, log: Log) -> float:
     """The most noise at which `model`, shared at once, keeps within the error budget."""
-    inputs = calibration_inputs(dataset, options)
+    inputs: Any = calibration_inputs(dataset, options)
+    if inputs is not None:  # what the outputs feel is measured once, not at every noise
+        from ..calibration import Samples  # compiled loops
+
+        inputs = Samples.of(model, inputs)
+    final = not options.finetune_epochs
 
     def share(changed: nn.Module, value: float) -> None:
         at_once = replace(options, noise=value, share_parts=1)
-        final = not options.finetune_epochs
         WeightSharing(changed, config(at_once), calibration=inputs, final=final)
 
     return search(model, dataset, options, log, "noise", share, NOISES)

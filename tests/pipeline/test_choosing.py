@@ -150,3 +150,17 @@ def test_a_model_that_keeps_what_it_has_computed_can_be_tried():
     model.forward = model[0].forward
     cost = choose.moved_by(model, [torch.randn(5, 8)], lambda changed, value: None)
     assert cost(1.0) == 0
+
+
+def test_what_the_outputs_feel_is_measured_once_for_all_noises(trained, monkeypatch):
+    model, data = trained
+    asked = []
+
+    def traces(model, samples, names):
+        asked.append(tuple(names))
+        return {}, "not here"
+
+    monkeypatch.setattr("net.sensitivity.traces", traces)
+    options = SharingOptions(bits="auto", distortion=0.0, bias_bits=0, finetune_epochs=0)
+    choosing.noise(model, data, options, SILENT)
+    assert len(asked) == 1
