@@ -2,8 +2,9 @@
 
 In a folder of one file per tensor, or in one file with everything that belongs to a model.
 
-Every tensor is written in the smallest of several forms: with or without its zeros; values shared
-in a codebook, byte by byte, or as heads and tails. docs/format.md specifies every byte.
+Every tensor is written in the smallest of several forms: as levels of a matrix; or with or without
+its zeros, and values shared in a codebook, byte by byte, or as heads and tails. docs/format.md
+specifies every byte.
 """
 
 import dataclasses

@@ -21,13 +21,12 @@ from .bits import BitReader, BitWriter, HuffmanError
 from .codes import Code, code_lengths, entropy, parts, read_table, write_table
 
 MAX_HEAD, MAX_TABLES = 12, 64
-TAILS = (
-    64  # the symbol of a block is the number of its table times this, plus the bits of its tails
-)
+TAILS = 64  # a block's symbol is this times the number of its table, plus the bits of its tails
 LEAST = 2 * BLOCK  # values; fewer are written in another form
 
 # Chosen on the voice encoder of Resemblyzer and on CHGNet, in float32 and bfloat16: 10 or 12 bits
-# take 0.01 to 0.04 % more, one table for a tensor of 262,144 values 0.2 to 0.6 %.
+# take 0.01 to 0.04 % more, one table for a tensor of 262,144 values 0.2 to 0.6 %. But from where on
+# there are 8 tables was set with MiniLM in sight, for lack of another large network.
 HEAD = 11
 GROUP = 16  # blocks that choose a code together
 TABLES = {1 << 22: 8, 1 << 18: 2, 0: 1}  # from so many values on; each costs a reader 0.1 ms
