@@ -28,7 +28,7 @@ from .codec.adaptive import STRIP
 from .compensation import compensate, settled_prices
 from .extras import ProgressBar
 from .parameters import copied
-from .rounding import grid, row_parts, share_tensor, walkable
+from .rounding import fineness, grid, scales, share_tensor, tells_its_steps, walkable
 from .threads import in_order
 
 VECTORS = 20_000  # inputs of a layer that are looked at; no fewer than PER_INPUT per column of H
@@ -282,7 +282,7 @@ def _finer(met: torch.Tensor) -> torch.Tensor:
     None is coarser than the tensor's: what few inputs did not have, others will.
     """
     often = (met + 1) / (met + 1).double().mean()
-    return (often.log2() / 2).round().clamp(0, FINEST_ROW)
+    return (often.log2() / 2).round().clamp(0, FINEST_ROW).long()
 
 
 def _reason(name: str, parameter: torch.Tensor, uses: list[list[Use]]) -> str:
@@ -386,23 +386,28 @@ def _share(
         rows[use.first : use.first + use.rows] += 1
     if not usable or rows.max() > 1 or any(use.kind == "columns" for use in usable):
         usable = _merged(parameter, usable)
-    source = parameter.clone()
+    source, asked = parameter.clone(), step
     # The trellis walks down all rows, or all columns, of a tensor, and of parts only whole strips.
-    trellis &= walkable(source.shape, kind)
+    trellis &= walkable(source.shape)
     trellis &= all(use.kind == "columns" or use.first % STRIP == 0 for use in usable)
     if not usable or (rows == 0).any():
         parameter.copy_(share_tensor(source, step, kind, trellis))
     if not usable:
         return "its inputs are zero or not finite" if moments else UNREACHED
-    largest = float(source.abs().max())
+    scale = scales(fineness(source, kind))
+    sizes = source.abs().flatten(1).amax(1).double().cpu().numpy()
+    step, levels = grid(step, float((sizes * scale).max()), source.dtype, trellis)
     for use, found in usable.items():
         act_order, upper, target = _prepared(use.matrices(source), found)
-        shared = np.empty_like(target)
-        for part, size in row_parts(source[use.first : use.first + use.rows], step, kind):
-            size, levels = grid(size, largest, source.dtype, trellis)
-            shared[:, part] = levels[_rounded(target[:, part], upper, size, levels, 1 + trellis)]
-        values = torch.empty(shared.shape, dtype=torch.float64)
-        values[:, :, act_order] = torch.from_numpy(shared)
+        own = np.ones(1)  # rows of recurrent weights alone differ, which have one group
+        if scale.max() > 1:
+            own = scale[use.first : use.first + use.rows]
+        labels = _rounded(target * own[:, None], upper, step, levels, 1 + trellis)
+        if trellis and not tells_its_steps(labels[0], len(levels) // 2, own):
+            parameter.copy_(source)
+            return _share(parameter, moments, asked, kind, False)
+        values = torch.empty(labels.shape, dtype=torch.float64)
+        values[:, :, act_order] = torch.from_numpy(levels[labels] / own[:, None])
         use.restore(values.to(parameter), parameter)
     return ""
 

@@ -29,6 +29,9 @@ NOISE = 0.2
 MAX_LEVEL = 1 << 13  # multiples of the step on either side of zero
 TYPICAL = 1.3  # the root mean square is taken for typical up to so many medians of its rows
 FINEST = 6  # the largest power of two by which a row's step is finer than its tensor's
+# From so many rows on an embedding is that of a vocabulary, whose tokens are numbered by how often
+# they were met: the first quarter of it is finer, the 16th more so, and the 64th (docs/results.md).
+VOCABULARY, FREQUENT = 4096, (4, 16, 64)
 SIZE_POWER = 1.5  # of the number of weights, that step**2 is proportional to (docs/results.md)
 COARSEST = 0.8  # deviations, of a step that sensitivity alone makes coarser (docs/results.md)
 HALVINGS = 60  # of a range of logarithms: to the last digit
@@ -158,9 +161,9 @@ def share_tensor(
     The first dimension is that of the outputs, the second of the inputs, others are a
     convolution's kernel; of a stack of matrices (`kind` "linear", as of parameters.compressible)
     the last is that of the inputs; one of a single dimension has no outputs to cancel errors in.
-    `finer` [rows] has the powers of two by which the steps of rows are finer, where these are not
-    all alike (`row_parts`). Zeros stay zeros. Takes any real floating-point type. Raises
-    ValueError for a bad step, NaN or infinity.
+    `finer` int64 [rows] has the powers of two by which the steps of rows are finer, `fineness` if
+    there is none. Zeros stay zeros. Takes any real floating-point type. Raises ValueError for a
+    bad step, NaN or infinity.
     """
     if not step > 0 or not math.isfinite(step):
         raise ValueError(f"the step must be a positive number, not {step!r}")
@@ -174,46 +177,47 @@ def share_tensor(
         # Where the last dimension is that of the outputs, errors just do not cancel.
         matrix = share_tensor(source.flatten(0, -2), step, trellis=trellis)
         return matrix.reshape(source.shape).to(tensor.device)
-    parts = row_parts(source, step, kind, finer)
-    if len(parts) == 1:  # without a copy: it may be a large one
-        walks = trellis and walkable(source.shape, kind)
-        return _shared(source, parts[0][1], walks).to(tensor.device)
-    result = torch.empty_like(source)
-    for rows, size in parts:
-        result[rows] = _shared(source[rows], size)
-    return result.to(tensor.device)
+    finer = fineness(source, kind) if finer is None else finer
+    walks = trellis and walkable(source.shape)
+    return _shared(source, step, walks, scales(finer)).to(tensor.device)
 
 
-def walkable(shape: Sequence[int], kind: str) -> bool:
-    """Whether the trellis has a matrix of one step and enough rows to walk down."""
-    return kind != "rnn" and len(shape) > 1 and shape[0] >= TRELLIS_ROWS
+def walkable(shape: Sequence[int]) -> bool:
+    """Whether the trellis has enough rows to walk down."""
+    return len(shape) > 1 and shape[0] >= TRELLIS_ROWS
 
 
-def row_parts(
-    tensor: torch.Tensor, step: float, kind: str, finer: torch.Tensor | None = None
-) -> list[tuple[slice | np.ndarray, float]]:
-    """Rows (all, or bool [rows]) and their step: `step` over two to the power of `finer` [rows], of
-    recurrent weights if there is none given, and else `step`.
+def fineness(tensor: torch.Tensor, kind: str) -> torch.Tensor:
+    """The powers of two by which the steps of rows are finer than their tensor's, int64 [rows].
 
-    In these half of it in a row of the tensor's own deviation, since errors come round again with
-    every element of a sequence; less as the row's weights are smaller: a gate that is nearly linear
-    has far smaller ones than those that saturate, and as much to say. A published speaker encoder,
-    an LSTM of three layers, so keeps a cosine of 0.94 to its own answers in 860 kB; with one step
-    for each tensor, 0.5.
+    Recurrent weights have half of it in a row of the tensor's own deviation, since errors come
+    round again with every element of a sequence; less as the row's weights are smaller: a gate that
+    is nearly linear has far smaller ones than those that saturate, and as much to say. A published
+    speaker encoder, an LSTM of three layers, so keeps a cosine of 0.94 to its own answers in
+    860 kB; with one step for each tensor, 0.5. In the embedding of a vocabulary the rows of
+    frequent tokens, which are the first, have finer ones: an error costs as often as it is met.
     """
-    if finer is None:
-        if kind != "rnn":
-            return [(slice(None), step)]
-        counts, powers = _rows(tensor)
-        sizes = (powers / counts.clamp_min(1)).sqrt()
-        whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
-        finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
-        finer[sizes == 0] = 0
-    return [((finer == power).numpy(), step / 2**power) for power in finer.unique().tolist()]
+    rows = len(tensor) if tensor.dim() > 1 else 1
+    if kind == "embedding" and rows >= VOCABULARY:
+        place = torch.arange(rows) / rows
+        return torch.stack([place < 1 / part for part in FREQUENT]).sum(0)
+    if kind != "rnn":
+        return torch.zeros(rows, dtype=torch.int64)
+    counts, powers = _rows(tensor)
+    sizes = (powers / counts.clamp_min(1)).sqrt()
+    whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
+    finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
+    finer[sizes == 0] = 0
+    return finer.long()
 
 
-def _shared(source: torch.Tensor, step: float, trellis: bool = False) -> torch.Tensor:
-    """As `share_tensor`, with one step."""
+def scales(finer: torch.Tensor) -> np.ndarray:
+    """What rows are multiplied by, float64 [rows], so that they have the tensor's step."""
+    return np.ldexp(1.0, finer.numpy())
+
+
+def _shared(source: torch.Tensor, step: float, trellis: bool, scale: np.ndarray) -> torch.Tensor:
+    """As `share_tensor`, of rows that are multiplied by `scale` [rows], and divided by it again."""
     from .codec.adaptive import STRIP
     from .compensation import feed_errors, prior, settled_prices
 
@@ -221,27 +225,48 @@ def _shared(source: torch.Tensor, step: float, trellis: bool = False) -> torch.T
     rows, blocks = shape[:2] if source.dim() > 1 else (1, source.numel())
     source = source.reshape(rows, blocks, -1)
     size = source.numel() // rows  # of a row
-    step, levels = grid(step, float(source.abs().max()), source.dtype, trellis)
-    values = torch.from_numpy(levels).to(source.dtype)
+    largest = float((source.abs().amax((1, 2)).double().numpy() * scale).max())
+    size_of_step, levels = grid(step, largest, source.dtype, trellis)
+    values, scale = torch.from_numpy(levels).to(source.dtype), scale[:, None, None]
     factors, feedback = prior(blocks, tuple(shape[2:]))
 
     def rounded(weights: np.ndarray, price: np.ndarray) -> np.ndarray:
         labels = np.empty(weights.shape, np.int16)
-        feed_errors(weights, factors, feedback, step, levels, price, labels)
+        feed_errors(weights, factors, feedback, size_of_step, levels, price, labels)
         return labels
 
-    sample = source[:: max(1, source.numel() // SAMPLE)][: max(1, SAMPLE // size)]
-    price = settled_prices(sample.double().numpy(), factors, step, levels, rounded, 1 + trellis)
-    result = torch.empty_like(source)
+    some = slice(None, None, max(1, source.numel() // SAMPLE))
+    sample = (source[some].double().numpy() * scale[some])[: max(1, SAMPLE // size)]
+    price = settled_prices(sample, factors, size_of_step, levels, rounded, 1 + trellis)
+    result, told = torch.empty_like(source), True
+    divisor = torch.from_numpy(scale).to(source.dtype)
 
-    def work(rows: slice) -> None:
-        labels = rounded(source[rows].double().numpy(), price)
-        result[rows] = values[torch.from_numpy(labels).int()]
+    def work(rows: slice) -> bool:
+        labels = rounded(source[rows].double().numpy() * scale[rows], price)
+        result[rows] = values[torch.from_numpy(labels).int()] / divisor[rows]
+        return not trellis or tells_its_steps(labels, levels.size // 2, scale[rows])
 
     height = max(1, CHUNK // size // STRIP) * STRIP
-    for _ in in_order(work, ((slice(i, i + height),) for i in range(0, rows, height))):
-        pass
+    for each in in_order(work, ((slice(i, i + height),) for i in range(0, rows, height))):
+        told &= each
+    if not told:
+        return _shared(source.reshape(shape), step, False, scale.ravel())
     return result.reshape(shape)
+
+
+def tells_its_steps(labels: np.ndarray, middle: int, scale: np.ndarray) -> bool:
+    """Whether labels [rows, ...], whose zero is `middle`, tell how the steps of rows differ
+    (`scale` [rows]), which the encoder has to find to see that they follow the trellis.
+
+    Where nearly all of them are zeros, they may not.
+    """
+    from .codec.levels import row_shifts
+
+    coarser = np.rint(scale.max() / scale).astype(np.int32).reshape(-1, 1)
+    if coarser.max() == 1:
+        return True
+    levels = (labels.reshape(len(labels), -1) - middle).astype(np.int32) * coarser
+    return row_shifts(levels) is not None
 
 
 def grid(
@@ -257,7 +282,8 @@ def grid(
     m = math.ceil(largest / step) + 1
     exact = torch.arange(-m, m + 1, dtype=torch.float64) * step
     half = exact.half().double()
-    if bool(half.isfinite().all()) and float((half - exact).abs().max()) < step / 10:
+    fine = bool(half.isfinite().all()) and float((half - exact).abs().max()) < step / 10
+    if dtype.itemsize > 2 and fine:  # rounding twice would leave the grid
         exact = half
     bound = torch.finfo(dtype)
     return step, exact.to(dtype).double().clamp(bound.min, bound.max).numpy()

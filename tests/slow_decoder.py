@@ -281,10 +281,14 @@ def levels(bits: Bits, data: bytes, kind: str, shape: list[int]) -> list[int]:
     """A whole tensor of the form "Levels"."""
     w0 = BITS[kind]
     bits.u(14)
-    grid = bits.u(1)
+    grid, shifts = bits.u(1), None
     if grid:
         half, e, d = bits.u(1), bits.u(11), bits.u(6)
         assert 0 < e < 2047
+        if d == 63:
+            shifts = integers(bits, shape[0])
+            assert max(shifts) <= 13
+            d = bits.u(6)
         assert d <= 52
         step = 2.0 ** (e - 1023) * (1 + bits.u(d) / 2**d)
     else:
@@ -307,6 +311,10 @@ def levels(bits: Bits, data: bytes, kind: str, shape: list[int]) -> list[int]:
             _widened(book[zero + each], w0) if half else book[zero + each] << shift
             for each in found
         ]
+    if shifts:
+        assert (trellis, view) == (1, 0)
+        columns = len(found) // len(shifts)
+        found = [each * 2 ** shifts[i // columns] for i, each in enumerate(found)]
     return [_rounded(each * step, kind, half) for each in found]
 
 
@@ -421,7 +429,7 @@ def inflate(data: bytes) -> tuple[dict, bytes]:
 
 def manifest(data: bytes) -> tuple[list[list], list[int], dict]:
     """The lines of the tensors, the checksums of those that have one, and the meta data."""
-    assert data[:4] in (b"DCE\x03", b"DCE\x04")
+    assert data[:4] in (b"DCE\x03", b"DCE\x04", b"DCE\x05")
     assert zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "big")
     text, sums = inflate(data[8:])
     return (
@@ -459,7 +467,7 @@ def folder(directory: Path) -> tuple[State, dict]:
 def one_file(path: Path) -> tuple[State, dict, dict[str, bytes], dict]:
     """{name: (type, shape, patterns)}, the meta data, the other files, and the layout."""
     data = path.read_bytes()
-    assert data[:4] in (b"DCF\x03", b"DCF\x04")
+    assert data[:4] in (b"DCF\x03", b"DCF\x04", b"DCF\x05")
     m, t = struct.unpack(">II", data[8:16])
     at = 16 + m + t
     assert zlib.crc32(data[8:at]) == int.from_bytes(data[4:8], "big")

@@ -91,11 +91,13 @@ def test_the_same_streams_and_manifest_as_in_a_folder(tmp_path: Path) -> None:
     assert json.loads(table) == {"sizes": [len(files[name]) for name in sorted(files)]}
 
 
-def as_version_3(data: bytes) -> bytes:
-    """What the version before wrote, which has fewer forms of tensors: the same."""
+def as_version(data: bytes, version: int) -> bytes:
+    """What an earlier version wrote, which has fewer forms of tensors: the same."""
     split, length = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12))
-    head = data[8:16] + data[16:19] + b"\x03" + data[20 : 16 + split + length]
-    return b"DCF\x03" + zlib.crc32(head).to_bytes(4, "big") + head + data[16 + split + length :]
+    number = bytes([version])
+    head = data[8:16] + data[16:19] + number + data[20 : 16 + split + length]
+    start = b"DCF" + number + zlib.crc32(head).to_bytes(4, "big")
+    return start + head + data[16 + split + length :]
 
 
 def test_golden_file(tmp_path: Path) -> None:
@@ -104,16 +106,16 @@ def test_golden_file(tmp_path: Path) -> None:
     data = bytes.fromhex(GOLDEN)
     if "ng" not in zlib.ZLIB_RUNTIME_VERSION:  # compresses as well, with other bytes
         assert (tmp_path / "m.dc").read_bytes().hex() == GOLDEN
-    data = as_version_3(data)
-    (tmp_path / "old.dc").write_bytes(data)
-    found = encoding.open(tmp_path / "old.dc")
-    assert fuzz.same(dict(found), golden_state())
-    assert {name: found.read_file(name) for name in found.files} == files
-    assert found.layout == layout
+    for version in (3, 4, 5):
+        (tmp_path / "old.dc").write_bytes(as_version(data, version))
+        found = encoding.open(tmp_path / "old.dc")
+        assert fuzz.same(dict(found), golden_state())
+        assert {name: found.read_file(name) for name in found.files} == files
+        assert found.layout == layout
 
 
 GOLDEN = (
-    "44434604b987bf940000002700000059444345042eabc73f43b5222dd9109b2d263a66600341d218"
+    "444346053996dea50000002700000059444345052eabc73f43b5222dd9109b2d263a66600341d218"
     "569900ada90500a82ab78ae58d6863ab562aceac4a05596068a863680ed4909699930ab110181f69"
     "99e97a59c5f940079b03a1a189898999a98991a929c8f824fdaad4a27ca0bd66263a663ac6160666"
     "2686a6e6c696205b81090718b6207b218e065b105b5b0b005706a219b706e1340600500000066800"
@@ -366,10 +368,10 @@ def changed(offset: int, *values: int) -> bytes:
 ZEROS = fuzz.deflate_plain(bytes(1 << 22))
 MALFORMED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not an encoded model of this program"),
-    "three bytes": (b"DCF", "format version ; this program reads 03 and 04"),
+    "three bytes": (b"DCF", "format version ; this program reads 03, 04 and 05"),
     "another program": (b"PK\3\4" + bytes(40), "not an encoded model of this program"),
     "the manifest of a folder": (PACKED, "not an encoded model of this program"),
-    "another version": (changed(3, 5), "format version 05; this program reads 03 and 04"),
+    "another version": (changed(3, 6), "format version 06; this program reads 03, 04 and 05"),
     "no sizes": (file_of()[:9], "the header ends early"),
     "a part of the header": (file_of()[:30], "the header ends early: the file is cut off"),
     "checksum": (changed(4, 1, 2), "the checksum of the header does not match"),

@@ -428,7 +428,7 @@ def test_fixed_index_bits_count_padding_zeros() -> None:
 GOLDEN = {
     "00-fc1.weight-a82ab78a.huff": "5706a219b706e134060050",
     "01-fc1.bias-e58d6863.huff": "000006680000033001800198003fc03d00",
-    "manifest.huff": "44434504583ab29a43b5222dd9109b2d263a66600341d218569960b32627"
+    "manifest.huff": "44434505583ab29a43b5222dd9109b2d263a66600341d218569960b32627"
     "352fb544d7d8c040d7d0c000680d00a82ab78ae58d6863",
 }
 

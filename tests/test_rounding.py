@@ -18,10 +18,10 @@ from net.rounding import (
     TRELLIS_STEP,
     TYPICAL,
     Spread,
+    fineness,
     fold_statistics,
     grid,
     round_vector,
-    row_parts,
     scale_of,
     share_tensor,
     spread,
@@ -218,17 +218,22 @@ def gates():
 
 def test_rows_of_recurrent_weights_have_steps_of_their_own():
     weights = gates()
-    steps_of_rows = torch.zeros(40)
-    for rows, size in row_parts(weights, 1.0, "rnn"):
-        assert not steps_of_rows[rows].any()
-        steps_of_rows[rows] = size
-    assert steps_of_rows[5] == 1
+    finer = fineness(weights, "rnn")
+    assert finer.dtype == torch.int64
+    assert finer[5] == 0
     live = [i for i in range(40) if i != 5]
     size = weights[live].square().mean(1).sqrt()
     half = size / weights[live].square().mean().sqrt() / 2  # of the step
-    assert bool((steps_of_rows[live] / half).log2().abs().le(0.5 + 1e-6).all())
-    assert torch.equal(torch.log2(steps_of_rows), torch.log2(steps_of_rows).round())
-    assert [size for _, size in row_parts(torch.zeros(3, 2), 1.0, "rnn")] == [1]
+    assert bool((half.log2() + finer[live]).abs().le(0.5 + 1e-6).all())
+    assert fineness(torch.zeros(3, 2), "rnn").tolist() == [0, 0, 0]
+    assert not fineness(weights, "linear").any()
+
+
+def test_the_first_rows_of_a_vocabulary_are_finer():
+    finer = fineness(torch.zeros(6400, 2), "embedding")
+    assert finer.tolist() == [3] * 100 + [2] * 300 + [1] * 1200 + [0] * 4800
+    assert not fineness(torch.zeros(4095, 2), "embedding").any()
+    assert not fineness(torch.zeros(6400, 2), "linear").any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -417,13 +422,10 @@ def test_values_follow_the_trellis(shape, dtype):
         assert error < 1.1 * alone
 
 
-def test_few_rows_and_recurrent_weights_have_no_trellis():
+def test_few_rows_have_no_trellis():
     torch.manual_seed(0)
-    few, gates = torch.randn(15, 40), torch.randn(64, 40)
+    few = torch.randn(15, 40)
     assert torch.equal(share_tensor(few, 0.3, trellis=True), share_tensor(few, 0.3))
-    assert torch.equal(
-        share_tensor(gates, 0.3, "rnn", trellis=True), share_tensor(gates, 0.3, "rnn")
-    )
 
 
 def test_the_trellis_takes_fewer_bytes_at_the_same_error():

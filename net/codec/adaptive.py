@@ -35,6 +35,7 @@ FINE = 21  # class from which on low bits are stored as they are, one more with 
 START, LIMIT = 8, 400  # uses that a probability counts for at first, and at most
 SURE = 3072  # of 2**22: no probability comes nearer to 0 or 1
 ROW, COLUMN, ALL = 4, 5, 8  # the mean sizes move by 1 / 2**this
+FEW = 8  # levels, of which chance may make all multiples of four
 MAX_BITS = 24  # of an Exp-Golomb code, behind its leading one
 MAX_LEVEL = 1 << 17
 
@@ -313,3 +314,44 @@ def walks(levels: np.ndarray, shape: Sequence[int], steps: Sequence[int]) -> boo
                 left |= state != 0
                 state = NEXT[state, (abs(level) + quantizer) >> 1 & 1]
     return left
+
+
+@kernel
+def row_shifts(levels: np.ndarray, usual: int, shifts: np.ndarray) -> bool:
+    """Whether int32 `levels` [rows, columns] follow the trellis, those of each row divided by two
+    to the power of its `shifts` int64 [rows], which are found.
+
+    The first row of a strip has even levels only, others hardly ever; of FEW levels that are not
+    zero it is open, and tried first, whether they have the shift `usual`, or with -1 that of the
+    row above.
+    """
+    rows, columns = levels.shape
+    states = np.zeros(columns, np.int64)
+    guess = max(usual, 0)
+    for r in range(rows):
+        if r % STRIP == 0:
+            states[:] = 0
+        bits = live = most = 0
+        for c in range(columns):
+            bits |= abs(levels[r, c])
+            live += levels[r, c] != 0
+        while bits and not bits >> most & 1:
+            most += 1
+        found = guess
+        fits = live == 0
+        for attempt in range(-1 if live < FEW else 0, most + 1):
+            if not fits:
+                found = guess if attempt < 0 else most - attempt
+                fits = found <= most
+                for c in range(columns):
+                    level = abs(levels[r, c]) >> found
+                    fits &= level == 0 or level & 1 == states[c] >> 1
+        if not fits:
+            return False
+        for c in range(columns):
+            k = ((abs(levels[r, c]) >> found) + (states[c] >> 1)) >> 1
+            states[c] = NEXT[states[c], k & 1]
+        shifts[r] = found
+        if usual < 0:
+            guess = found
+    return True

@@ -18,7 +18,7 @@ from .. import codec
 from .bits import BitReader, BitWriter, HuffmanError
 from .codes import parts
 from .forms import MAX_CODEBOOK, Form, patterns
-from .positions import matrix_views
+from .positions import Integers, matrix_views, write_integers
 
 FEWEST = 64  # elements that are tried
 ESCAPE = 0b01000000  # the form "01" with a shift of 0 and, then, the whole width of the type
@@ -28,6 +28,8 @@ MOST_LISTED = 1 << 10  # values on no grid that are tried
 MANTISSAS = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
 LEAST = 8  # the smallest values, whose differences suggest a step
 SHORTEST = 4  # steps within what the values allow, of the fewest digits, that are tried
+ROWS_APART = 63  # where the digits of a step would be: rows have shifts
+MOST_SHIFTED = 13  # by which levels of MAX_LEVEL stay in an int32
 VALUES_A_BIT = 1024  # no decision takes less than a bit for so many
 
 
@@ -67,22 +69,35 @@ class Grid(NamedTuple):
         found = self.values(np.array([level]), dtype)
         return bool(torch.from_numpy(found.view(np.uint8)).view(dtype).isfinite().all())
 
-    def write(self, writer: BitWriter) -> None:
+    def write(self, writer: BitWriter, shifts: np.ndarray | None) -> None:
+        """`shifts` int64 [rows]: by so many bits the levels of a row are shifted, if any are."""
         bits = int(np.float64(self.step).view(np.uint64))
         writer.write(self.half, 1)
         writer.write(bits >> 52, 11)
+        if shifts is not None:
+            writer.write(ROWS_APART, 6)
+            write_integers(writer, shifts)
         writer.write(self.digits, 6)
         writer.write(bits >> (52 - self.digits) & ((1 << self.digits) - 1), self.digits)
 
     @classmethod
-    def read(cls, reader: BitReader, dtype: torch.dtype) -> "Grid":
+    def read(
+        cls, reader: BitReader, dtype: torch.dtype, rows: int
+    ) -> "tuple[Grid, np.ndarray | None]":
         if dtype not in MANTISSAS:
             raise HuffmanError("a grid of a type that has none")
         half, exponent, digits = reader.read(1) > 0, reader.read(11), reader.read(6)
+        shifts = None
+        if digits == ROWS_APART:
+            shifts = np.empty(rows, np.int64)
+            Integers(reader, rows).take(shifts)
+            digits = reader.read(6)
+            if shifts.max(initial=0) > MOST_SHIFTED:
+                raise HuffmanError("a shift beyond the largest")
         if digits > 52 or exponent in (0, 2047) or (half and dtype.itemsize <= 2):
             raise HuffmanError("a step that no encoder writes")
         bits = exponent << 52 | reader.read(digits) << (52 - digits)
-        return cls(float(np.uint64(bits).view(np.float64)), digits, half)
+        return cls(float(np.uint64(bits).view(np.float64)), digits, half), shifts
 
 
 def _steps(sizes: np.ndarray, digits: int) -> Iterator[tuple[float, int]]:
@@ -95,12 +110,13 @@ def _steps(sizes: np.ndarray, digits: int) -> Iterator[tuple[float, int]]:
     unit = np.ldexp(1.0, exponents - 1 - digits)
     lowest, highest = sizes - unit / np.where(mantissas == 0.5, 4, 2), sizes + unit / 2
     gaps = np.diff(sizes[:LEAST], prepend=0.0)
-    gap = float(gaps[gaps > sizes[0] / 4].min())
-    low, high = gap - unit[:LEAST].max(), gap + unit[:LEAST].max()
+    least = int(np.where(gaps > sizes[0] / 4, gaps, np.inf).argmin())
+    low, high = float(gaps[least] - unit[least]), float(gaps[least] + unit[least])
+    if low <= 0:  # hidden by the rounding of the two
+        return
     reach, some = 4.0, 0
-    while some < len(
-        sizes
-    ):  # sizes further away say more, once it is clear which multiples they are
+    # Sizes further away say more, once it is clear which multiples they are.
+    while some < len(sizes):
         middle = (low + high) / 2
         some = int(np.searchsorted(sizes, reach * middle))
         multiples = np.maximum(np.rint(sizes[:some] / middle), 1)
@@ -207,16 +223,16 @@ def write_levels(
     writer.write(ESCAPE, 9)
     writer.write(8 * distinct.itemsize - 1, 6)
     writer.write(found is not None, 1)
-    if found is not None:
-        found[0].write(writer)
-        of_each = found[1]
-    else:
-        of_each = _write_codebook(writer, distinct, counts, dtype.is_floating_point)
-    levels = of_each.astype(np.int32)[numbers()]
     scan = Scan(shape, 0)
     if found is not None:
-        walked = (Scan(shape, view, True) for view in matrix_views(shape))
-        scan = next((each for each in walked if each.walks(levels)), scan)
+        levels = found[1].astype(np.int32)[numbers()]
+        scan, shifts = _trellis(levels, shape) or (scan, None)
+        found[0].write(writer, shifts)
+        if shifts is not None:
+            levels = (levels.reshape(scan.matrix) >> shifts[:, None]).astype(np.int32).ravel()
+    else:
+        of_each = _write_codebook(writer, distinct, counts, dtype.is_floating_point)
+        levels = of_each.astype(np.int32)[numbers()]
     writer.write(scan.trellis, 1)
     writer.write(scan.view, 2)
     writer.write(0, -writer.length % 8)
@@ -229,6 +245,33 @@ def write_levels(
         return None
     writer.append(8 * size, _copy, out[:size].copy())
     return writer
+
+
+def _trellis(levels: np.ndarray, shape: tuple[int, ...]) -> tuple[Scan, np.ndarray | None] | None:
+    """How these int32 [n] follow the trellis, and the shifts of the rows where they do so with
+    these alone (net.rounding, `fineness`); or None."""
+    for view in matrix_views(shape):
+        scan = Scan(shape, view, True)
+        if scan.walks(levels):
+            return scan, None
+    scan = Scan(shape, 0, True)
+    shifts = row_shifts(levels.reshape(scan.matrix))
+    return None if shifts is None else (scan, shifts)
+
+
+def row_shifts(levels: np.ndarray) -> np.ndarray | None:
+    """The powers of two int64 [rows], divided by which the levels int32 [rows, columns] of each
+    row follow the trellis; None if they do not, or if all are 0.
+    """
+    bits = np.bitwise_or.reduce(levels, axis=1)
+    lowest = np.frexp((bits & -bits).astype(np.float64))[1] - 1
+    if lowest.max() <= 0:
+        return None
+    shifts = np.empty(len(levels), np.int64)
+    for usual in (-1, np.bincount(lowest[lowest >= 0]).argmax()):
+        if codec.adaptive.row_shifts(levels, usual, shifts):
+            return shifts if 0 < shifts.max() <= MOST_SHIFTED else None
+    return None
 
 
 def _copy(octets: np.ndarray, out: np.ndarray, at: int) -> int:
@@ -271,11 +314,15 @@ def read_levels(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """The patterns that `write_levels` was given, part by part; HuffmanError for other bits."""
     count = math.prod(shape)
+    if not has_levels(shape, dtype):
+        raise HuffmanError("levels of a shape that has none")
+    if count > VALUES_A_BIT * (reader.remaining + 64):
+        raise HuffmanError("the data ends early")
     reader.skip(14)
     reader.begin("codebook")
-    grid, codebook, zero = None, None, 0
+    grid, codebook, zero, shifts = None, None, 0, None
     if reader.read(1):
-        grid = Grid.read(reader, dtype)
+        grid, shifts = Grid.read(reader, dtype, shape[0])
     else:
         form = Form.read(reader, 8 * kind.itemsize, dtype.is_floating_point)
         codebook = form.read_codebook(reader, count, kind)
@@ -283,8 +330,10 @@ def read_levels(
         if zero >= len(codebook):
             raise HuffmanError("a zero beyond the codebook")
     trellis, view = reader.read(1) > 0, reader.read(2)
-    if not has_levels(shape, dtype) or view not in matrix_views(shape):
-        raise HuffmanError("levels of a shape that has none")
+    if view not in matrix_views(shape):
+        raise HuffmanError("a view that the shape has not")
+    if shifts is not None and not (trellis and view == 0):
+        raise HuffmanError("shifts of rows without the trellis")
     if reader.read(-reader.position % 8):
         raise HuffmanError("bits before the levels that are not zero")
     reader.begin("values")
@@ -292,6 +341,8 @@ def read_levels(
         raise HuffmanError("the data ends early")
     first = reader.skip(reader.remaining) // 8
     levels = Scan(shape, view, trellis).read(reader.data[first : reader.position // 8])
+    if shifts is not None:
+        levels = (levels.reshape(len(shifts), -1) << shifts[:, None]).astype(np.int32).ravel()
     low, high = (int(levels.min()), int(levels.max())) if count else (0, 0)
     if grid is not None and not (grid.reaches(low, dtype) and grid.reaches(high, dtype)):
         raise HuffmanError("a level whose value is infinite")

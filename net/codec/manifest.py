@@ -14,8 +14,8 @@ import torch
 from .tensors import DTYPES
 
 MANIFEST = "manifest.huff"
-MAGIC = b"DCE\x04"  # Deep Compression encoding, version 4
-READS = (b"\x03", b"\x04")  # the versions; the second has more forms of tensors
+MAGIC = b"DCE\x05"  # Deep Compression encoding, version 5
+READS = (b"\x03", b"\x04", b"\x05")  # the versions; later ones have more forms of tensors
 MAX_TENSOR_BYTES = 1 << 34
 MAX_MANIFEST_BYTES = 1 << 26  # of the file
 # A text that is far larger than its file, and a tree that is far larger than its text, are left
@@ -134,7 +134,7 @@ def _plausible(text: bytes, size: int) -> bool:
 def check_version(data: bytes) -> None:
     """Raises ManifestError unless the byte behind the magic names a version that is read here."""
     if data[3:4] not in READS:
-        known = " and ".join(each.hex() for each in READS)
+        known = f"{', '.join(each.hex() for each in READS[:-1])} and {READS[-1].hex()}"
         raise ManifestError(f"format version {data[3:4].hex()}; this program reads {known}")
 
 

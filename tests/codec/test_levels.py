@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from net.codec.bits import PAD, BitReader, HuffmanError
+from net.codec.bits import PAD, BitReader, BitWriter, HuffmanError
 from net.codec.forms import patterns
 from net.codec.levels import MANTISSAS, Grid, Scan
-from net.codec.positions import matrix_views
+from net.codec.positions import matrix_views, write_integers
 from net.codec.tensors import read_tensor, reads_as, write_tensor
 from net.rounding import share_tensor
 from tests import slow_decoder
@@ -126,6 +126,42 @@ def test_what_follows_the_trellis_is_recognised():
     assert len(written(across)) < 1.02 * len(data)
 
 
+POWERS = torch.arange(200) % 5 % 3  # powers of two
+
+
+@pytest.mark.parametrize("dtype", list(MANTISSAS))
+def test_the_trellis_over_rows_of_different_steps(dtype):
+    tensor = weights((200, 60)).to(dtype)
+    shared = share_tensor(tensor, 0.4, trellis=True, finer=POWERS)
+    data = written(shared)
+    assert torch.equal(read(data, (200, 60), dtype), shared)
+    assert slow_decoder.tensor(data, name_of(dtype), [200, 60]) == patterns(shared).tolist()
+    for power in range(3):
+        rows = power == POWERS
+        error = (shared - tensor)[rows].double().square().mean().sqrt() * 2**power
+        assert 0.1 < error < 0.14  # 0.4 / sqrt(12)
+    alone = written(share_tensor(tensor, 0.4, trellis=True))
+    # A bit for each power of each weight is what finer rows cost, and little else.
+    assert len(data) - len(alone) < 1.2 * int(POWERS.sum()) * 60 / 8
+
+
+def test_shifts_are_found_where_rows_are_nearly_all_zeros():
+    tensor = weights((3000, 40))
+    tensor[::2] /= 8
+    finer = (torch.arange(3000) < 700).long() * 2
+    shared = share_tensor(tensor, 1.0, trellis=True, finer=finer)
+    data = written(shared)
+    assert bits_of(data)[HEAD + 1 + 12 :].startswith("111111")
+    assert torch.equal(read(data, (3000, 40), torch.float32), shared)
+
+
+def test_rows_that_do_not_tell_their_steps_have_no_trellis():
+    tensor = weights((64, 1)) / 4  # where a row of one weight is even, nothing says how
+    finer = torch.arange(64) % 4
+    shared = share_tensor(tensor, 0.4, trellis=True, finer=finer)
+    assert torch.equal(shared, share_tensor(tensor, 0.4, finer=finer))
+
+
 def test_smaller_where_rows_differ_and_never_larger():
     scales = torch.logspace(-1, 1, 64)[:, None]
     tensor = (weights((64, 100)) * scales).round() + 0.0  # no -0.0
@@ -192,7 +228,25 @@ def test_malformed_grids():
     steps = {"no exponent": "0" * 11, "infinite": "1" * 11}
     for exponent in steps.values():
         refused(bits[:at] + exponent + bits[at + 11 :], "a step that no encoder writes")
-    refused(bits[: at + 11] + "1" * 6 + bits[at + 17 :], "a step that no encoder writes")
+    refused(bits[: at + 11] + "111110" + bits[at + 17 :], "a step that no encoder writes")
+
+
+def test_malformed_shifts():
+    shared = share_tensor(weights((200, 30)), 0.4, trellis=True, finer=POWERS)
+    bits = bits_of(written(shared))
+    at = HEAD + 1 + 12
+    assert bits[at : at + 6] == "111111"
+    writer = BitWriter()
+    write_integers(writer, 2 - POWERS.numpy())
+    end = at + 6 + writer.length
+    wrong = BitWriter()
+    write_integers(wrong, np.full(200, 14))
+    too_far = f"{int.from_bytes(wrong.finish().tobytes(), 'big'):b}".zfill(8 * len(wrong.finish()))
+    refused(bits[: at + 6] + too_far[: wrong.length] + bits[end:], "a shift beyond the largest")
+    trellis = end + 6 + int(bits[end : end + 6], 2)
+    assert bits[trellis] == "1"
+    without = bits[:trellis] + "0" + bits[trellis + 1 :]
+    refused(without, "shifts of rows without the trellis")
 
 
 def test_levels_beyond_the_type():
