@@ -71,6 +71,7 @@ def body(args: Namespace) -> None:
         if args.scan:
             show_scan(run, options, args)
             return
+        run.announce(options)
         retrained = run.prune(options, args.resume)
     print(tables.pruning_table(retrained.state_dict))
 

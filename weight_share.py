@@ -34,6 +34,7 @@ def parser() -> Parser:
     cli.add_path(parser, "--output", OUTPUT, "the model with shared values", metavar="FILE")
     rename = {"finetune_epochs": "epochs", "finetune_lr": "lr"}
     parser.add_fields("weight sharing", SharingOptions, rename=rename, defaults=defaults)
+    cli.add_resume(parser)
     parser.add_fields("of a state dict that is no .ptmodel file", ModelOptions)
     cli.add_common(parser)
     return parser
@@ -63,7 +64,8 @@ def body(args: Namespace) -> None:
             options = cli.chosen(args, run, preset).sharing
             if source.arch is None:
                 source = run.adopt(source, args.model)
-            _, clusterings = run.share(source, options, args.output)
+            run.announce(options)
+            _, clusterings = run.share(source, options, args.output, args.resume)
     print(tables.sharing_table(clusterings))
 
 

@@ -187,18 +187,20 @@ class SharedTensor:
         return state if self.latent is None else {**state, "latent": self.latent}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, torch.Tensor], strict: bool = True) -> None:
         if state.keys() != self.state_dict().keys():
             raise ValueError("a state with latent weights, or without, where it is the other way")
-        if not torch.equal(state["positions"].to(self.positions.device), self.positions):
+        positions = state["positions"].to(self.labels.device)
+        if strict and not torch.equal(positions, self.positions):
             raise ValueError("a state of a tensor with other zeros")
+        self.positions = positions
         self.labels = state["labels"].to(self.labels.device)
         # A model that was shared already may have given fewer values than its state has.
         if state["centroids"].shape != self.centroids.shape:
             self.centroids = nn.Parameter(state["centroids"].detach().to(self.centroids))
         self.centroids.copy_(state["centroids"])
         if self.latent is not None:
-            self.latent.copy_(state["latent"])
+            self.latent.data = state["latent"].detach().to(self.latent)
 
 
 def exact_type(dtype: torch.dtype) -> torch.dtype:

@@ -431,19 +431,23 @@ class WeightSharing(StepHooks):
         vectors = {name: model[name].clone() for name in self._vectors}
         return {"tensors": tensors, "vectors": vectors, "steps_done": self.steps_done}
 
-    def load_state_dict(self, state: Mapping) -> None:
+    def load_state_dict(self, state: Mapping, strict: bool = True) -> None:
         """Go on where `state_dict` was taken; call it before you make the optimizer.
 
-        Raises ValueError for another model's state.
+        Raises ValueError for another model's state, and, if `strict`, where this sharing has other
+        zeros than that one had.
         """
         if not isinstance(state, Mapping) or not {"tensors", "vectors", "steps_done"} <= set(state):
             raise ValueError("this is no state of a WeightSharing")
         if state["tensors"].keys() != self.tensors.keys():
             raise ValueError("this state belongs to other parameters than those shared here")
         for name, shared in self.tensors.items():
-            shared.load_state_dict(state["tensors"][name])
+            shared.load_state_dict(state["tensors"][name], strict)
+            self._parameters[name].detach().zero_()  # `write` leaves pruned ones as they are
         self._model.load_state_dict(state["vectors"], strict=False)
         self.steps_done = state["steps_done"]
+        if self.steps_done:  # by which all have been trained, whether more are to come or not
+            self._reached, self._trained = set(self.tensors), set(self.tensors)
         self.write()
 
 

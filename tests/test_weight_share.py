@@ -3,8 +3,10 @@ import torch
 
 import weight_share
 from net import checkpoint
+from net.pipeline import choosing
 from net.training import weights
 from net.training.architectures import build
+from net.training.resume import RunProgress
 from tests.conftest import FAST
 
 OPTIONS = ["--device", "cpu", "--seed", "7", "--batch-size", "64", "--epochs", "1"]
@@ -241,3 +243,52 @@ def test_what_the_budget_chooses_does_not_depend_on_what_ran_before(
         printed = capsys.readouterr().out.splitlines()
         found.append([line for line in printed if "nats" in line])
     assert found[0] == found[1] != []
+
+
+class Killed(BaseException):
+    pass
+
+
+AUTO = [*OPTIONS, "--bits", "auto", "--share-parts", "3", "--epochs", "4", "--error-budget", "9"]
+
+
+@pytest.fixture(scope="module")
+def in_parts(pipeline, tmp_path_factory):
+    """The file of a run that shares by rate in three parts, and what it has printed."""
+    path = tmp_path_factory.mktemp("parts") / "m"
+    assert share(pipeline.saves / checkpoint.RETRAINED, path, *AUTO) == 0
+    return path
+
+
+@pytest.mark.parametrize("die_in", [("share 1/3", 1), ("share 2/3", 1), ("finetune", 1), "search"])
+def test_resume_after_a_kill_gives_the_same_model(
+    pipeline, in_parts, tmp_path, monkeypatch, capsys, die_in
+):
+    source, save = pipeline.saves / checkpoint.RETRAINED, RunProgress.save
+
+    def save_and_die(self, phase, epoch, parts):
+        save(self, phase, epoch, parts)
+        if (phase, epoch) == die_in or (die_in == "search" and not epoch):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunProgress, "save", save_and_die)
+        with pytest.raises(Killed):
+            share(source, tmp_path / "m", *AUTO)
+    monkeypatch.setattr(choosing, "noise", lambda *args: pytest.fail("searched again"))
+    assert share(source, tmp_path / "m", *AUTO, "--resume") == 0
+    assert (tmp_path / "m").read_bytes() == in_parts.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]  # no progress is left
+    capsys.readouterr()
+    assert share(source, tmp_path / "m", *AUTO, "--resume") == 0
+    assert "m: finished already" in capsys.readouterr().out
+
+
+def test_resume_of_another_source_starts_anew(pipeline, in_parts, tmp_path, capsys):
+    (tmp_path / "m").write_bytes(in_parts.read_bytes())
+    source = checkpoint.load(pipeline.saves / checkpoint.RETRAINED)
+    source.state_dict["fc1.bias"] = source.state_dict["fc1.bias"] + 1
+    checkpoint.save(tmp_path / "other", source)
+    assert share(tmp_path / "other", tmp_path / "m", *AUTO, "--resume") == 0
+    assert "finished already" not in capsys.readouterr().out
+    assert (tmp_path / "m").read_bytes() != in_parts.read_bytes()

@@ -189,6 +189,11 @@ def add_folders(parser: Parser, output: bool = True, directory: bool = True) -> 
         )
 
 
+def add_resume(parser: Parser) -> None:
+    text = "go on with a run of the same options that was killed"
+    parser.add_argument("--resume", action="store_true", help=text)
+
+
 def add_path(parser: Parser, flag: str, default: str, text: str, metavar: str = "DIR") -> None:
     parser.add_argument(flag, default=default, metavar=metavar, help=f"{text} (default: {default})")
 

@@ -40,9 +40,7 @@ def add_pruning(parser: Parser) -> None:
     known = {"arch": cli.DEFAULT_ARCH}
     parser.add_fields("model", ModelOptions, defaults=lambda name: known.get(name, "none"))
     parser.add_fields(title, PruningOptions, defaults=defaults, hide=HIDDEN)
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with a run of the same options that was killed"
-    )
+    cli.add_resume(parser)
 
 
 def body(args: Namespace) -> None:
@@ -69,8 +67,10 @@ def body(args: Namespace) -> None:
             plot = None
         run = cli.new_run(args, runtime, output)
         options = cli.chosen(args, run)
+        run.announce(options.pruning, options.sharing)
         retrained = run.prune(options.pruning, args.resume)
-        shared, clusterings = run.share(retrained, options.sharing, output / checkpoint.SHARED)
+        path = output / checkpoint.SHARED
+        shared, clusterings = run.share(retrained, options.sharing, path, args.resume)
         if not distributed.leave():
             return
         print(tables.sharing_table(clusterings))

@@ -1,9 +1,12 @@
 """The stages with their files: what a script reads and writes, and how a killed run goes on."""
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from .. import checkpoint, choose, shards
 from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
@@ -17,9 +20,9 @@ from ..shared_tensor import Clustering
 from ..sharing import SharedState
 from ..training import architectures, datasets, distributed, weights
 from ..training.log import Log
-from ..training.resume import RunProgress
+from ..training.resume import RunProgress, sharing_phases
 from ..training.splits import Dataset
-from . import choosing, stages
+from . import choosing, duration, stages
 from .options import (
     CommonOptions,
     DataOptions,
@@ -30,7 +33,8 @@ from .options import (
 )
 from .stages import Runtime, Targets
 
-PROGRESS = "progress.ptmodel"
+PROGRESS, SHARING_PROGRESS = "progress.ptmodel", "sharing_progress.ptmodel"
+MADE_FROM = "made_from"  # in the options of a checkpoint: which source it was shared from
 DENSE = "dense"  # the teacher that is the dense model itself
 
 
@@ -44,6 +48,23 @@ class Run:
     def __init__(self, arch: str, dataset: Dataset, folder: str | Path, runtime: Runtime) -> None:
         self.arch, self.dataset, self.folder, self.runtime = arch, dataset, Path(folder), runtime
         self._targets: dict[tuple, Targets] = {}
+
+    def announce(self, *planned: PruningOptions | SharingOptions) -> None:
+        """Say about how long the training of these stages is going to take here."""
+        stages, teacher = [self.numbers(options) for options in planned], None
+        for options in planned:
+            if isinstance(options, PruningOptions):
+                self.check(options)
+                named = options.teacher in ("none", DENSE, self.arch)
+                teacher = None if named or is_file_name(options.teacher) else options.teacher
+        device = self.runtime.device
+        seconds, epochs = duration.expected(self.arch, self.dataset, stages, device, teacher)
+        if epochs:
+            text = f"{epochs} epochs of {len(self.dataset.train):,} inputs"
+            told = {"event": "expected", "seconds": seconds, "epochs": epochs}
+            self.runtime.log.result(
+                f"training will take about {duration.text(seconds)}: {text}", **told
+            )
 
     def prune(self, options: PruningOptions, resume: bool = False) -> Checkpoint:
         """Train, prune and retrain; write the initial and the retrained model, return the latter.
@@ -70,7 +91,7 @@ class Run:
                 model = stages.restored(initial, options.seed + 1, self.runtime.device)
                 return choosing.density(model, self.dataset, options, self.runtime.log)
 
-            options = replace(options, density=progress.once("density", search))
+            options = replace(options, density=progress.once("density", search, "prune"))
         found = stages.prune(initial, self.dataset, options, self.runtime, learn_from, progress)
         write(self.folder / RETRAINED, found)
         progress.finish()
@@ -95,19 +116,49 @@ class Run:
         return self.earlier(INITIAL, options) or self.train(options)
 
     def share(
-        self, source: Checkpoint, options: SharingOptions, path: str | Path
+        self,
+        source: Checkpoint,
+        options: SharingOptions,
+        path: str | Path,
+        resume: bool = False,
     ) -> tuple[Checkpoint, dict[str, Clustering]]:
-        """Share the weights of `source`, and write the result to `path`."""
+        """Share the weights of `source`, and write the result to `path`.
+
+        With `resume` it goes on where a run of the same options was killed; what became of each
+        tensor is then told by the source and the result alone.
+        """
         check_output(path)
         options = choosing.without_auto(self.numbers(options))
+        made_by = identity(self.arch, self.dataset.name, options.recorded())
+        made_by[MADE_FROM] = fingerprint(source)
+        phases = sharing_phases(options.share_parts)
+        progress = RunProgress(self.folder / SHARING_PROGRESS, made_by, resume, phases)
+        if resume and progress.record is None and (found := self.shared(made_by, path)):
+            self.runtime.log.result(f"{path}: finished already", event="finished")
+            return found, changes(source, found)
         if options.bits == "auto" and options.noise == "auto":
-            model = stages.restored(source, options.seed + 2, self.runtime.device)
-            noise = choosing.noise(model, self.dataset, options, self.runtime.log)
-            options = replace(options, noise=noise)
+
+            def search() -> float:
+                model = stages.restored(source, options.seed + 2, self.runtime.device)
+                return choosing.noise(model, self.dataset, options, self.runtime.log)
+
+            options = replace(options, noise=progress.once("noise", search, phases[0]))
         learn_from = self.targets(options, source) if options.finetune_epochs else None
-        found = stages.share(source, self.dataset, options, self.runtime, learn_from)
-        write(path, found[0])
-        return found
+        found, clusterings = stages.share(
+            source, self.dataset, options, self.runtime, learn_from, progress
+        )
+        found.options[MADE_FROM] = made_by[MADE_FROM]
+        write(path, found)
+        progress.finish()
+        return found, changes(source, found) if progress.record else clusterings
+
+    def shared(self, made_by: dict, path: str | Path) -> Checkpoint | None:
+        """The model in the file `path`, if a run made it by these options of this source."""
+        if not Path(path).exists():
+            return None
+        found = checkpoint.load(path)
+        own = identity(found.arch, found.dataset, found.options)
+        return found if all(own.get(name) == value for name, value in made_by.items()) else None
 
     def adopt(self, source: Checkpoint, path: str | Path) -> Checkpoint:
         """A state dict of the file `path`, as a checkpoint of this architecture."""
@@ -182,6 +233,22 @@ def identity(arch: str | None, dataset: str | None, options: dict) -> dict:
     """What a model depends on: not what was chosen, which follows from it."""
     asked = {name: value for name, value in options.items() if name != "chosen"}
     return {"arch": arch, "dataset": dataset, **asked}
+
+
+def fingerprint(source: Checkpoint) -> int:
+    """The CRC-32 of all tensors."""
+    found = 0
+    for name in source.state_dict:
+        tensor = source.state_dict[name].cpu().contiguous().reshape(-1)
+        found = zlib.crc32(tensor.view(torch.uint8).numpy().data, zlib.crc32(name.encode(), found))
+    return found
+
+
+def changes(source: Checkpoint, shared: Checkpoint) -> dict[str, Clustering]:
+    """What each tensor has become, of those with other values."""
+    before, after = source.state_dict, shared.state_dict
+    names = [n for n in weights.kinds_of(source) if not torch.equal(before[n], after[n])]
+    return {name: Clustering.of(before[name], after[name]) for name in names}
 
 
 def share_bare(

@@ -211,6 +211,7 @@ def share(
     options: SharingOptions,
     runtime: Runtime,
     learn_from: Targets | None = None,
+    progress: RunProgress | None = None,
 ) -> tuple[Checkpoint, dict[str, Clustering]]:
     """Share the survivors of every compressible weight, then fine-tune the centroids.
 
@@ -230,10 +231,16 @@ def share(
     learn_from = learn_from or targets(dataset, options, runtime)
 
     def finetune(phase: str, epochs: int) -> None:
+        if progress and progress.passed(phase):
+            return
+        state = progress.part(phase, "sharing") if progress else None
+        if state:  # before the optimizer is made of its values
+            sharing.load_state_dict(state, strict=False)
         optimizer = adam(sharing.parameter_groups(options.finetune_lr), options.finetune_lr)
         sharing.attach(optimizer)
         planned = schedule(options, epochs)
-        train_phase(phase, model, optimizer, learn_from, planned, dataset, runtime)
+        own = {"sharing": sharing}
+        train_phase(phase, model, optimizer, learn_from, planned, dataset, runtime, progress, **own)
         sharing.detach()
 
     torch.manual_seed(options.seed + 2)  # again, whatever has drawn from it since
@@ -249,7 +256,8 @@ def share(
     for name, reason in sharing.without_data.items():
         runtime.log.note(f"{name} was shared without data: {reason}")
     if epochs:
-        runtime.test_error(model, "after clustering", dataset)
+        if not (progress and progress.part("finetune", "sharing")):
+            runtime.test_error(model, "after clustering", dataset)
         finetune("finetune", epochs)
     if options.fold_norms and sharing.fold_norms():  # once nothing is trained any more
         runtime.log.note(

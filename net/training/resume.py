@@ -1,4 +1,4 @@
-"""What a killed run needs to go on, saved after every epoch."""
+"""What a killed run needs to go on, saved after every epoch and every search."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,24 +12,32 @@ from ..files import one_line
 from . import distributed
 
 PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
+
 START_AGAIN = "start again without resuming"
+
+
+def sharing_phases(parts: int) -> tuple[str, ...]:
+    """Those of weight sharing in so many parts."""
+    return (*(f"share {part}/{parts}" for part in range(1, parts)), "finetune")
 
 
 class RunProgress:
     """The state of a run at the end of its last whole epoch, in the file `path`.
 
     Everything that the next step depends on is in it (weights, masks, optimizer, generators), so
-    that a resumed run ends with the same weights as one that was not interrupted. Raises UserError
-    for a file of a run with other options.
+    that a resumed run ends with the same weights as one that was not interrupted. `phases` are
+    those of the run, in their order. Raises UserError for a file of a run with other options.
     """
 
-    def __init__(self, path: Path, options: dict, resume: bool) -> None:
-        self.path, self.options = path, options
+    def __init__(
+        self, path: Path, options: dict, resume: bool, phases: tuple[str, ...] = PHASES
+    ) -> None:
+        self.path, self.options, self.phases = path, options, phases
         self.record: dict | None = None
         self.found: dict[str, Any] = {}
         if resume and path.exists():
             record = checkpoint.load_dict(path)
-            if not _is_record(record):
+            if not _is_record(record, phases):
                 raise UserError(f"{path} is no progress of a run; {START_AGAIN}")
             if record["options"] != options:
                 raise UserError(
@@ -40,18 +48,37 @@ class RunProgress:
     def passed(self, phase: str) -> bool:
         """Whether the interrupted run was in a later phase than this."""
         return self.record is not None and (
-            PHASES.index(self.record["phase"]) > PHASES.index(phase)
+            self.phases.index(self.record["phase"]) > self.phases.index(phase)
         )
 
-    def once(self, name: str, search: Callable[[], Any]) -> Any:
-        """What `search` gives, kept with the progress: a resumed run need not search again."""
+    def part(self, phase: str, name: str) -> dict[str, Any] | None:
+        """The state of a part, if the run was interrupted in this phase."""
+        if self.record is None or self.record["phase"] != phase or not self.record["epoch"]:
+            return None
+        return self.record["parts"].get(name)
+
+    def once(self, name: str, search: Callable[[], Any], before: str) -> Any:
+        """What `search`, before a phase, gives, kept at once: a resumed run has not to search."""
         if name not in self.found:
             self.found[name] = search()
+            self.save(before, 0, {})
         return self.found[name]
 
     def of(self, phase: str, **parts: Any) -> "PhaseProgress":
         """The progress of one phase, in which `parts` change: a module, an optimizer, a Pruner."""
         return PhaseProgress(self, phase, parts)
+
+    def save(self, phase: str, epoch: int, parts: dict[str, Any]) -> None:
+        content = {
+            "options": self.options,
+            "phase": phase,
+            "epoch": epoch,
+            "found": self.found,
+            "parts": {name: part.state_dict() for name, part in parts.items()},
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        distributed.by_writer(lambda: checkpoint.save_dict(self.path, content))
 
     def finish(self) -> None:
         if distributed.is_writer():
@@ -73,7 +100,7 @@ class PhaseProgress:
         record = self.run.record
         if self.passed:
             return epochs
-        if record is None or record["phase"] != self.phase:
+        if record is None or record["phase"] != self.phase or not record["epoch"]:  # a search
             return 0
         with one_line(self.run.path, UserError, START_AGAIN, RuntimeError):
             for name, part in self.parts.items():
@@ -84,26 +111,17 @@ class PhaseProgress:
         return record["epoch"]
 
     def save(self, epoch: int) -> None:
-        content = {
-            "options": self.run.options,
-            "phase": self.phase,
-            "epoch": epoch,
-            "found": self.run.found,
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-        distributed.by_writer(lambda: checkpoint.save_dict(self.run.path, content))
+        self.run.save(self.phase, epoch, self.parts)
 
 
-def _is_record(record: dict) -> bool:
+def _is_record(record: dict, phases: tuple[str, ...]) -> bool:
     """Whether a file, which anyone may have written, holds what PhaseProgress.save writes, the
     parts aside."""
     kinds = {"options": dict, "parts": dict, "found": dict, "rng": torch.Tensor, "cuda_rng": list}
     return (
         all(isinstance(record.get(name), kind) for name, kind in kinds.items())
         and all(type(number) in (int, float) for number in record["found"].values())
-        and record.get("phase") in PHASES
+        and record.get("phase") in phases
         and type(record.get("epoch")) is int
         and record["epoch"] >= 0
     )
