@@ -202,6 +202,7 @@ def states() -> list[dict[str, torch.Tensor]]:
     density = np.linspace(0, 0.4, 40)[:, None] * np.linspace(0, 1, 60)
     sparse = np.where(rng.random((40, 60)) < density, rng.choice(codebook, (40, 60)), 0)
     walk = tensor(rng.normal(size=(40, 3, 3)).astype(np.float32))
+    finer = torch.arange(40) // 4 % 3  # rows of different steps, which have shifts
     sizes = np.arange(60)[:, None] % 4
     rows = np.rint(rng.normal(size=(60, 40)) * sizes).clip(-2, 2).astype(int) + 2
     kernels = rng.normal(size=(6, 5, 3, 3)) * (rng.random((6, 5, 3, 3)) < 0.3)
@@ -211,6 +212,7 @@ def states() -> list[dict[str, torch.Tensor]]:
             "fc1.bias": tensor(rng.normal(size=40).astype(np.float32)),
             "dense": tensor(rng.normal(size=8200).astype(np.float32)),  # heads and tails
             "walk": share_tensor(walk, 0.5, trellis=True),
+            "shifted": share_tensor(walk.flatten(1), 0.5, trellis=True, finer=finer),
             "levels": tensor(np.array([-9, -2, 0, 3, 100], np.int16)[rows]),
         },
         {
