@@ -32,7 +32,8 @@ from .parameters import (
     unwrapped,
     weights_of,
 )
-from .tensors import check_dense, is_computed
+from .sharded import check, full
+from .tensors import is_computed
 from .treatments import TREATMENTS, Asked, Exact, SharingConfig, Treatment
 
 ONE = "one element"
@@ -268,8 +269,8 @@ def _of_module(model: nn.Module) -> dict[str, _Tensor]:
 
 
 def _values(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    check_dense(name, tensor)
-    return tensor.detach()
+    check(name, tensor)
+    return full(tensor.detach())
 
 
 def _of_state(state: Mapping[str, torch.Tensor]) -> dict[str, _Tensor]:
