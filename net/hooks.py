@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from .errors import UserError
-from .parameters import unwrapped
+from .parameters import CHECKPOINTED, parameters_by_name, unwrapped
 from .sharded import is_sharded, lies_alike, reshard
 
 EVALUATIONS = 2  # of a closure in one step: SAM's; more is a search along a line
@@ -63,7 +63,7 @@ class StepHooks:
     def _held(self, attached: "_Attached") -> dict[str, nn.Parameter]:
         """{name: parameter} of the model's own that an optimizer has."""
         held = attached.parameter_ids()
-        own = {n: p for n, p in self._model.named_parameters() if id(p) in held}
+        own = {n: p for n, p in parameters_by_name(self._model).items() if id(p) in held}
         if not own and not any(id(parameter) in held for parameter in self.trained()):
             raise ValueError(
                 "this optimizer has no parameter of this model: it was made of another model's, of "
@@ -271,12 +271,12 @@ def parameter_of(model: nn.Module, name: str) -> nn.Parameter | None:
     *path, last = name.split(".")
     for part in path:
         module = module._modules.get(part) if module is not None else None
+        if module is not None and CHECKPOINTED in module._modules:
+            module = module._modules[CHECKPOINTED]
     return module._parameters.get(last) if module is not None else None
 
 
-def parameters_of(
-    model: nn.Module, like: Mapping[str, torch.Tensor]
-) -> dict[str, nn.Parameter]:
+def parameters_of(model: nn.Module, like: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
     """{name: parameter} of a copy of a model, or of what averages it (swa_utils.AveragedModel).
 
     Raises ValueError where it has none of that name that lies as that of `like` does.

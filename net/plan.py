@@ -27,6 +27,7 @@ from .parameters import (
     layer_of,
     listed,
     matrices,
+    plain_name,
     resolve,
     tensors_of,
     unwrapped,
@@ -252,7 +253,7 @@ def _given(asked: Asked) -> Treatment:
 
 
 def _of_module(model: nn.Module) -> dict[str, _Tensor]:
-    owners = dict(model.named_modules(remove_duplicate=False))
+    owners = {plain_name(n): each for n, each in model.named_modules(remove_duplicate=False)}
     first: dict[int, str] = {}
     found = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

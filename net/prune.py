@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .errors import UserError
 from .hooks import StepHooks, normed_axes, parameters_of
-from .parameters import Patterns, compressible, resolve
+from .parameters import Patterns, compressible, parameters_by_name, resolve
 from .plan import constants
 from .sharded import check, full, kth_greatest, laid, local, part, summed, total
 
@@ -146,7 +146,7 @@ class Pruner(StepHooks):
         kinds = prunable(self._model, include, exclude)
         if not kinds:
             raise UserError(_nothing(self._model, include, exclude))
-        parameters = dict(self._model.named_parameters())
+        parameters = parameters_by_name(self._model)
         self._parameters = {name: parameters[name] for name in kinds}
         for name, weight in self.weights():
             check(name, weight)
@@ -323,8 +323,8 @@ def prunable(
     """{name: kind} of the parameters that a Pruner prunes: the compressible ones that can learn,
     without embeddings and constants (net.plan) unless `include` names some."""
     kinds = compressible(model, include, exclude)
-    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = {name: kind for name, kind in kinds.items() if name in learning}
+    parameters = parameters_by_name(model)
+    found = {name: kind for name, kind in kinds.items() if parameters[name].requires_grad}
     if include is not None:
         return found
     wrong = constants(model)

@@ -1,5 +1,5 @@
-"""Tensors of which each process has a part: DTensors, as torch.distributed's fully_shard (FSDP2) and
-tensor parallelism leave a model's parameters.
+"""Tensors of which each process has a part: DTensors, as fully_shard (FSDP2) and tensor parallelism
+of torch.distributed leave a model's parameters.
 
 What computes entry by entry takes a DTensor as it is. What needs more is here: the part of this
 process (`local`), the whole (`full`), a tensor laid as another one lies (`laid`), and sums over
@@ -45,12 +45,14 @@ def check(name: str, tensor: torch.Tensor) -> None:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This process's part, in the same memory; it may be empty."""
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor
+    whole: Any = tensor.detach()
+    return whole.to_local() if is_sharded(tensor) else tensor
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor, on every process."""
-    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor
+    whole: Any = tensor.detach()
+    return whole.full_tensor() if is_sharded(tensor) else tensor
 
 
 def lies_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -64,11 +66,12 @@ def laid(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """`tensor`, whole or not, on the device of `like` and divided as it is."""
     if not is_sharded(like):
         return full(tensor).to(like.device)
+    here: Any = tensor.detach()
     if not is_sharded(tensor) or tensor.device_mesh != like.device_mesh:
-        tensor = replicated(full(tensor), like)
-    if not lies_alike(tensor, like):
-        tensor = tensor.detach().redistribute(placements=like.placements)
-    return tensor.to(like.device)
+        here = replicated(full(here), like)
+    if not lies_alike(here, like):
+        here = here.redistribute(placements=like.placements)
+    return here.to(like.device)
 
 
 def replicated(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -88,9 +91,9 @@ def part(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return values
     from torch.distributed.tensor import DTensor
 
+    mesh, shape, stride = like.device_mesh, like.shape, like.stride()
     return DTensor.from_local(
-        *(values, like.device_mesh, like.placements),
-        **{"run_check": False, "shape": like.shape, "stride": like.stride()},
+        values, mesh, like.placements, run_check=False, shape=shape, stride=stride
     )
 
 
@@ -172,9 +175,10 @@ def kth_greatest(tensors: Sequence[torch.Tensor], k: int) -> torch.Tensor | floa
 def reshard(model: nn.Module) -> None:
     """Free what a forward pass without a backward has left gathered: until then a module of
     fully_shard has other parameters than those that an optimizer trains."""
-    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    divided: Any = getattr(fsdp, "FSDPModule", ())
     for module in model.modules():
-        if fsdp is not None and isinstance(module, getattr(fsdp, "FSDPModule", ())):
+        if isinstance(module, divided):
             module.reshard()
 
 

@@ -99,7 +99,7 @@ class SharedTensor:
         this process's part of a dense gradient of the tensor's shape."""
         self.follow(gradient)
         each = local(gradient).take(self.positions).to(self.centroids.dtype)
-        return torch.zeros_like(self._values()).index_add(0, self.labels, each)
+        return torch.zeros_like(self.values()).index_add(0, self.labels, each)
 
     @torch.no_grad()
     def take_gradient(
@@ -131,7 +131,7 @@ class SharedTensor:
             for trained in self.trained():  # in place: it may be in an optimizer
                 trained.data = trained.data.to(tensor.device)
 
-    def _values(self) -> torch.Tensor:
+    def values(self) -> torch.Tensor:
         """The centroids [k'] as an ordinary tensor, in their memory."""
         return local(self.centroids.detach())
 
@@ -163,7 +163,7 @@ class SharedTensor:
         self._put(last, self.written)
         if bool(total(tensor != last)):
             self.follow(tensor)
-            each, own = local(tensor).take(self.positions), self._values()
+            each, own = local(tensor).take(self.positions), self.values()
             means = self.means(tensor)
             moved = (means.to(tensor.dtype)[self.labels] != each).sum()
             values = union(each.to(own.dtype).unique()[: len(own) + 1], tensor)
@@ -186,7 +186,7 @@ class SharedTensor:
         """
         if self.latent is None:
             raise ValueError("there are no latent weights: make the tensor reassignable")
-        own = self._values()
+        own = self.values()
         own.copy_(own.sort().values)
         middles = (own[1:] + own[:-1]) / 2
         self.labels = torch.bucketize(local(self.latent).take(self.positions), middles)
@@ -209,7 +209,7 @@ class SharedTensor:
         Unrounded where that would turn one into 0 (which means pruned) or infinity, and in a type
         that is no wider.
         """
-        return self._stored(self._values())
+        return self._stored(self.values())
 
     def _stored(self, centroids: torch.Tensor) -> torch.Tensor:
         exact = centroids.to(self.dtype)
@@ -220,12 +220,12 @@ class SharedTensor:
         return torch.where((rounded.isfinite() & (rounded != 0)).all(), rounded, exact)
 
     def state_dict(self, tensor: torch.Tensor) -> dict[str, Any]:
-        """`numbers` int32, 0 where an entry is pruned, else its label + 1, and `latent`, if there is
-        one, lie as `tensor`, that this is of. `centroids` are a list: what loads in place
+        """`numbers` int32, 0 where an entry is pruned, else its label + 1, and `latent`, if there
+        is one, lie as `tensor`, that this is of. `centroids` are a list: what loads in place
         (torch.distributed.checkpoint) needs to know the size of a tensor beforehand, and a model
         that was shared already may give fewer values than its state has."""
         numbers = part(self._numbers(local(tensor)), tensor)
-        state = {"numbers": numbers, "centroids": self._values().tolist()}
+        state = {"numbers": numbers, "centroids": self.values().tolist()}
         return state if self.latent is None else {**state, "latent": self.latent}
 
     @torch.no_grad()
@@ -238,9 +238,9 @@ class SharedTensor:
         if bool(total((numbers != 0) != (expected["numbers"] != 0))):
             raise ValueError("a state of a tensor with other zeros")
         self._set_numbers(numbers)
-        centroids = torch.tensor(state["centroids"]).to(self._values())
+        centroids = torch.tensor(state["centroids"]).to(self.values())
         if len(centroids) == len(self.centroids):
-            self._values().copy_(centroids)
+            self.values().copy_(centroids)
         else:
             self.centroids = nn.Parameter(replicated(centroids, tensor))
         if self.latent is not None:

@@ -13,11 +13,12 @@ from torch.amp.grad_scaler import OptState
 
 from .errors import UserError, naming
 from .hooks import StepHooks, attached_to, gradient_scaler, parameters_of
+from .parameters import parameters_by_name
 from .plan import plan
 from .prune import Pruner
 from .rounding import FOLDED, fold_statistics, scale_of
-from .shards import Info, info_of
 from .sharded import Gathered, check, full, is_sharded, laid, put, summed
+from .shards import Info, info_of
 from .shared_tensor import Clustering, SharedTensor, relative_change
 from .tensors import TensorError, check_dense
 from .treatments import TREATMENTS, Bits, Exact, SharingConfig, Work, treated
@@ -89,7 +90,7 @@ class WeightSharing(StepHooks):
         self.tensors: dict[str, SharedTensor] = {}
         self.clusterings: dict[str, Clustering] = {}
         self.rounded: dict[str, float] = {}
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._parameters = parameters_by_name(model)
         # {name: what was gathered since the last step, where a scaler may have to see it}
         self._gathered: dict[str, torch.Tensor | None] = {}
         self._waiting: set[str] = set()  # gathered when another optimizer has stepped
@@ -126,7 +127,7 @@ class WeightSharing(StepHooks):
             reasons = Counter(each.reason for each in self.plan.values() if each.kind)
             why = f": {', '.join(reasons)}" if reasons else ", no weight of two or more dimensions"
             raise UserError(f"nothing in this model can be shared{why}; include= names others")
-        parameters = dict(self._model.named_parameters())
+        parameters = parameters_by_name(self._model)
         for name, each in self.plan.items():
             if each.kind and name in parameters:
                 check(name, parameters[name])
@@ -185,7 +186,9 @@ class WeightSharing(StepHooks):
         """Put the shared values of a parameter in its place."""
         parameter = self._parameters[name]
         reassignable = self.config.reassign > 0 and parameter.requires_grad
-        before = full(parameter.detach())  # of one parameter at a time; every process computes the same
+        before = full(
+            parameter.detach()
+        )  # of one parameter at a time; every process computes the same
         with naming(f"cannot share {name}"):  # not finite
             shared = self.plan[name].trainable(before, name, work, reassignable)
         # Not what `weight * mask`, as others prune, leaves: -0.0 would have to be stored.
@@ -233,7 +236,7 @@ class WeightSharing(StepHooks):
     def unfinished(self) -> str:
         own = {n for n in self.tensors if self._parameters[n].requires_grad}
         lost = sorted((self._reached & own) - self._trained)
-        wrong = [n for n, each in self.tensors.items() if not each.stored_centroids().isfinite().all()]
+        wrong = [n for n, each in self.tensors.items() if not each.values().isfinite().all()]
         if wrong:
             return f"training has diverged: {', '.join(wrong[:5])} have values that are not finite"
         if own and not self._reached & own:
@@ -421,6 +424,7 @@ class WeightSharing(StepHooks):
 
         For centroids that were changed between steps, as by the evaluation mode of an optimizer.
         """
+        self._follow()
         for name, shared in self.tensors.items():
             shared.write(self._parameters[name])
             self._versions[name] = _version(self._parameters[name])
