@@ -238,7 +238,7 @@ class SharedTensor:
         if bool(total((numbers != 0) != (expected["numbers"] != 0))):
             raise ValueError("a state of a tensor with other zeros")
         self._set_numbers(numbers)
-        centroids = torch.tensor(state["centroids"]).to(self.values())
+        centroids = torch.tensor(state["centroids"], dtype=torch.float64).to(self.values())
         if len(centroids) == len(self.centroids):
             self.values().copy_(centroids)
         else:
