@@ -165,10 +165,12 @@ class SharedTensor:
             self.follow(tensor)
             each, own = local(tensor).take(self.positions), self.values()
             means = self.means(tensor)
-            moved = (means.to(tensor.dtype)[self.labels] != each).sum()
-            values = union(each.to(own.dtype).unique()[: len(own) + 1], tensor)
-            if int(summed([moved], [tensor])[0]) and len(values) <= len(own):
-                self.labels = torch.searchsorted(values, each.to(own.dtype))
+            each = each.to(own.dtype)
+            others = (means.to(tensor.dtype)[self.labels] != each).sum()
+            # Of more values than there may be, one more says so.
+            values = union(each.unique()[: len(own) + 1], tensor)
+            if int(summed([others], [tensor])[0]) and len(values) <= len(own):
+                self.labels = torch.searchsorted(values, each)
                 own.fill_(values[-1])[: len(values)] = values
             else:  # what has not moved keeps the digits that are not stored
                 still = self._stored(means) == self.written.to(means.device)

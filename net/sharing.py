@@ -474,7 +474,8 @@ SCALED = (
 
 
 def _version(parameter: nn.Parameter) -> tuple[int, int]:
-    """Another one after every change of a parameter that autograd knows of."""
+    """Another one after every change of a parameter that autograd knows of; of a DTensor it is the
+    same on every process, which that of its part is not where that is empty."""
     return id(parameter), 0 if parameter.is_inference() else parameter._version
 
 

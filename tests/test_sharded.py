@@ -5,14 +5,18 @@ does.
 """
 
 import re
-import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -28,7 +32,7 @@ from net.sharded import full, kth_greatest, local, put, summed, total, union
 from tests import gloo
 
 WORDS, WIDTH, BATCH, BITS, DENSITY = 20, 6, 8, 2, 0.4
-TEXT = torch.arange(400).view(40, 10) ** 2 % 7 % WORDS
+TEXT = torch.randint(WORDS, (40, 10), generator=torch.Generator().manual_seed(0))
 
 
 class Block(nn.Module):
@@ -163,19 +167,15 @@ def alone():
     return pruned_and_shared(decoder())
 
 
-def fsdp(rank, processes):
+# Ways to divide a model and to train it
+
+
+def fsdp(rank, processes=2):
     return pruned_and_shared(divided(decoder()), rank, processes)
 
 
-@pytest.mark.parametrize(
-    "processes", [2, pytest.param(4, marks=pytest.mark.exhaustive, id="one without rows")]
-)
-def test_the_same_as_one_process(alone, processes, tmp_path):
-    for found in gloo.run(fsdp, processes, tmp_path, processes):
-        assert_same(alone, found)
-
-
-# Other ways to divide a model and to train it
+def of_four(rank):
+    return fsdp(rank, 4)
 
 
 def accumulated(rank):
@@ -223,29 +223,8 @@ def replicated_groups(rank):
     return pruned_and_shared(divided(decoder(), mesh=mesh), rank, 4)
 
 
-@pytest.mark.parametrize(
-    ("work", "processes"),
-    [
-        (accumulated, 2),
-        (in_tensor_parallel, 2),
-        (checkpointed, 2),
-        pytest.param(compiled, 2, marks=pytest.mark.exhaustive),
-        pytest.param(replicated_groups, 4, marks=pytest.mark.exhaustive),
-    ],
-)
-def test_divided_and_trained_in_another_way(alone, work, processes, tmp_path):
-    for found in gloo.run(work, processes, tmp_path):
-        assert_same(alone, found)
-
-
 def reassigned(rank):
     return pruned_and_shared(divided(decoder()), rank, 2, reassign=4)
-
-
-def test_weights_that_change_their_centroid(tmp_path):
-    expected = pruned_and_shared(decoder(), reassign=4)
-    for found in gloo.run(reassigned, 2, tmp_path):
-        assert_same(expected, found)
 
 
 def in_bfloat16(rank):
@@ -254,8 +233,45 @@ def in_bfloat16(rank):
     return pruned_and_shared(model, rank, 2)
 
 
-def test_mixed_precision_has_masters_in_float32(tmp_path):
-    for found in gloo.run(in_bfloat16, 2, tmp_path):
+def everything(rank, folder):
+    """All that two processes do, one after the other: to start them takes longer."""
+    ways = (fsdp, accumulated, in_tensor_parallel, checkpointed, reassigned, in_bfloat16)
+    found = {way.__name__: way(rank) for way in ways}
+    sums_and_ranks(rank)
+    begun(rank, folder, 2)
+    return {**found, "errors": errors(rank, folder)}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What each of two processes ends with, and the folder of their checkpoints."""
+    folder = str(tmp_path_factory.mktemp("two"))
+    return gloo.run(everything, 2, folder, folder), folder
+
+
+@pytest.mark.parametrize("way", ["fsdp", "accumulated", "in_tensor_parallel", "checkpointed"])
+def test_the_same_as_one_process(alone, two, way):
+    for found in two[0]:
+        assert_same(alone, found[way])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("way", "processes"), [(of_four, 4), (replicated_groups, 4), (compiled, 2)]
+)
+def test_the_same_in_other_ways(alone, way, processes, tmp_path):
+    for found in gloo.run(way, processes, tmp_path):
+        assert_same(alone, found)
+
+
+def test_weights_that_change_their_centroid(two):
+    expected = pruned_and_shared(decoder(), reassign=4)
+    for found in two[0]:
+        assert_same(expected, found["reassigned"])
+
+
+def test_mixed_precision_has_masters_in_float32(two):
+    for found in (each["in_bfloat16"] for each in two[0]):
         masks = found["masks"][-1].values()
         every = sum(mask.numel() for mask in masks)
         assert sum(int(mask.sum()) for mask in masks) == round(DENSITY * every)
@@ -330,18 +346,15 @@ def resumed(rank, folder, processes):
     }
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.exhaustive)]
-)
-def test_resumed_on_another_number_of_processes(alone, before, after, tmp_path):
-    gloo.run(begun, before, tmp_path, str(tmp_path), before)
-    if after == 1:
-        with warnings.catch_warnings():  # of one process, that it is one
-            warnings.simplefilter("ignore")
-            every = [resumed(0, str(tmp_path), 1)]
-    else:
-        every = gloo.run(resumed, after, tmp_path, str(tmp_path), after)
-    for found in every:
+@pytest.mark.filterwarnings("ignore")  # of one process, that it is one
+def test_resumed_by_one_process(alone, two):
+    assert_same({**alone, "masks": alone["masks"][-1:]}, resumed(0, two[1], 1))
+
+
+@pytest.mark.exhaustive
+def test_saved_by_four_and_resumed_by_two(alone, tmp_path):
+    gloo.run(begun, 4, tmp_path, str(tmp_path), 4)
+    for found in gloo.run(resumed, 2, tmp_path, str(tmp_path), 2):
         assert_same({**alone, "masks": alone["masks"][-1:]}, found)
 
 
@@ -373,6 +386,9 @@ def errors(rank, folder):
         lambda: net.WeightSharing(model, "auto", calibration=[batch(0)], final=True)
     )
     found["encode"] = refused(lambda: net.encoding.save(model.state_dict(), f"{folder}/x.dc"))
+    gathered = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    if rank == 0:
+        assert net.encoding.save(gathered, f"{folder}/x.dc")
     found["share a state"] = refused(lambda: net.SharedState(model.state_dict()))
     found["mask a whole copy"] = refused(lambda: pruner.apply_to(decoder()))
     optimizer = optimizer_of(model.parameters())
@@ -392,8 +408,8 @@ def errors(rank, folder):
     return found
 
 
-def test_errors_are_one_line_on_every_process(tmp_path):
-    one, two = gloo.run(errors, 2, tmp_path, str(tmp_path))
+def test_errors_are_one_line_on_every_process(two):
+    one, other = (found["errors"] for found in two[0])
     for name, message in {
         "prune twice divided": r"'blocks.0.up.weight': a DTensor with the placements .*only",
         "share twice divided": r"'blocks.0.up.weight': a DTensor with the placements .*only",
@@ -406,7 +422,7 @@ def test_errors_are_one_line_on_every_process(tmp_path):
         "share": r"cannot share blocks\.0\.mixed\.weight: .*finite",
         "divided later": "the model has no .* any more, or has divided it since; make a new",
     }.items():
-        assert one[name] == two[name]
+        assert one[name] == other[name]
         assert re.search(message, one[name]), (name, one[name])
         assert "\n" not in one[name]
 
@@ -436,10 +452,6 @@ def sums_and_ranks(rank):
     assert union(torch.tensor([2.0, 1.0 + rank]), laid[0]).tolist() == [1.0, 2.0]
     put(laid[0], drawn + 1)
     assert torch.equal(full(laid[0]), drawn + 1)
-
-
-def test_sums_and_ranks(tmp_path):
-    gloo.run(sums_and_ranks, 2, tmp_path)
 
 
 # As users do: a decoder of transformers', 200 steps of each
