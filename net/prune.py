@@ -118,6 +118,9 @@ class Pruner(StepHooks):
     parameters stay whole, as do those that no gradient reaches on a gradual schedule: nothing could
     make good for what they lose.
 
+    A model that several processes divide (fully_shard) is pruned as by one: each of them has to do
+    all of this in the same order (net.sharded), and masks are DTensors as the parameters are.
+
     `masks` is {parameter name: bool tensor, True where the weight stays}. Raises UserError for a
     pattern that matches nothing, a model in which nothing can be pruned, a weight or, on a gradual
     schedule, a gradient that is not finite; ValueError for numbers out of range.

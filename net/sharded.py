@@ -12,7 +12,7 @@ of one process.
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import distributed, nn
@@ -45,14 +45,12 @@ def check(name: str, tensor: torch.Tensor) -> None:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This process's part, in the same memory; it may be empty."""
-    whole: Any = tensor.detach()
-    return whole.to_local() if is_sharded(tensor) else tensor
+    return cast("DTensor", tensor.detach()).to_local() if is_sharded(tensor) else tensor
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor, on every process."""
-    whole: Any = tensor.detach()
-    return whole.full_tensor() if is_sharded(tensor) else tensor
+    return cast("DTensor", tensor.detach()).full_tensor() if is_sharded(tensor) else tensor
 
 
 def lies_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -159,7 +157,7 @@ def kth_greatest(tensors: Sequence[torch.Tensor], k: int) -> torch.Tensor | floa
     if not any(map(is_sharded, tensors)):
         return torch.cat([each.flatten() for each in tensors]).topk(k).values[-1]
     # Zeros have two signs, and one of them would come first.
-    positive = [torch.where(part > 0, part, 0.0).float() for part in map(local, tensors)]
+    positive = [torch.where(each > 0, each, 0.0).float() for each in map(local, tensors)]
     bits = [each.flatten().view(torch.int32) for each in positive]
     found = 0
     for shift in (24, 16, 8, 0):

@@ -63,6 +63,9 @@ class WeightSharing(StepHooks):
     that no gradient reaches. With torch.amp.GradScaler call `gather_gradients` before the scaler's
     `unscale_` or `step`, so that it sees the gradients of the centroids.
 
+    A model that several processes divide (fully_shard) takes the steps of one: each of them has to
+    do all of this, calibration excepted, in the same order (net.sharded).
+
     `tensors` is {parameter name: SharedTensor}, `clusterings` {parameter name: Clustering}. Raises
     ValueError for options out of range, UserError for a pattern that matches nothing and for a
     tensor with infinite or NaN entries.
@@ -186,9 +189,8 @@ class WeightSharing(StepHooks):
         """Put the shared values of a parameter in its place."""
         parameter = self._parameters[name]
         reassignable = self.config.reassign > 0 and parameter.requires_grad
-        before = full(
-            parameter.detach()
-        )  # of one parameter at a time; every process computes the same
+        # Of a divided one every process makes the same, and keeps its own part.
+        before = full(parameter.detach())
         with naming(f"cannot share {name}"):  # not finite
             shared = self.plan[name].trainable(before, name, work, reassignable)
         # Not what `weight * mask`, as others prune, leaves: -0.0 would have to be stored.

@@ -233,10 +233,39 @@ def in_bfloat16(rank):
     return pruned_and_shared(model, rank, 2)
 
 
+def at_once(made):
+    """Masks in float32, whose standard deviation is that of the whole."""
+    ways = ({"sensitivity": 1.0}, {"density": 0.3}, {"density": {"*": 0.2, "blocks.0.*": 0.5}})
+    return [whole(net.Pruner(made(), **way).masks) for way in ways]
+
+
+def scaled_and_replaced(model, rank=0, processes=1):
+    """A scaler and clipping; then the weights of an earlier epoch, which are trained on."""
+    sharing = net.WeightSharing(model, bits=BITS)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    optimizer = optimizer_of(sharing.parameters())
+    sharing.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    for i in range(3):
+        optimizer.zero_grad()
+        scaler.scale(model.loss(batch(i, rank, processes))).backward()
+        sharing.gather_gradients()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(list(sharing.parameters()), 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+    model.load_state_dict(before)
+    list(train(model, optimizer, range(3), processes, rank))
+    sharing.detach()
+    return whole(model.state_dict())
+
+
 def everything(rank, folder):
     """All that two processes do, one after the other: to start them takes longer."""
     ways = (fsdp, accumulated, in_tensor_parallel, checkpointed, reassigned, in_bfloat16)
     found = {way.__name__: way(rank) for way in ways}
+    found["at_once"] = at_once(lambda: divided(decoder(torch.float32)))
+    found["replaced"] = scaled_and_replaced(divided(decoder()), rank, 2)
     sums_and_ranks(rank)
     begun(rank, folder, 2)
     return {**found, "errors": errors(rank, folder)}
@@ -268,6 +297,20 @@ def test_weights_that_change_their_centroid(two):
     expected = pruned_and_shared(decoder(), reassign=4)
     for found in two[0]:
         assert_same(expected, found["reassigned"])
+
+
+def test_masks_at_once(two):
+    expected = at_once(lambda: decoder(torch.float32))
+    for found in two[0]:
+        for masks, same in zip(found["at_once"], expected, strict=True):
+            assert all(torch.equal(mask, same[name]) for name, mask in masks.items())
+
+
+def test_a_scaler_and_weights_that_were_replaced(two):
+    expected = scaled_and_replaced(decoder())
+    for found in two[0]:
+        for name, each in found["replaced"].items():
+            torch.testing.assert_close(each, expected[name], rtol=0, atol=1e-12)
 
 
 def test_mixed_precision_has_masters_in_float32(two):
