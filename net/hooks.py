@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from .errors import UserError
-from .parameters import unwrapped
+from .parameters import CHECKPOINTED, parameters_by_name, unwrapped
+from .sharded import is_sharded, lies_alike, reshard
 
 EVALUATIONS = 2  # of a closure in one step: SAM's; more is a search along a line
 SCALER_FRAMES = 16  # between the step of an optimizer and that of the scaler that calls it
@@ -37,6 +38,7 @@ class StepHooks:
             raise ValueError(f"give a module, not {type(model).__name__}")
         self.steps_done = 0
         self._model = unwrapped(model)
+        reshard(self._model)
         self._parameters: dict[str, nn.Parameter] = {}
         self._attached: list[_Attached] = []
         self._was_attached = False
@@ -61,7 +63,7 @@ class StepHooks:
     def _held(self, attached: "_Attached") -> dict[str, nn.Parameter]:
         """{name: parameter} of the model's own that an optimizer has."""
         held = attached.parameter_ids()
-        own = {n: p for n, p in self._model.named_parameters() if id(p) in held}
+        own = {n: p for n, p in parameters_by_name(self._model).items() if id(p) in held}
         if not own and not any(id(parameter) in held for parameter in self.trained()):
             raise ValueError(
                 "this optimizer has no parameter of this model: it was made of another model's, of "
@@ -212,7 +214,7 @@ class StepHooks:
     def _check_held(self, optimizer: Any) -> None:
         """Raises UserError where the optimizer trains what the model no longer has."""
         for name, parameter in self._attached_as(optimizer).held.items():
-            if parameter_of(self._model, name) is not parameter and not self._has(parameter):
+            if self._now(name, parameter) is not parameter and not self._has(parameter):
                 raise UserError(
                     f"{name} was replaced in the model (load_state_dict(assign=True), a "
                     "conversion, another layer), and this optimizer trains what it was; detach, "
@@ -223,15 +225,23 @@ class StepHooks:
         """Whether the model has it under any name, as when a layer was wrapped since."""
         return any(parameter is each for each in self._model.parameters())
 
+    def _now(self, name: str, known: nn.Parameter) -> nn.Parameter | None:
+        """The model's parameter of that name, which was `known`."""
+        current = parameter_of(self._model, name)
+        if current is not known and is_sharded(known):  # gathered, by an evaluation perhaps
+            reshard(self._model)
+            current = parameter_of(self._model, name)
+        return current
+
     def _follow(self) -> None:
         for name, known in self._parameters.items():
-            current = parameter_of(self._model, name)
+            current = self._now(name, known)
             if current is known or (current is None and self._has(known)):
                 continue
-            if current is None or current.shape != known.shape:
+            if current is None or not lies_alike(current, known):
                 raise UserError(
-                    f"the model has no {name} of the shape {tuple(known.shape)} any more; make a "
-                    f"new {type(self).__name__} of the model as it is"
+                    f"the model has no {name} of the shape {tuple(known.shape)} any more, or has "
+                    f"divided it since; make a new {type(self).__name__} of the model as it is"
                 )
             self._parameters[name] = current
 
@@ -261,22 +271,25 @@ def parameter_of(model: nn.Module, name: str) -> nn.Parameter | None:
     *path, last = name.split(".")
     for part in path:
         module = module._modules.get(part) if module is not None else None
+        if module is not None and CHECKPOINTED in module._modules:
+            module = module._modules[CHECKPOINTED]
     return module._parameters.get(last) if module is not None else None
 
 
-def parameters_of(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, nn.Parameter]:
+def parameters_of(model: nn.Module, like: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
     """{name: parameter} of a copy of a model, or of what averages it (swa_utils.AveragedModel).
 
-    Raises ValueError where it has none of that name and shape.
+    Raises ValueError where it has none of that name that lies as that of `like` does.
     """
     model = unwrapped(model)
     if isinstance(model, AveragedModel):
         model = unwrapped(model.module)
     found = {}
-    for name, shape in shapes.items():
+    for name, tensor in like.items():
         parameter = parameter_of(model, name)
-        if parameter is None or parameter.shape != shape:
-            raise ValueError(f"this model has no {name} of the shape {tuple(shape)}")
+        if parameter is None or not lies_alike(parameter, tensor):
+            where = " and its placements" if is_sharded(tensor) else ""
+            raise ValueError(f"this model has no {name} of the shape {tuple(tensor.shape)}{where}")
         found[name] = parameter
     return found
 

@@ -32,6 +32,9 @@ BESIDE = re.compile(
 EXPERTS = re.compile(r"(?:.*\.)?experts\.(?:gate_up|gate|up|down)_proj")
 # What an optimizer keeps of each parameter, where a checkpoint has it under such a name.
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
+# Between the names of a layer and of what it has, where torch.distributed checkpoints activations;
+# the model's state dict leaves it out.
+CHECKPOINTED = "_checkpoint_wrapped_module"
 PARAMETRIZED = re.compile(r"(.*?)parametrizations\.(\w+)\.original(\d*)")
 
 # The last part of a layer's name that holds embeddings, where there is no module to ask.
@@ -195,6 +198,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def plain_name(name: str) -> str:
+    """The name of a module or a parameter as the state dict has it."""
+    return ".".join(part for part in name.split(".") if part != CHECKPOINTED)
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """{name in the state dict: parameter}, tied ones under each of their names."""
+    every = model.named_parameters(remove_duplicate=False)
+    return {plain_name(name): parameter for name, parameter in every}
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, of a model whose layers keep the results of computations, too: the weights that
     torch.nn.utils.weight_norm and spectral_norm leave in theirs."""
@@ -221,7 +235,7 @@ def tensors_of(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple
                     raise UserError(
                         f"{name} is lazy and has no shape yet; run the model once first"
                     )
-                yield name, parameter, module, id(parameter)
+                yield plain_name(name), parameter, module, id(parameter)
     elif info := getattr(source, "info", None):
         yield from ((name, info(name), None, name) for name in source)
     else:

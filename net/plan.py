@@ -27,12 +27,14 @@ from .parameters import (
     layer_of,
     listed,
     matrices,
+    plain_name,
     resolve,
     tensors_of,
     unwrapped,
     weights_of,
 )
-from .tensors import check_dense, is_computed
+from .sharded import check, full
+from .tensors import is_computed
 from .treatments import TREATMENTS, Asked, Exact, SharingConfig, Treatment
 
 ONE = "one element"
@@ -251,7 +253,7 @@ def _given(asked: Asked) -> Treatment:
 
 
 def _of_module(model: nn.Module) -> dict[str, _Tensor]:
-    owners = dict(model.named_modules(remove_duplicate=False))
+    owners = {plain_name(n): each for n, each in model.named_modules(remove_duplicate=False)}
     first: dict[int, str] = {}
     found = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -268,8 +270,8 @@ def _of_module(model: nn.Module) -> dict[str, _Tensor]:
 
 
 def _values(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    check_dense(name, tensor)
-    return tensor.detach()
+    check(name, tensor)
+    return full(tensor.detach())
 
 
 def _of_state(state: Mapping[str, torch.Tensor]) -> dict[str, _Tensor]:

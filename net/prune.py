@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from .errors import UserError
 from .hooks import StepHooks, normed_axes, parameters_of
-from .parameters import Patterns, compressible, resolve
+from .parameters import Patterns, compressible, parameters_by_name, resolve
 from .plan import constants
-from .tensors import check_dense
+from .sharded import check, full, kth_greatest, laid, local, part, summed, total
 
 UPDATES = 100  # steps down of a gradual schedule
 MEMORY = 0.999  # decay of the mean squared gradient, Adam's beta2
@@ -30,7 +30,7 @@ def threshold_mask(weight: torch.Tensor, sensitivity: float) -> torch.Tensor:
     A weight that is zero is not kept, whatever the sensitivity; a constant tensor, of standard
     deviation 0, is kept whole.
     """
-    deviation = weight.std(correction=0)
+    deviation = full(weight).std(correction=0)
     return (weight.abs() >= sensitivity * deviation) & ((weight != 0) | (deviation == 0))
 
 
@@ -46,9 +46,8 @@ def top_masks(
         return {n: top_masks({n: s}, density[n])[n] for n, s in scores.items()}
     if not scores:
         return {}
-    every = torch.cat([score.flatten() for score in scores.values()])
-    keep = max(1, round(density * len(every)))
-    threshold = every.topk(keep).values[-1]
+    keep = max(1, round(density * sum(score.numel() for score in scores.values())))
+    threshold = kth_greatest(list(scores.values()), keep)
     return {name: (score >= threshold) & (score > 0) for name, score in scores.items()}
 
 
@@ -74,12 +73,12 @@ def storage_bits(mask: torch.Tensor) -> torch.Tensor:
     and columns, which then cost nothing. The probability of a survivor is estimated from its row
     and its column as if these were independent.
     """
-    rows = mask.flatten(1).float()  # [out, in * kernel]
-    a_row, a_column, total = rows.sum(1, True), rows.sum(0, True), rows.sum()
+    a_row, a_column = total(mask, range(1, mask.dim())), total(mask, [0])
+    rows, columns = len(mask), a_column.numel()
     smooth = 0.3
-    p = (a_row + smooth) * (a_column + smooth) / (total + smooth * sum(rows.shape))
+    p = (a_row + smooth) * (a_column + smooth) / (total(a_column) + smooth * (rows + columns))
     position = -p.clamp(max=0.9).log2()
-    return (3 + position.clamp(0, 12)).view_as(mask)
+    return 3 + position.clamp(0, 12)
 
 
 @torch.no_grad()
@@ -119,6 +118,9 @@ class Pruner(StepHooks):
     parameters stay whole, as do those that no gradient reaches on a gradual schedule: nothing could
     make good for what they lose.
 
+    A model that several processes divide (fully_shard) is pruned as by one: each of them has to do
+    all of this in the same order (net.sharded), and masks are DTensors as the parameters are.
+
     `masks` is {parameter name: bool tensor, True where the weight stays}. Raises UserError for a
     pattern that matches nothing, a model in which nothing can be pruned, a weight or, on a gradual
     schedule, a gradient that is not finite; ValueError for numbers out of range.
@@ -147,10 +149,10 @@ class Pruner(StepHooks):
         kinds = prunable(self._model, include, exclude)
         if not kinds:
             raise UserError(_nothing(self._model, include, exclude))
-        parameters = dict(self._model.named_parameters())
+        parameters = parameters_by_name(self._model)
         self._parameters = {name: parameters[name] for name in kinds}
         for name, weight in self.weights():
-            check_dense(name, weight)
+            check(name, weight)
             _check_finite(name, weight)
         self.steps = steps
         self._squares: dict[str, torch.Tensor] = {}
@@ -174,9 +176,10 @@ class Pruner(StepHooks):
         for name, score in scores.items():
             axes = normed_axes(self._model, name)
             if axes:
-                mask = self.masks[name]
+                mask, score = full(self.masks[name]), full(score)
                 best = score == score.amax(axes, keepdim=True)
-                self.masks[name] = mask | (best & ~mask.any(axes, keepdim=True))
+                kept = mask | (best & ~mask.any(axes, keepdim=True))
+                self.masks[name] = laid(kept, self._parameters[name])
 
     def weights(self) -> Iterable[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that is pruned."""
@@ -189,19 +192,19 @@ class Pruner(StepHooks):
         """
         self._follow()
         for name, weight in self.weights():
-            self.masks[name] = self.masks[name].to(weight.device)  # of a model that has moved
+            self.masks[name] = laid(self.masks[name], weight)  # of a model that has moved
         self._mask(self._parameters)
 
     def apply_to(self, copy: nn.Module) -> None:
         """Do the same to the weights of another model with the same names: a copy, an average
         (torch.optim.swa_utils.AveragedModel). Raises ValueError where it has others."""
-        self._mask(parameters_of(copy, {name: mask.shape for name, mask in self.masks.items()}))
+        self._mask(parameters_of(copy, self.masks))
 
     @torch.no_grad()
     def _mask(self, weights: Mapping[str, nn.Parameter]) -> None:
         for name, weight in weights.items():
             # masked_fill rather than a product: 0 * negative would leave -0.0, and 0 * inf a NaN.
-            weight.masked_fill_(~self.masks[name].to(weight.device), 0.0)
+            local(weight).masked_fill_(~local(laid(self.masks[name], weight)), 0.0)
 
     settle = apply
 
@@ -214,8 +217,9 @@ class Pruner(StepHooks):
     def unfinished(self) -> str:
         if self.finished:
             return ""
-        kept = sum(int(mask.sum()) for mask in self.masks.values())
-        share = kept / sum(mask.numel() for mask in self.masks.values())
+        # Of this process's part: no property may wait for the others.
+        kept = sum(int(local(mask).sum()) for mask in self.masks.values())
+        share = kept / max(1, sum(local(mask).numel() for mask in self.masks.values()))
         return (
             f"the pruning is not finished: {self.steps_done} of {self.steps} steps, {share:.0%} of "
             "the weights are left; a step without a gradient of the weights does not count"
@@ -232,6 +236,7 @@ class Pruner(StepHooks):
             if weight.grad is None:
                 continue
             gradient = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
+            gradient = local(laid(gradient, weight))
             # Looked at when the schedule goes down: a GPU would run dry if every step asked it.
             wrong = ~gradient.isfinite().all()
             self._not_finite[name] = wrong | self._not_finite.get(name, wrong).to(wrong.device)
@@ -239,8 +244,9 @@ class Pruner(StepHooks):
             if scale is not None:
                 square /= scale.float().square()
             if name not in self._squares:
-                self._squares[name] = torch.full_like(square, UNSEEN)
-            mean = self._squares[name] = self._squares[name].to(square.device)
+                self._squares[name] = part(torch.full_like(square, UNSEEN), weight)
+            self._squares[name] = laid(self._squares[name], weight)
+            mean = local(self._squares[name])
             # The square of a large gradient may be infinite, and must not count for ever.
             mean.copy_(torch.where(square.isfinite(), mean.lerp(square, 1 - MEMORY), mean))
 
@@ -254,13 +260,16 @@ class Pruner(StepHooks):
     @torch.no_grad()
     def _check_training(self) -> None:
         """Raises UserError where training has diverged, before that prunes everything."""
-        wrong = [~weight.isfinite().all() for _, weight in self.weights()]
+        names = [*self._parameters, *self._not_finite]
+        wrong = [~local(weight).isfinite().all() for _, weight in self.weights()]
         wrong += self._not_finite.values()
+        wrong = summed([each.int() for each in wrong], [self._parameters[n] for n in names])
         if not bool(torch.stack([each.to(wrong[0].device) for each in wrong]).any()):
             return
+        gradients = dict(zip(self._not_finite, wrong[len(self._parameters) :], strict=True))
         for name, weight in self.weights():
             _check_finite(name, weight)
-            if name in self._not_finite and bool(self._not_finite[name]):
+            if name in gradients and bool(gradients[name]):
                 raise UserError(
                     f"cannot prune {name}: its gradient was not finite in one of the last steps; "
                     "lower the learning rate, or leave such steps out"
@@ -289,11 +298,11 @@ class Pruner(StepHooks):
 
     def state_dict(self) -> dict:
         """What a resumed run needs, beside the model's and the optimizer's state."""
-        return {
-            "masks": dict(self.masks),
-            "squares": dict(self._squares),
-            "steps_done": self.steps_done,
-        }
+        squares = dict(self._squares)
+        for name, weight in self.weights() if self.steps else ():
+            if name not in squares:  # no gradient yet; what is loaded in place needs the memory
+                squares[name] = torch.zeros_like(weight, dtype=torch.float32)
+        return {"masks": dict(self.masks), "squares": squares, "steps_done": self.steps_done}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on where `state_dict` was taken. Raises ValueError for another model's state."""
@@ -303,9 +312,10 @@ class Pruner(StepHooks):
         if masks != {name: (torch.bool, weight.shape) for name, weight in self.weights()}:
             raise ValueError("these masks belong to other parameters than those pruned here")
         for name, weight in self.weights():
-            self.masks[name] = state["masks"][name].to(weight.device)
-            if name in state["squares"]:
-                self._squares[name] = state["squares"][name].to(weight.device)
+            self.masks[name] = laid(state["masks"][name], weight)
+            squares = state["squares"].get(name)
+            if squares is not None and bool(total(squares)):
+                self._squares[name] = laid(squares, weight)
         self.steps_done = state["steps_done"]
         self.apply()
 
@@ -316,8 +326,8 @@ def prunable(
     """{name: kind} of the parameters that a Pruner prunes: the compressible ones that can learn,
     without embeddings and constants (net.plan) unless `include` names some."""
     kinds = compressible(model, include, exclude)
-    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = {name: kind for name, kind in kinds.items() if name in learning}
+    parameters = parameters_by_name(model)
+    found = {name: kind for name, kind in kinds.items() if parameters[name].requires_grad}
     if include is not None:
         return found
     wrong = constants(model)
@@ -325,7 +335,7 @@ def prunable(
 
 
 def _in_deviations(weight: torch.Tensor) -> torch.Tensor:
-    deviation = weight.detach().float().std(correction=0)
+    deviation = full(weight).detach().float().std(correction=0)
     return weight.detach().float().abs() / deviation.clamp(min=1e-30)
 
 
@@ -337,7 +347,7 @@ def _check_numbers(what: str, values: float | Mapping[str, float] | None, most: 
 
 
 def _check_finite(name: str, weight: torch.Tensor) -> None:
-    if not bool(weight.isfinite().all()):
+    if bool(total(~weight.isfinite())):
         raise UserError(f"cannot prune {name}: not all of its values are finite")
 
 

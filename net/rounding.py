@@ -22,6 +22,7 @@ from torch import nn
 
 from .errors import naming
 from .parameters import layer_of
+from .sharded import full, put
 from .shards import info_of
 from .threads import in_order
 
@@ -335,12 +336,14 @@ def fold_statistics(norm: nn.modules.batchnorm._BatchNorm, noise: float) -> None
     evaluation. In training it does not: batches bring their own mean and variance.
     """
     own = norm.state_dict()
-    weight, bias, mean, variance = (own[name].double() for name in FOLDED)
+    weight, bias, mean, variance = (full(own[name]).double() for name in FOLDED)
     divisor = math.sqrt(1 + norm.eps)  # that is left
     own["running_mean"].zero_()
     own["running_var"].fill_(1.0)
-    own["weight"].copy_(round_vector(weight * divisor / (variance + norm.eps).sqrt(), noise))
+    factor = round_vector(weight * divisor / (variance + norm.eps).sqrt(), noise)
+    factor = factor.to(own["weight"].dtype)
     # Of the weight as it is rounded: its error must not show in inputs whose mean is far from zero.
     # Nor must that of the bias, which is as large as that mean then.
-    shift = bias - own["weight"].double() / divisor * mean
-    own["bias"].copy_(_round_beside(shift, torch.maximum(weight.abs(), bias.abs()), noise))
+    shift = bias - factor.double() / divisor * mean
+    put(own["weight"], factor)
+    put(own["bias"], _round_beside(shift, torch.maximum(weight.abs(), bias.abs()), noise))

@@ -3,13 +3,14 @@ them has made of the tensor: at what noise, in about how many bytes."""
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from .quantization import kmeans_1d
+from .sharded import laid, local, part, replicated, summed, total, union
 
 COUNTED = 1 << 22  # distinct values among more take a sort that is too long
 
@@ -20,8 +21,12 @@ class SharedTensor:
     `positions` int64 [n] are the flat indexes of the survivors, `labels` int64 [n] their clusters,
     `centroids` float32 (float64 for a float64 tensor) [k'] the parameter that is fine-tuned.
     Assignments stay, unless `reassign` is called, and pruned entries stay zero, since only `write`
-    touches the tensor. `latent` [n], for `reassign`, follows the gradient of every single weight;
-    None unless `reassignable`, since it and its optimizer's averages are as large as the weight.
+    touches the tensor. `latent`, for `reassign`, has the tensor's shape and follows the gradient of
+    every single weight; None unless `reassignable`, since it and its optimizer's averages are as
+    large as the weight.
+
+    After `lie_as` a DTensor, survivors are those of this process's part, centroids all, replicated,
+    and what takes a tensor takes one that lies so.
     """
 
     def __init__(
@@ -37,7 +42,7 @@ class SharedTensor:
         self.dtype, exact = tensor.dtype, exact_type(tensor.dtype)
         self.latent = None
         if reassignable:
-            self.latent = nn.Parameter(tensor.take(positions).to(exact))
+            self.latent = nn.Parameter(tensor.to(exact, copy=True))
         self.positions = positions
         self.labels = torch.from_numpy(labels).to(tensor.device)
         self.centroids = nn.Parameter(torch.from_numpy(centroids).to(tensor.device, exact))
@@ -67,25 +72,51 @@ class SharedTensor:
         centroids, labels = np.unique(values_at(shared, positions), return_inverse=True)
         return cls(tensor, positions, centroids, labels, reassignable)
 
+    @torch.no_grad()
+    def lie_as(self, tensor: torch.Tensor) -> None:
+        """Keep of all survivors those in this process's part of `tensor`, of the same shape."""
+        self._set_numbers(laid(self._numbers(tensor), tensor))
+        self.centroids = nn.Parameter(replicated(self.centroids.detach(), tensor))
+        if self.latent is not None:
+            self.latent = nn.Parameter(laid(self.latent.detach(), tensor))
+
+    def _numbers(self, tensor: torch.Tensor) -> torch.Tensor:
+        """int32, of the shape of `tensor`: 0 where an entry is pruned, else its label + 1."""
+        numbers = torch.zeros(tensor.shape, dtype=torch.int32, device=self.labels.device)
+        return numbers.put_(self.positions, self.labels.int() + 1)
+
+    def _set_numbers(self, numbers: torch.Tensor) -> None:
+        self.positions = local(numbers).flatten().nonzero().flatten()
+        self.labels = local(numbers).take(self.positions).long() - 1
+
     def trained(self) -> list[nn.Parameter]:
         """What an optimizer may have: the centroids, and the latent weights if there are any."""
         return [self.centroids] if self.latent is None else [self.centroids, self.latent]
 
     @torch.no_grad()
-    def take_gradient(
-        self, gradient: torch.Tensor, add: bool = False, only_finite: bool = False
-    ) -> None:
-        """Equation 3: dL/dC_k is the sum of dL/dW over the weights assigned to centroid k.
-
-        `gradient` has the shape of the tensor, dense or sparse; sets `centroids.grad`, and
-        `latent.grad`, or adds to what is there, with `only_finite` if that is finite.
-        """
-        if gradient.layout != torch.strided:
-            gradient = gradient.to_dense()
+    def sums(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Equation 3: dL/dC_k is the sum of dL/dW over the weights assigned to centroid k; [k'], of
+        this process's part of a dense gradient of the tensor's shape."""
         self.follow(gradient)
-        each = gradient.take(self.positions).to(self.centroids.dtype)
-        own = torch.zeros_like(self.centroids).index_add(0, self.labels, each)
-        for trained, new in zip(self.trained(), (own, each), strict=False):
+        each = local(gradient).take(self.positions).to(self.centroids.dtype)
+        return torch.zeros_like(self.values()).index_add(0, self.labels, each)
+
+    @torch.no_grad()
+    def take_gradient(
+        self,
+        gradient: torch.Tensor,
+        sums: torch.Tensor,
+        add: bool = False,
+        only_finite: bool = False,
+    ) -> None:
+        """Set `centroids.grad` to `sums`, those of all parts, and `latent.grad` to the gradient of
+        the survivors; or add to what is there, with `only_finite` if that is finite."""
+        news = [replicated(sums, gradient)]
+        if self.latent is not None:
+            each = local(gradient).take(self.positions).to(self.latent.dtype)
+            single = torch.zeros_like(local(self.latent.detach())).put_(self.positions, each)
+            news.append(part(single, gradient))
+        for trained, new in zip(self.trained(), news, strict=True):
             if add and (last := trained.grad) is not None:
                 if only_finite:
                     last = last.where(last.isfinite().all(), torch.zeros_like(last))
@@ -100,22 +131,27 @@ class SharedTensor:
             for trained in self.trained():  # in place: it may be in an optimizer
                 trained.data = trained.data.to(tensor.device)
 
+    def values(self) -> torch.Tensor:
+        """The centroids [k'] as an ordinary tensor, in their memory."""
+        return local(self.centroids.detach())
+
     @torch.no_grad()
     def means(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean [k'] of the values that a tensor of the same shape has where the centroid is
         shared; exact where these are all the same, as in an average of shared tensors."""
         labels = self.labels.to(tensor.device)
-        each = tensor.take(self.positions.to(tensor.device)).double()
+        each = local(tensor).take(self.positions.to(tensor.device)).double()
         sums = torch.zeros(len(self.centroids), dtype=torch.float64, device=tensor.device)
-        counts = torch.bincount(labels, minlength=len(sums)).clamp(min=1)
-        return (sums.index_add_(0, labels, each) / counts).to(self.centroids.dtype)
+        counts = torch.bincount(labels, minlength=len(sums)).double()
+        sums, counts = summed([sums.index_add_(0, labels, each), counts], [tensor, tensor])
+        return (sums / counts.clamp(min=1)).to(self.centroids.dtype)
 
     @torch.no_grad()
     def share(self, tensor: torch.Tensor) -> None:
         """Share the values of another tensor of the same shape where this one's are shared, and
         prune it where this one is pruned."""
         stored = self._stored(self.means(tensor))
-        tensor.zero_()
+        local(tensor).zero_()
         self._put(tensor, stored)
 
     @torch.no_grad()
@@ -125,21 +161,23 @@ class SharedTensor:
         earlier epoch, the assignments are taken as well."""
         last = torch.zeros_like(tensor)
         self._put(last, self.written)
-        if not torch.equal(tensor, last):
+        if bool(total(tensor != last)):
             self.follow(tensor)
-            each = tensor.take(self.positions)
-            values, labels = each.to(self.centroids.dtype).unique(return_inverse=True)
+            each, own = local(tensor).take(self.positions), self.values()
             means = self.means(tensor)
-            same = torch.equal(means.to(tensor.dtype)[self.labels], each)
-            if not same and len(values) <= len(self.centroids):
-                self.labels, count = labels, len(values)
-                self.centroids.fill_(values[-1])[:count] = values
+            each = each.to(own.dtype)
+            others = (means.to(tensor.dtype)[self.labels] != each).sum()
+            # Of more values than there may be, one more says so.
+            values = union(each.unique()[: len(own) + 1], tensor)
+            if int(summed([others], [tensor])[0]) and len(values) <= len(own):
+                self.labels = torch.searchsorted(values, each)
+                own.fill_(values[-1])[: len(values)] = values
             else:  # what has not moved keeps the digits that are not stored
                 still = self._stored(means) == self.written.to(means.device)
-                self.centroids.copy_(torch.where(still, self.centroids, means))
+                own.copy_(torch.where(still, own, means))
             if self.latent is not None:
-                self.latent.copy_(each)
-            tensor.zero_()
+                self.latent.copy_(tensor)
+            local(tensor).zero_()
         self.write(tensor)
 
     @torch.no_grad()
@@ -150,9 +188,10 @@ class SharedTensor:
         """
         if self.latent is None:
             raise ValueError("there are no latent weights: make the tensor reassignable")
-        self.centroids.copy_(self.centroids.sort().values)
-        middles = (self.centroids[1:] + self.centroids[:-1]) / 2
-        self.labels = torch.bucketize(self.latent, middles)
+        own = self.values()
+        own.copy_(own.sort().values)
+        middles = (own[1:] + own[:-1]) / 2
+        self.labels = torch.bucketize(local(self.latent).take(self.positions), middles)
 
     @torch.no_grad()
     def write(self, tensor: torch.Tensor) -> None:
@@ -164,7 +203,7 @@ class SharedTensor:
     def _put(self, tensor: torch.Tensor, stored: torch.Tensor) -> None:
         stored = stored.to(tensor.device, tensor.dtype)
         labels = self.labels.to(tensor.device)
-        tensor.put_(self.positions.to(tensor.device), stored[labels])
+        local(tensor).put_(self.positions.to(tensor.device), stored[labels])
 
     def stored_centroids(self) -> torch.Tensor:
         """The centroids [k'] in the tensor's type, rounded to float16, which halves the codebook.
@@ -172,7 +211,7 @@ class SharedTensor:
         Unrounded where that would turn one into 0 (which means pruned) or infinity, and in a type
         that is no wider.
         """
-        return self._stored(self.centroids.detach())
+        return self._stored(self.values())
 
     def _stored(self, centroids: torch.Tensor) -> torch.Tensor:
         exact = centroids.to(self.dtype)
@@ -182,25 +221,35 @@ class SharedTensor:
         # Chosen on the device: a GPU would run dry if every step asked it for the answer.
         return torch.where((rounded.isfinite() & (rounded != 0)).all(), rounded, exact)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        state = {"positions": self.positions, "labels": self.labels, "centroids": self.centroids}
+    def state_dict(self, tensor: torch.Tensor) -> dict[str, Any]:
+        """`numbers` int32, 0 where an entry is pruned, else its label + 1, and `latent`, if there
+        is one, lie as `tensor`, that this is of. `centroids` are a list: what loads in place
+        (torch.distributed.checkpoint) needs to know the size of a tensor beforehand, and a model
+        that was shared already may give fewer values than its state has."""
+        numbers = part(self._numbers(local(tensor)), tensor)
+        state = {"numbers": numbers, "centroids": self.values().tolist()}
         return state if self.latent is None else {**state, "latent": self.latent}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, torch.Tensor], strict: bool = True) -> None:
-        if state.keys() != self.state_dict().keys():
+    def load_state_dict(
+        self, state: Mapping[str, Any], tensor: torch.Tensor, strict: bool = True
+    ) -> None:
+        """Raises ValueError for a state of another tensor than `tensor`, that this is of, and, if
+        `strict`, for one of other zeros."""
+        expected = self.state_dict(tensor)
+        if state.keys() != expected.keys() or state["numbers"].shape != tensor.shape:
             raise ValueError("a state with latent weights, or without, where it is the other way")
-        positions = state["positions"].to(self.labels.device)
-        if strict and not torch.equal(positions, self.positions):
+        numbers = laid(state["numbers"], tensor)
+        if strict and bool(total((numbers != 0) != (expected["numbers"] != 0))):
             raise ValueError("a state of a tensor with other zeros")
-        self.positions = positions
-        self.labels = state["labels"].to(self.labels.device)
-        # A model that was shared already may have given fewer values than its state has.
-        if state["centroids"].shape != self.centroids.shape:
-            self.centroids = nn.Parameter(state["centroids"].detach().to(self.centroids))
-        self.centroids.copy_(state["centroids"])
+        self._set_numbers(numbers)
+        centroids = torch.tensor(state["centroids"], dtype=torch.float64).to(self.values())
+        if len(centroids) == len(self.centroids):
+            self.values().copy_(centroids)
+        else:
+            self.centroids = nn.Parameter(replicated(centroids, tensor))
         if self.latent is not None:
-            self.latent.data = state["latent"].detach().to(self.latent)
+            self.latent.copy_(laid(state["latent"], tensor))
 
 
 def exact_type(dtype: torch.dtype) -> torch.dtype:

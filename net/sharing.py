@@ -13,9 +13,11 @@ from torch.amp.grad_scaler import OptState
 
 from .errors import UserError, naming
 from .hooks import StepHooks, attached_to, gradient_scaler, parameters_of
+from .parameters import parameters_by_name
 from .plan import plan
 from .prune import Pruner
 from .rounding import FOLDED, fold_statistics, scale_of
+from .sharded import Gathered, check, full, is_sharded, laid, local, put, summed
 from .shards import Info, info_of
 from .shared_tensor import Clustering, SharedTensor, relative_change
 from .tensors import TensorError, check_dense
@@ -61,6 +63,9 @@ class WeightSharing(StepHooks):
     that no gradient reaches. With torch.amp.GradScaler call `gather_gradients` before the scaler's
     `unscale_` or `step`, so that it sees the gradients of the centroids.
 
+    A model that several processes divide (fully_shard) takes the steps of one: each of them has to
+    do all of this, calibration excepted, in the same order (net.sharded).
+
     `tensors` is {parameter name: SharedTensor}, `clusterings` {parameter name: Clustering}. Raises
     ValueError for options out of range, UserError for a pattern that matches nothing and for a
     tensor with infinite or NaN entries.
@@ -84,11 +89,11 @@ class WeightSharing(StepHooks):
             )
         self.final = final
         self.plan = plan(model, config)
-        self._check_model()
+        self._check_model(calibration is not None)
         self.tensors: dict[str, SharedTensor] = {}
         self.clusterings: dict[str, Clustering] = {}
         self.rounded: dict[str, float] = {}
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._parameters = parameters_by_name(model)
         # {name: what was gathered since the last step, where a scaler may have to see it}
         self._gathered: dict[str, torch.Tensor | None] = {}
         self._waiting: set[str] = set()  # gathered when another optimizer has stepped
@@ -103,7 +108,8 @@ class WeightSharing(StepHooks):
             from .calibration import Samples  # compiled loops
 
             samples = Samples.of(model, calibration)
-        self._work = Work(model.state_dict(), config, self.plan, model, samples, final)
+        state = Gathered(model.state_dict())
+        self._work = Work(state, config, self.plan, model, samples, final)
         self.without_data = self._work.without_data
         self.unmeasured = self._work.unmeasured
         # In the order of the treatments, of each in that of the model.
@@ -119,15 +125,20 @@ class WeightSharing(StepHooks):
         self.share_next()
         self._round_vectors()
 
-    def _check_model(self) -> None:
+    def _check_model(self, calibrated: bool) -> None:
         if not any(each.kind and each.how != "exact" for each in self.plan.values()):
             reasons = Counter(each.reason for each in self.plan.values() if each.kind)
             why = f": {', '.join(reasons)}" if reasons else ", no weight of two or more dimensions"
             raise UserError(f"nothing in this model can be shared{why}; include= names others")
-        parameters = dict(self._model.named_parameters())
+        parameters = parameters_by_name(self._model)
         for name, each in self.plan.items():
             if each.kind and name in parameters:
-                check_dense(name, parameters[name])
+                check(name, parameters[name])
+                if calibrated and is_sharded(parameters[name]):
+                    raise UserError(
+                        f"{name} is divided among processes, and calibration takes a whole model: "
+                        "calibrate before fully_shard, or leave it out"
+                    )
         for other in attached_to(self._model):
             if isinstance(other, Pruner) and not other.finished:
                 warnings.warn(f"a Pruner is attached, and {other.unfinished}", stacklevel=3)
@@ -169,7 +180,7 @@ class WeightSharing(StepHooks):
     @contextmanager
     def _at_work(self) -> Iterator[Work]:
         """The work with the tensors as they are now; kept, they would hold what has moved since."""
-        self._work.tensors = self._model.state_dict()
+        self._work.tensors = Gathered(self._model.state_dict())
         yield self._work
         self._work.tensors = {}
 
@@ -178,26 +189,31 @@ class WeightSharing(StepHooks):
         """Put the shared values of a parameter in its place."""
         parameter = self._parameters[name]
         reassignable = self.config.reassign > 0 and parameter.requires_grad
+        # Of a divided one every process makes the same, and keeps its own part.
+        before = full(parameter.detach())
         with naming(f"cannot share {name}"):  # not finite
-            shared = self.plan[name].trainable(parameter, name, work, reassignable)
-        before = parameter.clone()
+            shared = self.plan[name].trainable(before, name, work, reassignable)
         # Not what `weight * mask`, as others prune, leaves: -0.0 would have to be stored.
-        parameter.zero_()
+        after = torch.zeros_like(before)
+        shared.write(after)
+        self.clusterings[name] = Clustering.of(before, after)
+        put(parameter, after)
         parameter.grad = None  # of what it was; the optimizer to come does not clear it
-        shared.write(parameter)
+        if is_sharded(parameter):
+            shared.lie_as(parameter)
         self.tensors[name] = shared
         self._versions[name] = _version(parameter)
-        self.clusterings[name] = Clustering.of(before, parameter)
 
     @torch.no_grad()
     def _round_vectors(self) -> None:
+        state = self._model.state_dict()
         with self._at_work() as work:
             for name in self._vectors:
                 tensor = work.tensors[name]
                 rounded = self.plan[name].values(tensor, name, work)
                 change = relative_change(tensor, rounded, scale_of(name, work.tensors))
                 self.rounded[name] = max(change, self.rounded.get(name, 0.0))
-                tensor.copy_(rounded)
+                put(state[name], rounded)
 
     def detach(self) -> None:
         """Leave all optimizers, with shared values in the model.
@@ -222,7 +238,7 @@ class WeightSharing(StepHooks):
     def unfinished(self) -> str:
         own = {n for n in self.tensors if self._parameters[n].requires_grad}
         lost = sorted((self._reached & own) - self._trained)
-        wrong = [n for n, each in self.tensors.items() if not each.centroids.isfinite().all()]
+        wrong = [n for n, each in self.tensors.items() if not each.values().isfinite().all()]
         if wrong:
             return f"training has diverged: {', '.join(wrong[:5])} have values that are not finite"
         if own and not self._reached & own:
@@ -323,18 +339,22 @@ class WeightSharing(StepHooks):
     def _take(self) -> list[str]:
         """The names of the tensors whose gradients were taken."""
         self.put_right(known=True)
-        found = []
-        for name, shared in self.tensors.items():
+        gradients = {}
+        for name in self.tensors:
             parameter = self._parameters[name]
-            if parameter.grad is not None:
-                # A scaler is not known before its first step, and may have left out others.
-                unknown = self._scaler is None
-                shared.take_gradient(parameter.grad, name in self._gathered, unknown)
+            if (gradient := parameter.grad) is not None:
+                dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
+                gradients[name] = laid(dense, parameter)
                 parameter.grad = None
-                self._gathered[name] = None
-                found.append(name)
-        self._reached.update(found)
-        return found
+        parts = [self.tensors[name].sums(each) for name, each in gradients.items()]
+        sums = summed(parts, list(gradients.values()))
+        for (name, gradient), own in zip(gradients.items(), sums, strict=True):
+            # A scaler is not known before its first step, and may have left out others.
+            unknown = self._scaler is None
+            self.tensors[name].take_gradient(gradient, own, name in self._gathered, unknown)
+            self._gathered[name] = None
+        self._reached.update(gradients)
+        return list(gradients)
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_scaler": None}
@@ -372,7 +392,8 @@ class WeightSharing(StepHooks):
             after = self.tensors[name].centroids
             if before is None or after.grad is None or id(after) not in held:
                 continue
-            if torch.equal(before, after.grad) and bool(before.any()):
+            before, now = full(before), full(after.grad)
+            if torch.equal(before, now) and bool(before.any()):
                 raise UserError(SCALED)
 
     def after_step(self, optimizer: torch.optim.Optimizer, counted: bool) -> None:
@@ -405,6 +426,7 @@ class WeightSharing(StepHooks):
 
         For centroids that were changed between steps, as by the evaluation mode of an optimizer.
         """
+        self._follow()
         for name, shared in self.tensors.items():
             shared.write(self._parameters[name])
             self._versions[name] = _version(self._parameters[name])
@@ -419,13 +441,13 @@ class WeightSharing(StepHooks):
         """Share the weights of another model with the same names, a copy or an average of this one
         (torch.optim.swa_utils.AveragedModel): those that have one value here get one there, their
         mean, and what is pruned here is zero. Raises ValueError where it has other parameters."""
-        shapes = {name: self._parameters[name].shape for name in self.tensors}
-        for name, parameter in parameters_of(copy, shapes).items():
+        own = {name: self._parameters[name] for name in self.tensors}
+        for name, parameter in parameters_of(copy, own).items():
             self.tensors[name].share(parameter)
 
     def state_dict(self) -> dict:
         """What a resumed run needs, beside the model's and the optimizer's state."""
-        tensors = {name: shared.state_dict() for name, shared in self.tensors.items()}
+        tensors = {n: each.state_dict(self._parameters[n]) for n, each in self.tensors.items()}
         model = self._model.state_dict()
         # Copies, as they are in training: `detach` rounds them, and so does a new sharing.
         vectors = {name: model[name].clone() for name in self._vectors}
@@ -442,8 +464,9 @@ class WeightSharing(StepHooks):
         if state["tensors"].keys() != self.tensors.keys():
             raise ValueError("this state belongs to other parameters than those shared here")
         for name, shared in self.tensors.items():
-            shared.load_state_dict(state["tensors"][name], strict)
-            self._parameters[name].detach().zero_()  # `write` leaves pruned ones as they are
+            parameter = self._parameters[name]
+            shared.load_state_dict(state["tensors"][name], parameter, strict)
+            local(parameter.detach()).zero_()  # `write` leaves pruned ones as they are
         self._model.load_state_dict(state["vectors"], strict=False)
         self.steps_done = state["steps_done"]
         if self.steps_done:  # by which all have been trained, whether more are to come or not
@@ -458,7 +481,8 @@ SCALED = (
 
 
 def _version(parameter: nn.Parameter) -> tuple[int, int]:
-    """Another one after every change of a parameter that autograd knows of."""
+    """Another one after every change of a parameter that autograd knows of; of a DTensor it is the
+    same on every process, which that of its part is not where that is empty."""
     return id(parameter), 0 if parameter.is_inference() else parameter._version
 
 

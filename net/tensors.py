@@ -67,6 +67,11 @@ def fault(tensor: object) -> str | None:
         return "quantized by torch; make it a dense, unquantized tensor first"
     if tensor.is_meta:
         return "on the meta device, without values; load the weights first"
+    if type(tensor).__name__ == "DTensor":
+        return (
+            "a DTensor, of which every process has a part; gather it first, as "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict does"
+        )
     if type(tensor) not in (torch.Tensor, nn.Parameter):
         return f"a {type(tensor).__name__}, not a plain tensor; make it a dense tensor first"
     memory = tensor.untyped_storage().nbytes()

@@ -4,14 +4,13 @@ What each class does by itself is in test_prune.py and test_sharing.py.
 """
 
 import copy
-import time
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 import net
+from tests import gloo
 from tests.optimizers import OPTIMIZERS
 from tests.test_sharing import Tagger, autograd_gradients
 
@@ -75,14 +74,8 @@ def test_a_whole_script(name, tmp_path):
 # Two processes. Each draws its half of the tokens; gradients are averaged over both.
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
-    found = {before: train_in_company(rank, before) for before in (True, False)}
-    torch.save(found, f"{folder}/rank-{rank}")
-    distributed.destroy_process_group()
+def one_of_two(rank: int) -> dict:
+    return {before: train_in_company(rank, before) for before in (True, False)}
 
 
 def train_in_company(rank: int, wrapped_before: bool) -> dict:
@@ -135,20 +128,7 @@ def train_in_company(rank: int, wrapped_before: bool) -> dict:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """[what rank 0 ends with, what rank 1 does], by when the model was wrapped."""
-    folder = tmp_path_factory.mktemp("ranks")
-    # A new process takes seconds to import torch, but one that may have used CUDA cannot fork.
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    context = multiprocessing.start_processes(
-        one_of_two, (str(folder),), nprocs=2, join=False, start_method=method
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not context.join(timeout=5):  # which returns when the first has ended, too
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            process.kill()
-    found = [torch.load(folder / f"rank-{rank}") for rank in (0, 1)]
+    found = gloo.run(one_of_two, 2, tmp_path_factory.mktemp("ranks"))
     return {before: [each[before] for each in found] for before in (True, False)}
 
 
