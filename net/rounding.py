@@ -336,7 +336,8 @@ def fold_statistics(norm: nn.modules.batchnorm._BatchNorm, noise: float) -> None
     evaluation. In training it does not: batches bring their own mean and variance.
     """
     own = norm.state_dict()
-    weight, bias, mean, variance = (full(own[name]).double() for name in FOLDED)
+    # Copies, of float64 ones as well: they are still needed when the layer has others.
+    weight, bias, mean, variance = (full(own[name]).to(torch.double, copy=True) for name in FOLDED)
     divisor = math.sqrt(1 + norm.eps)  # that is left
     own["running_mean"].zero_()
     own["running_var"].fill_(1.0)

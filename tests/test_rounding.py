@@ -363,9 +363,10 @@ def test_less_noise_rounds_less():
     assert errors[0] < errors[1] / 4
 
 
-def test_folded_statistics_do_the_same_in_evaluation():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_folded_statistics_do_the_same_in_evaluation(dtype):
     torch.manual_seed(1)
-    norm = nn.BatchNorm2d(40).eval()
+    norm = nn.BatchNorm2d(40).eval().to(dtype)
     with torch.no_grad():
         norm.weight.normal_()
         norm.weight[:2] = 0
@@ -374,13 +375,13 @@ def test_folded_statistics_do_the_same_in_evaluation():
         norm.running_var.uniform_(0.001, 9)
         norm.running_var[3] = 0
     # As inputs that these are the statistics of.
-    x = torch.randn(8, 40, 5, 5) * norm.running_var.sqrt().view(-1, 1, 1)
+    x = torch.randn(8, 40, 5, 5, dtype=dtype) * norm.running_var.sqrt().view(-1, 1, 1)
     x += norm.running_mean.view(-1, 1, 1)
     before = norm(x)
     size, bias = (each.detach().abs().view(-1, 1, 1) for each in (norm.weight, norm.bias))
     fold_statistics(norm, 0.4)
-    assert torch.equal(norm.running_mean, torch.zeros(40))
-    assert torch.equal(norm.running_var, torch.ones(40))
+    assert torch.equal(norm.running_mean, torch.zeros(40, dtype=dtype))
+    assert torch.equal(norm.running_var, torch.ones(40, dtype=dtype))
     # 1/64 of the weight times an input of up to five deviations, and of the weight or the bias.
     allowed = (5 * size + torch.maximum(size, bias)) / 64
     assert ((norm(x) - before).abs() <= allowed + 1e-4).all()
