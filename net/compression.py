@@ -85,7 +85,7 @@ class Result:
         return f"{self.path}: {self.bytes:,} bytes, {self.ratio:.2f}x; {outputs}"
 
 
-class _Shared(NamedTuple):
+class Shared(NamedTuple):
     """Tensors as they are written, and what became of each, once all have been asked for."""
 
     state: Mapping[str, torch.Tensor]
@@ -93,6 +93,26 @@ class _Shared(NamedTuple):
     plan: Mapping[str, Treatment] = {}
     clusterings: Mapping[str, Clustering] = {}
     rounded: Mapping[str, float] = {}
+
+
+def write(
+    shared: Shared,
+    target: Path,
+    files: Mapping[str, Path],
+    layout: dict,
+    tell: Tell,
+    about: Mapping[str, Any] | None = None,
+    most: int | None = None,
+) -> int:
+    """Write the tensors, and how far they are from what they were, into the file `target`; return
+    its bytes. `about` is further meta data; `most` as of encoding.save."""
+    what = "encoding" if shared.noise is None else f"encoding, noise {shared.noise:.3g}"
+    state, meta = _Noted(shared, what, tell), dict(about or {})
+    if shared.noise is not None:
+        meta |= {"noise": float(f"{shared.noise:.4g}"), NOISE_PERCENT: state.percents}
+    return encoding.save(
+        state, target, meta or None, files=dict(files) or None, layout=layout or None, most=most
+    )
 
 
 def conflict(
@@ -151,6 +171,9 @@ def compress(
 ) -> Result:
     """Compress `model`, a module, a state dict or the path of a saved one, into `target` (.dc).
 
+    A target of another name, for a folder of weights, is a folder with a .dc file for each file of
+    these, by as many processes as there are (net.shardwise), with a noise or without loss.
+
     What decides how much is lost, one of these:
         max_bytes: the least noise at which the whole file is no larger, and at least 98 % as large
             unless a bound is met, which a note says.
@@ -189,16 +212,24 @@ def compress(
     )  # fmt: skip
     if why:
         raise ValueError(why)
-    target = Path(target)
+    target, config = Path(target), SharingConfig("auto", include=include, exclude=exclude)
     if target.suffix != SUFFIX:
-        raise ValueError(f"{target} must end in {SUFFIX}")
+        if isinstance(model, nn.Module | Mapping):
+            raise ValueError(f"{target} must end in {SUFFIX}")
+        looks = {"inputs": inputs, "evaluate": evaluate, "arch": module}
+        for name, value in (options | looks).items():
+            if value is not None and name != "noise":
+                raise UserError(f"{name} is for one file; give a target that ends in {SUFFIX}")
+        from . import shardwise
+
+        return shardwise.compress(model, target, config, noise, lossless, key, tell)
     check_output(target)  # refused before any work
-    source = _Source(model, key, SharingConfig("auto", include=include, exclude=exclude))
+    source = _Source(model, key, config)
     for path in source.read_from():
         if target.exists() and os.path.samefile(path, target):
             raise UserError(f"{target} is a file of the model, {path}; give another name")
     work = _Work(source, target, tell)
-    as_it_is = _Shared(source.state)
+    as_it_is = Shared(source.state)
     if lossless:
         return work.finish(as_it_is)
     if source.stays_exact():
@@ -272,7 +303,7 @@ class _Source:
     def configured(self, noise: float) -> SharingConfig:
         return replace(self.config, noise=noise)
 
-    def shared(self, noise: float, subject: Subject | None) -> _Shared:
+    def shared(self, noise: float, subject: Subject | None) -> Shared:
         """With calibration where the subject has inputs for it; tensors of a file are shared as
         they are asked for."""
         config = self.configured(noise)
@@ -281,10 +312,10 @@ class _Source:
             model = copied_model(self.module)
             sharing = self.calibrated(model, config, inputs)
             found = sharing.plan, sharing.clusterings, sharing.rounded
-            return _Shared(model.state_dict(), noise, *found)
+            return Shared(model.state_dict(), noise, *found)
         rest = SharedState(self.state, config)
         if subject is None or inputs is None:
-            return _Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
+            return Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
         model = copied_model(subject.model)
         sharing = self.calibrated(model, config, inputs)
 
@@ -293,7 +324,7 @@ class _Source:
 
         state = _Calibrated(rest, renamed(model.state_dict()))
         plan = {**rest.plan, **renamed(sharing.plan)}
-        return _Shared(state, noise, plan, renamed(sharing.clusterings), renamed(sharing.rounded))
+        return Shared(state, noise, plan, renamed(sharing.clusterings), renamed(sharing.rounded))
 
     def calibrated(self, model: nn.Module, config: SharingConfig, inputs: Any) -> WeightSharing:
         sharing = WeightSharing(model, config, calibration=inputs, final=True)
@@ -344,7 +375,7 @@ class _Noted(_Counted):
     """The same for a mapping that is shared as it is read: `percents` has the noise of what was,
     in the order of the names, None for what is not shared."""
 
-    def __init__(self, shared: _Shared, what: str, tell: Tell) -> None:
+    def __init__(self, shared: Shared, what: str, tell: Tell) -> None:
         super().__init__(shared.state, what, tell)
         self.clusterings = shared.clusterings
         self.percents: list[float | None] = []
@@ -463,19 +494,13 @@ class _Work:
 
     # Writing
 
-    def save(self, shared: _Shared, most: int | None = None) -> int:
+    def save(self, shared: Shared, most: int | None = None) -> int:
         """Write the file; TooLarge, and nothing is written, if it would have more bytes than
         `most`."""
-        what = "encoding" if shared.noise is None else f"encoding, noise {shared.noise:.3g}"
-        state, meta = _Noted(shared, what, self.tell), None
-        if shared.noise is not None:
-            meta = {"noise": float(f"{shared.noise:.4g}"), NOISE_PERCENT: state.percents}
-        files, layout = dict(self.source.files), self.source.layout
-        return encoding.save(
-            state, self.target, meta, files=files or None, layout=layout or None, most=most
-        )
+        source = self.source
+        return write(shared, self.target, source.files, source.layout, self.tell, most=most)
 
-    def finish(self, shared: _Shared, size: int | None = None) -> Result:
+    def finish(self, shared: Shared, size: int | None = None) -> Result:
         """The result of what is written, or is to be."""
         size = self.save(shared) if size is None else size
         moved = measured = None
@@ -509,16 +534,16 @@ class _Work:
         """
         if self.lossless_fits(most):
             try:
-                size = self.save(_Shared(self.source.state), most)
+                size = self.save(Shared(self.source.state), most)
                 self.notes.append("it fits without loss")
-                return self.finish(_Shared(self.source.state), size)
+                return self.finish(Shared(self.source.state), size)
             except TooLarge:
                 pass
         estimate, factor = _Estimate(self.source), 1.0
         # Noises between which the one is that is looked for: at `fine` the file is too large.
         fine, coarse = NOISES
         bounds = set(NOISES)  # that have not been tried
-        best: tuple[_Shared, int] | None = None
+        best: tuple[Shared, int] | None = None
         size = 0
         for left in reversed(range(TRIES)):
             noise = estimate.noise(GOAL * most / factor)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import UserError, printable
+from ..errors import Told, UserError, printable
 from . import presets, process
 from .fields import Parser, built, declared, given
 from .options import (
@@ -124,6 +124,8 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
         body(args)
         if several:
             distributed.leave()
+    except Told:
+        return 1
     except UserError as error:
         script = MADE_BY.get(error.missing)
         return fail(f"{error}, or run {script} first" if script else str(error))
