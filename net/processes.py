@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import distributed
 
@@ -25,7 +25,9 @@ class Processes:
             self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
         self.longest = longest
         # of its own, since the default one may be of GPUs, and has another bound
-        self.group = distributed.new_group(backend="gloo", timeout=longest) if several else None
+        self.group: Any = (
+            distributed.new_group(backend="gloo", timeout=longest) if several else None
+        )
 
     def gather(self, work: Callable[[], Value]) -> list[Value]:
         """What `work` returns in every process, which can be pickled, in the order of the ranks.

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import secrets
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,13 +26,13 @@ from typing import NamedTuple
 import torch
 
 from . import __version__, choose, encoding, formats, layouts, unfinished
-from .compression import Result, Shared, Tell, write
 from .container import INDEX, MAGIC
 from .encoding import EncodingError
 from .errors import UserError
 from .files import atomic_write, checksum, locked, sync_folder
 from .plan import plan
 from .processes import Processes
+from .results import Result, Shared, Tell, write
 from .rounding import Spread, spreads_of
 from .shards import info_of
 from .shared_tensor import Clustering
@@ -234,11 +235,7 @@ class _Job:
 
     def find_left(self) -> list[str]:
         """The files that are to be made, as the first process finds it before any is."""
-        digests, plans, spreads = ({} for _ in range(3))
-        for each in self.surveyed:
-            digests |= each.digests
-            plans |= each.plan
-            spreads |= each.spreads
+        digests, plans, spreads = map(ChainMap, *self.surveyed)
         # In the order of the tensors, on which the last digits of a sum depend.
         self.plan = {name: plans[name] for name in self.state if name in plans}
         self.spreads = {name: spreads[name] for name in self.plan if name in spreads}
