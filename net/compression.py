@@ -65,9 +65,10 @@ def conflict(
     exclude: Any = (),
     arch: Any = None,
     called: Callable[[str], str] = str,
+    one_file: bool = True,
 ) -> str | None:
-    """Which of these options of `compress` cannot have an effect beside the others; or None.
-    `called` gives what the user calls an option."""
+    """Which of these options of `compress` cannot have an effect beside the others, or with a
+    target of several files; or None. `called` gives what the user calls an option."""
     goals = {
         "lossless": lossless,
         "noise": noise is not None,
@@ -86,6 +87,11 @@ def conflict(
         if lossless and value is not None and value != ():
             why = f"{called('lossless')}, which changes no tensor"
             return f"{called(name)} has no effect with {why}"
+    looks = {"inputs": inputs, "arch": arch, "evaluate": evaluate}
+    looks |= {"max_bytes": max_bytes, "max_divergence": max_divergence}
+    for name, value in looks.items():
+        if not one_file and value is not None:
+            return f"{called(name)} is for one file; give an output that ends in {SUFFIX}"
     return None
 
 
@@ -146,7 +152,7 @@ def compress(
             raise ValueError(f"{name} must be a positive number, not {value!r}")
     why = conflict(
         **options, lossless=lossless, inputs=inputs, evaluate=evaluate, tolerance=tolerance,
-        include=include, exclude=exclude,
+        include=include, exclude=exclude, arch=module, one_file=Path(target).suffix == SUFFIX,
     )  # fmt: skip
     if why:
         raise ValueError(why)
@@ -154,10 +160,6 @@ def compress(
     if target.suffix != SUFFIX:
         if isinstance(model, nn.Module | Mapping):
             raise ValueError(f"{target} must end in {SUFFIX}")
-        looks = {"inputs": inputs, "evaluate": evaluate, "arch": module}
-        for name, value in (options | looks).items():
-            if value is not None and name != "noise":
-                raise UserError(f"{name} is for one file; give a target that ends in {SUFFIX}")
         from . import shardwise
 
         return shardwise.compress(model, target, config, noise, lossless, key, tell)

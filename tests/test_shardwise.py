@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from net import container, encoding, layouts, shardwise
 from net.encoding import EncodingError
 from net.errors import Told, UserError
 from net.pipeline.commands import main
+from net.processes import Processes
 from net.results import Result
 from net.treatments import SharingConfig
 
@@ -144,6 +146,25 @@ def test_one_process_says_what_was_wrong(folder, tmp_path):
 
 
 @fork
+def test_every_process_fails_by_its_exit_code(folder, tmp_path):
+    arguments = ["compress", str(folder), "-o"]
+    assert together(4, tmp_path, lambda _: main([*arguments, str(tmp_path / "out")])) == [1] * 4
+    assert together(2, tmp_path, lambda _: main([*arguments, str(tmp_path / "one.dc")])) == [1] * 2
+    assert not list((tmp_path / "out").iterdir())
+
+
+@fork
+def test_nobody_is_waited_for_for_ever(tmp_path):
+    def wait(rank: int):
+        processes = Processes(timedelta(seconds=1))
+        return processes.gather(lambda: time.sleep(4 * rank))
+
+    (kind, text), (late, _) = together(2, tmp_path, wait)
+    assert text == "another process has not answered for 0:00:01; start them again"
+    assert (kind, late) == (UserError, Told)
+
+
+@fork
 def test_a_process_that_is_killed_costs_its_file(folder, tmp_path, monkeypatch):
     """The others finish theirs, and the next run does what is left."""
     expected = compress(folder, tmp_path / "one") and content(tmp_path / "one")
@@ -215,16 +236,23 @@ def test_the_outputs_are_not_looked_at(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "text"),
+    ("options", "name"),
     [
-        ({"max_bytes": 10**6, "noise": None}, "max_bytes is for one file"),
-        ({"inputs": torch.zeros(2, 3)}, "inputs is for one file"),
-        ({"evaluate": len}, "evaluate is for one file"),
+        ({"max_bytes": 10**6, "noise": None}, "max_bytes"),
+        ({"max_divergence": 0.1, "noise": None}, "max_divergence"),
+        ({"inputs": torch.zeros(2, 3)}, "inputs"),
+        ({"evaluate": len}, "evaluate"),
     ],
 )
-def test_what_is_for_one_file(folder, tmp_path, options, text):
-    with pytest.raises(UserError, match=text):
+def test_what_is_for_one_file(folder, tmp_path, options, name):
+    with pytest.raises(ValueError, match=f"{name} is for one file; give an output that ends in"):
         compress(folder, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_by_flags(folder, tmp_path, capsys):
+    assert main(["compress", str(folder), "-o", str(tmp_path / "out"), "--max-bytes", "2MB"]) == 2
+    assert "--max-bytes is for one file; give an output that ends in .dc" in capsys.readouterr().err
 
 
 def test_one_file_is_no_folder(folder, tmp_path):

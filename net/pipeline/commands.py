@@ -120,7 +120,10 @@ def conflict(args: Namespace) -> str | None:
     from .. import compression
 
     given = vars(built(args, CompressOptions)) | vars(built(args, OutputOptions))
-    return compression.conflict(**given, called=lambda name: "--" + name.replace("_", "-"))
+    one_file = args.output is None or Path(args.output).suffix == SUFFIX
+    return compression.conflict(
+        **given, called=lambda name: "--" + name.replace("_", "-"), one_file=one_file
+    )
 
 
 # --- compress -------------------------------------------------------------------------------------
