@@ -403,3 +403,19 @@ def test_a_plan_of_some_names_is_a_part_of_the_whole():
     whole = net.plan.plan(state, config)
     for names in (["fc1.bias", "embed.weight"], ["norm.weight"], list(state)):
         assert net.plan.plan(state, config, names) == {n: whole[n] for n in state if n in names}
+
+
+@pytest.mark.exhaustive
+def test_a_model_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": 90}
+    config = transformers.LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "model", max_shard_size="40KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
+    compress(tmp_path / "model", tmp_path / "out", noise=None, lossless=True)
+    found = net.from_pretrained(transformers.AutoModelForCausalLM, tmp_path / "out")
+    tokens = torch.arange(12).view(2, 6)
+    assert torch.equal(found(tokens).logits, model(tokens).logits)
+    net.load_into(model, tmp_path / "out")
