@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from . import choose, encoding, outputs
+from .budget import NOISES, Estimate, bytes_as_they_are, fitting, told
 from .checkpoint import copied as copied_state
-from .codec.tensors import write_tensor
 from .container import SUFFIX
 from .encoding import TooLarge
 from .errors import UserError
@@ -31,23 +31,16 @@ from .parameters import copied as copied_model
 from .results import Counted, Result, Shared, Tell, write
 from .rounding import steps_of
 from .shards import info_of
-from .shared_tensor import entropy
 from .sharing import SharedState, WeightSharing
 from .treatments import ByRate, Exact, SharingConfig, Treatment, treated
 
 # What is promised by default where a model can be run: nats of logits, 1 - cosine of all outputs.
 # A divergence of .02 is half a point of error (choose.PER_POINT).
 DIVERGENCE, TURNED = 0.02, 0.005
-NOISES = 0.001, 6.4  # between which it is looked for
 FINEST = 0.01  # where outputs decide: they hardly feel less
 # With inputs that have nothing to do with what the network is for, no more than a network gets
 # whose outputs nobody has seen, twice: two photographs, or a manual, are not all that it may see.
 TRUSTED = 2.0
-FILLED = 0.98  # of a budget
-GOAL = 0.992  # at which is aimed
-TRIES = 14  # of the encoder; each takes the error of the estimate down tenfold, as a rule
-CLOSE = 1.001  # noises that are the same
-SAMPLE = 1 << 16  # weights of a tensor whose entropy stands for it
 SHOWN = 3  # names in an error
 
 Evaluate = Callable[[nn.Module], float]
@@ -88,8 +81,7 @@ def conflict(
             why = f"{called('lossless')}, which changes no tensor"
             return f"{called(name)} has no effect with {why}"
     looks = {"inputs": inputs, "arch": arch, "evaluate": evaluate}
-    looks |= {"max_bytes": max_bytes, "max_divergence": max_divergence}
-    for name, value in looks.items():
+    for name, value in (looks | {"max_divergence": max_divergence}).items():
         if not one_file and value is not None:
             return f"{called(name)} is for one file; give an output that ends in {SUFFIX}"
     return None
@@ -162,7 +154,7 @@ def compress(
             raise ValueError(f"{target} must end in {SUFFIX}")
         from . import shardwise
 
-        return shardwise.compress(model, target, config, noise, lossless, key, tell)
+        return shardwise.compress(model, target, config, noise, max_bytes, lossless, key, tell)
     check_output(target)  # refused before any work
     source = _Source(model, key, config)
     for path in source.read_from():
@@ -432,60 +424,34 @@ class _Work:
         )
 
     def within(self, most: int) -> Result:
-        """By the least noise at which the file has no more bytes than `most`.
-
-        Noises between two that are known are tried, those first at which the entropy of the rounded
-        weights, times what the encoder made of it the last time, comes to the goal.
-        """
-        if self.lossless_fits(most):
+        """By the least noise at which the file has no more bytes than `most`."""
+        source = self.source
+        names = [name for name, each in source.plan.items() if not each.tied]
+        spare = 64 * len(source.plan)
+        if bytes_as_they_are(source.state, names, most + spare) <= most + spare:
             try:
-                size = self.save(Shared(self.source.state), most)
+                size = self.save(Shared(source.state), most)
                 self.notes.append("it fits without loss")
-                return self.finish(Shared(self.source.state), size)
+                return self.finish(Shared(source.state), size)
             except TooLarge:
                 pass
-        estimate, factor = _Estimate(self.source), 1.0
-        # Noises between which the one is that is looked for: at `fine` the file is too large.
-        fine, coarse = NOISES
-        bounds = set(NOISES)  # that have not been tried
-        best: tuple[Shared, int] | None = None
-        size = 0
-        for left in reversed(range(TRIES)):
-            noise = estimate.noise(GOAL * most / factor)
-            if not left or not fine * CLOSE < noise < coarse / CLOSE:
-                # At the end of the range, or the estimate is wrong. What fits is wanted first.
-                bound = coarse if best is None else fine
-                noise = bound if bound in bounds else math.sqrt(fine * coarse)
-            bounds.discard(noise)
-            shared = self.source.shared(noise, self.subject)
+        units = steps_of(source.state, treated(source.plan, ByRate.how), 1.0)
+        best: list[Shared] = []
+
+        def encoded(noise: float) -> int:
+            shared = source.shared(noise, self.subject)
             try:
                 size = self.save(shared, most)
-                best, coarse = (shared, size), noise
             except TooLarge as error:
-                size, fine = error.bytes, noise
-            factor = size / estimate.bytes(noise)
-            close = fine == coarse if best is None else coarse / fine < CLOSE**2
-            if FILLED * most <= size <= most or close:
-                break
-        if best is None:
-            raise UserError(self.too_small(most, size))  # of the coarsest, the last of all
-        if best[1] < FILLED * most:
-            self.notes.append(
-                f"a noise of {best[0].noise:.3g} is the least that fits, or that is tried; "
-                "without loss it does not"
-            )
-        return self.finish(*best)
+                return error.bytes
+            best[:] = [shared]
+            return size
 
-    def lossless_fits(self, most: int) -> bool:
-        """Whether the tensors may fit as they are; stops where they have taken more."""
-        total = 0
-        plan = self.source.plan
-        for name in self.source.state:
-            if not plan[name].tied:
-                total += len(write_tensor(self.source.state[name]).finish())
-            if total > most + 64 * len(plan):
-                return False
-        return True
+        fit = fitting(most, Estimate(source.state, units).bytes, encoded)
+        if not best:
+            raise UserError(self.too_small(most, fit.bytes))
+        self.notes += told(fit, most)
+        return self.finish(best[0], fit.bytes)
 
     def too_small(self, most: int, smallest: int) -> str:
         state, plan = self.source.state, self.source.plan
@@ -515,36 +481,3 @@ def _excess(moved: Moved, max_divergence: float | None) -> float:
         assert moved.divergence is not None
         return moved.divergence / max_divergence
     return max((moved.divergence or 0.0) / DIVERGENCE, (1 - moved.cosine) / TURNED)
-
-
-class _Estimate:
-    """About the bytes that weights take at a noise, as their entropy says."""
-
-    def __init__(self, source: _Source) -> None:
-        state = source.state
-        names = treated(source.plan, ByRate.how)
-        units = steps_of(state, names, 1.0)
-        self.samples = []
-        for name in names:
-            values = state[name].detach().flatten()
-            count = values.numel()
-            values = values[:: max(1, count // SAMPLE)].double().cpu()
-            self.samples.append((count / max(1, len(values)), values / units[name]))
-
-    def bytes(self, noise: float) -> float:
-        total = 1.0
-        for share, values in self.samples:
-            counts = (values / noise).round().unique(return_counts=True)[1]
-            total += share * entropy(counts.tolist()) / 8
-        return total
-
-    def noise(self, wanted: float) -> float:
-        """At which that many bytes are taken."""
-        low, high = NOISES
-        for _ in range(24):
-            middle = math.sqrt(low * high)
-            if self.bytes(middle) > wanted:
-                low = middle
-            else:
-                high = middle
-        return math.sqrt(low * high)

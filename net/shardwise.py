@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 
 from . import __version__, choose, encoding, formats, layouts, unfinished
+from .budget import Estimate, bytes_as_they_are, fitting, told
 from .container import INDEX, MAGIC
 from .encoding import EncodingError
 from .errors import UserError
@@ -33,7 +34,7 @@ from .files import atomic_write, checksum, locked, sync_folder
 from .plan import plan
 from .processes import Processes
 from .results import Result, Shared, Tell, write
-from .rounding import Spread, spreads_of
+from .rounding import Spread, spreads_of, steps
 from .shards import info_of
 from .shared_tensor import Clustering
 from .sharing import SharedState
@@ -43,6 +44,7 @@ from .treatments import ByRate, Exact, SharingConfig, Treatment, treated
 LONGEST = timedelta(hours=6)  # for which a process waits for others, whose share takes longer
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)*\.tmp")  # what killed processes leave
 MADE_OF = "made_of"  # in the meta data of a file: a digest of all that decides its bytes
+NOTHING = "nothing in it can be shared: it is encoded without loss"
 UNSEEN = "the files are compressed one by one, and the model is never in memory"
 NOT_COMMON = (
     "the processes do not see the same files in {} and {}: both must be on a file system that all "
@@ -69,10 +71,12 @@ class Surveyed(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What one process has made of its share, as of net.sharing.SharedState."""
+    """What one process has made of its share, as of net.sharing.SharedState, and the bytes of its
+    files."""
 
     clusterings: dict[str, Clustering]
     rounded: dict[str, float]
+    sizes: dict[str, int]
 
 
 class _Some(Mapping[str, torch.Tensor]):
@@ -96,6 +100,7 @@ def compress(
     target: str | Path,
     config: SharingConfig,
     noise: float | None = None,
+    max_bytes: int | None = None,
     lossless: bool = False,
     key: str | None = None,
     tell: Tell = lambda *_: None,
@@ -103,13 +108,15 @@ def compress(
     """Compress the folder of a model at `path` into the folder `target`, together with all other
     processes of torch.distributed, which call the same; return the same Result in all of them.
 
-    `config` has the patterns; a `noise` of None is net.choose.default_noise. Files that an earlier
+    `config` has the patterns. A `noise` of None is net.choose.default_noise, or with `max_bytes`,
+    of all files together, the least at which they are no more (net.budget). Files that an earlier
     run with the same arguments has finished stay: the plan, clusterings and `rounded` of the result
     are of the others. Raises UserError in the first process, and Told in the others, for what
     cannot be read or written, for more processes than files, for folders that not all of them see,
-    and for another model in `target`. Nothing is waited for longer than LONGEST.
+    for another model in `target`, and for a budget that cannot be kept. Nothing is waited for for
+    longer than LONGEST.
     """
-    return _Job(Path(path), Path(target), config, noise, lossless, key, tell).run()
+    return _Job(Path(path), Path(target), config, key, tell).run(noise, max_bytes, lossless)
 
 
 class _Job:
@@ -117,45 +124,57 @@ class _Job:
     step gives what the others have to know of it, and knows what the steps before gave."""
 
     def __init__(
-        self,
-        path: Path,
-        target: Path,
-        config: SharingConfig,
-        noise: float | None,
-        lossless: bool,
-        key: str | None,
-        tell: Tell,
+        self, path: Path, target: Path, config: SharingConfig, key: str | None, tell: Tell
     ) -> None:
         self.path, self.target, self.config, self.key = path, target, config, key
-        self.noise, self.lossless, self.tell = noise, lossless, tell
+        self.tell = tell
         self.processes = Processes(LONGEST)
         self.is_first = self.processes.rank == 0
 
-    def run(self) -> Result:
+    def run(self, noise: float | None, max_bytes: int | None, lossless: bool) -> Result:
         gather = self.processes.gather
+        self.lossless = lossless
+        self.options = [repr(self.config), noise, max_bytes, lossless]
+        self.left: list[Shard] = []
+        self.done: list[Done] = []
         with ExitStack() as self.held:  # a lock on the target, by the first
             self.met = gather(self.meet)
             self.surveyed = gather(self.survey)
-            [self.left, *_] = gather(self.find_left)
-            done = gather(self.encode)
+            self.agree()
+            [(self.there, whole), *_] = gather(self.find)
+            exact = all(each.how == Exact.how for each in self.plan.values())
+            if whole:
+                self.noise = json.loads(next(iter(self.there.values()))[0])
+            elif lossless or exact:
+                self.notes += [] if lossless else [NOTHING]
+                size = self.make(None)
+                if max_bytes is not None and size > max_bytes:
+                    self.refuse(max_bytes, size)
+            elif max_bytes is not None:
+                self.within(max_bytes)
+            else:
+                self.make(choose.default_noise(self.state) if noise is None else noise)
             gather(self.write_index)
-        sizes = [shard.target.stat().st_size for shard in self.shards]
-        again = {name for shard in self.shards_left for name in shard.names}
+        again = {name for shard in self.left for name in shard.names}
         finished = len(self.shards) - len(self.left)
         if finished:
             self.notes.append(f"{finished} of {len(self.shards)} files were finished before")
         return Result(
             self.target,
-            sum(sizes) + (self.target / INDEX).stat().st_size,
+            self.bytes,
             sum(shard.bytes for shard in self.shards),
             self.noise,
             None,
             unseen=UNSEEN if self.noise is not None else "",
             notes=self.notes,
             plan={name: each for name, each in self.plan.items() if name in again},
-            clusterings={name: each for part in done for name, each in part.clusterings.items()},
-            rounded={name: each for part in done for name, each in part.rounded.items()},
+            clusterings=dict(ChainMap(*(each.clusterings for each in self.done))),
+            rounded=dict(ChainMap(*(each.rounded for each in self.done))),
         )
+
+    @property
+    def bytes(self) -> int:
+        return len(self.index) + sum(size for _, size in self.there.values())
 
     def meet(self) -> tuple[list, str]:
         """Find what there is to do: (what this process sees; what the first has put into the
@@ -233,20 +252,13 @@ class _Job:
             found.update(memory(tensor).data)
         return found.hexdigest()
 
-    def find_left(self) -> list[str]:
-        """The files that are to be made, as the first process finds it before any is."""
+    def agree(self) -> None:
+        """Put together what all processes have found."""
         digests, plans, spreads = map(ChainMap, *self.surveyed)
         # In the order of the tensors, on which the last digits of a sum depend.
         self.plan = {name: plans[name] for name in self.state if name in plans}
         self.spreads = {name: spreads[name] for name in self.plan if name in spreads}
-        if not self.lossless and all(each.how == Exact.how for each in self.plan.values()):
-            self.notes.append("nothing in it can be shared: it is encoded without loss")
-            self.lossless = True
-        if self.lossless:
-            self.noise = None
-        elif self.noise is None:
-            self.noise = choose.default_noise(self.state)
-        made_of = [__version__, MAGIC.hex(), self.layout, repr(self.config), self.noise]
+        made_of = [__version__, MAGIC.hex(), self.layout, self.options]
         made_of += [digests[shard.target.name] for shard in self.shards]
         self.keys = {
             shard.target.name: hashlib.sha256(
@@ -254,59 +266,102 @@ class _Job:
             ).hexdigest()
             for number, shard in enumerate(self.shards)
         }
-        return [shard.target.name for shard in self.shards if not self.is_finished(shard)]
+        index = {
+            "metadata": {"total_size": sum(shard.bytes for shard in self.shards)},
+            "weight_map": {n: shard.target.name for shard in self.shards for n in shard.names},
+        }
+        self.index = json.dumps(index, indent=2).encode()
 
     def beside(self, shard: Shard) -> list:
         """What the first file holds beside its tensors."""
         files = self.files if shard is self.shards[0] else {}
         return [[name, *checksum(path)] for name, path in files.items()]
 
-    def is_finished(self, shard: Shard) -> bool:
-        """UserError where that would replace a part of another model."""
-        try:
-            found = encoding.open(shard.target).meta.get(MADE_OF)
-        except EncodingError:
-            return False
-        if self.is_first and found != self.keys[shard.target.name] and self.index_is_there:
-            raise UserError(
-                f"{self.target} holds another model, or what other options made; give a new folder"
+    def find(self) -> tuple[dict[str, tuple[str, int]], bool]:
+        """({file: (its noise, its bytes)} of those that were made of the same, with the same
+        options; whether that is all of them), as the first process finds it before any is made.
+        UserError for a whole encoding of something else."""
+        found: dict[str, tuple[str, int]] = {}
+        is_named = (self.target / INDEX).exists()
+        for shard in self.shards if self.is_first else ():
+            try:
+                made_of = str(encoding.open(shard.target).meta.get(MADE_OF))
+            except EncodingError:
+                continue
+            key, _, noise = made_of.partition(" ")
+            if key == self.keys[shard.target.name]:
+                found[shard.target.name] = noise, shard.target.stat().st_size
+            elif is_named:
+                raise UserError(
+                    f"{self.target} holds another model, or what other options made; give a new "
+                    "folder"
+                )
+        noises = {noise for noise, _ in found.values()}
+        return found, is_named and len(found) == len(self.shards) and len(noises) == 1
+
+    def make(self, noise: float | None) -> int:
+        """Make the files that are not there, with this noise; return the bytes of all."""
+        self.noise = noise
+        own = json.dumps(noise)
+        self.left = [s for s in self.shards if self.there.get(s.target.name, ("",))[0] != own]
+        self.done = self.processes.gather(self.encode)
+        sizes = ChainMap(*(each.sizes for each in self.done))
+        self.there |= {file: (own, size) for file, size in sizes.items()}
+        return self.bytes
+
+    def within(self, most: int) -> None:
+        gather, shares = self.processes.gather, self.share(self.shards)
+        own = [name for shard in shares for name in shard.names]
+        without_loss = sum(gather(lambda: bytes_as_they_are(self.state, own, most)))
+        if without_loss <= most and self.make(None) <= most:
+            self.notes.append("it fits without loss")
+            return
+        units = steps(self.spreads, 1.0)
+        estimates = {
+            shard.target.name: Estimate(
+                self.state, {n: units[n] for n in shard.names if n in units}
             )
-        return found == self.keys[shard.target.name]
+            for shard in shares
+        }
 
-    @property
-    def index_is_there(self) -> bool:
-        return (self.target / INDEX).exists()
+        def estimated(noise: float) -> float:
+            sizes = gather(lambda: {file: each.bytes(noise) for file, each in estimates.items()})
+            every = ChainMap(*sizes)  # in the order of the files, as above
+            return sum(every[shard.target.name] for shard in self.shards)
 
-    @property
-    def shards_left(self) -> list[Shard]:
-        return [shard for shard in self.shards if shard.target.name in self.left]
+        fit = fitting(most, estimated, self.make)
+        if fit.noise is None:
+            self.refuse(most, fit.bytes)
+        self.notes += told(fit, most)
+        self.make(fit.noise)  # where another was tried since
+
+    def refuse(self, most: int, size: int) -> None:
+        for shard in self.shards if self.is_first else ():
+            shard.target.unlink(missing_ok=True)
+        self.processes.fail(f"{most:,} bytes cannot be had: the smallest is {size:,}")
 
     def encode(self) -> Done:
         state: Mapping[str, torch.Tensor] = self.state
-        done = Done({}, {})
+        done = Done({}, {}, {})
         if self.noise is not None:
             config = replace(self.config, noise=self.noise)
             state = SharedState(self.state, config, survey=(self.plan, self.spreads))
-            done = Done(state.clusterings, state.rounded)
-        for shard in self.share(self.shards_left):
+            done = Done(state.clusterings, state.rounded, {})
+        for shard in self.share(self.left):
             file = shard.target.name
 
             def tell(what: str, done: int, total: int, file: str = file) -> None:
                 self.tell(f"{file}: {what}", done, total)
 
             files = self.files if shard is self.shards[0] else {}
-            shared = Shared(_Some(state, shard.names), self.noise, {}, *done)
+            shared = Shared(_Some(state, shard.names), self.noise, {}, done.clusterings)
             layout = self.layout | {"weights": [shard.line]}
-            write(shared, shard.target, files, layout, tell, {MADE_OF: self.keys[file]})
+            made_of = {MADE_OF: f"{self.keys[file]} {json.dumps(self.noise)}"}
+            done.sizes[file] = write(shared, shard.target, files, layout, tell, made_of)
         return done
 
     def write_index(self) -> None:
-        if not self.is_first:
-            return
-        index = {
-            "metadata": {"total_size": sum(shard.bytes for shard in self.shards)},
-            "weight_map": {n: shard.target.name for shard in self.shards for n in shard.names},
-        }
-        with atomic_write(self.target / INDEX) as file:
-            file.write(json.dumps(index, indent=2).encode())
-        sync_folder(self.target)
+        if self.is_first:
+            with atomic_write(self.target / INDEX) as file:
+                file.write(self.index)
+            sync_folder(self.target)

@@ -60,6 +60,17 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def big_folder(tmp_path: Path) -> Path:
+    """Large enough for a budget to be met within two percent."""
+    path = tmp_path / "big"
+    path.mkdir()
+    for number in (1, 2, 3):
+        state = {f"{number}.weight": torch.randn(100, 50 * number)}
+        save_file(state, path / f"model-{number:05}-of-00003.safetensors", {"format": "pt"})
+    return path
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -187,11 +198,38 @@ def test_a_process_that_is_killed_costs_its_file(folder, tmp_path, monkeypatch):
         encoding.open(out)
 
     written = []
-    monkeypatch.setattr(shardwise, "write", lambda *all: (written.append(all[1]), write(*all)))
+    monkeypatch.setattr(shardwise, "write", lambda *all: written.append(all[1]) or write(*all))
     result = compress(folder, out)
     assert [path.name for path in written] == ["model-00003-of-00003.dc"]
     assert "2 of 3 files were finished before" in result.notes
     assert content(out) == expected
+
+
+@fork
+def test_a_budget_is_of_all_files_whoever_makes_them(big_folder, tmp_path):
+    most = 16_000
+    alone = compress(big_folder, tmp_path / "one", noise=None, max_bytes=most)
+    assert 0.98 * most <= alone.bytes <= most
+    assert alone.bytes == sum(map(len, content(tmp_path / "one").values()))
+    (first, second) = together(
+        2, tmp_path, lambda _: compress(big_folder, tmp_path / "two", noise=None, max_bytes=most)
+    )
+    assert first.noise == second.noise == alone.noise
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    again = compress(big_folder, tmp_path / "two", noise=None, max_bytes=most)
+    assert (again.noise, again.bytes, again.plan) == (alone.noise, alone.bytes, {})
+
+    found = together(
+        2, tmp_path, lambda _: compress(big_folder, tmp_path / "no", max_bytes=99, noise=None)
+    )
+    assert refused(found, "99 bytes cannot be had: the smallest is")
+    assert not list((tmp_path / "no").iterdir())
+
+
+def test_a_budget_that_needs_no_loss(folder, tmp_path):
+    result = compress(folder, tmp_path / "out", noise=None, max_bytes=10**6)
+    assert result.noise is None
+    assert "it fits without loss" in result.notes
 
 
 # One process
@@ -238,7 +276,6 @@ def test_the_outputs_are_not_looked_at(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"max_bytes": 10**6, "noise": None}, "max_bytes"),
         ({"max_divergence": 0.1, "noise": None}, "max_divergence"),
         ({"inputs": torch.zeros(2, 3)}, "inputs"),
         ({"evaluate": len}, "evaluate"),
@@ -251,8 +288,8 @@ def test_what_is_for_one_file(folder, tmp_path, options, name):
 
 
 def test_the_same_by_flags(folder, tmp_path, capsys):
-    assert main(["compress", str(folder), "-o", str(tmp_path / "out"), "--max-bytes", "2MB"]) == 2
-    assert "--max-bytes is for one file; give an output that ends in .dc" in capsys.readouterr().err
+    assert main(["compress", str(folder), "-o", str(tmp_path / "out"), "--inputs", "a.txt"]) == 2
+    assert "--inputs is for one file; give an output that ends in .dc" in capsys.readouterr().err
 
 
 def test_one_file_is_no_folder(folder, tmp_path):

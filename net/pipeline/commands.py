@@ -55,7 +55,7 @@ class CompressOptions:
 
     max_bytes: int | None = option(
         None,
-        "the whole file is to have no more than SIZE: 2MB, 500KB, 1.5MiB; the best that fits",
+        "all that is written is to have no more than SIZE: 2MB, 500KB, 1.5MiB; the best that fits",
         metavar="SIZE",
         check=size,
     )
@@ -143,8 +143,8 @@ def compress_parser() -> Parser:
 
     OUT, a folder, gets a file for each file of weights in FOLDER, and an index: the same bytes by
     any number of processes, each of which has one tensor in memory, on machines that see both
-    folders. Of the options it takes --noise, --lossless, --include and --exclude; the outputs are
-    not looked at. Once more, the command does what a run that was killed has left.
+    folders. The outputs are not looked at: --max-divergence, --inputs and --arch are for one file.
+    Once more, the command does what a run that was killed has left.
     """
     parser = _Parser(inspect.getdoc(compress_parser))
     cli.add_source(parser)
