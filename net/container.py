@@ -194,6 +194,11 @@ def _joined(first: dict, second: dict) -> dict:
     return {key: lists.get(key, value) for key, value in (second | first).items()}
 
 
+def is_encoded(path: Path) -> bool:
+    """Whether an encoded model is at `path`, or would be by its name."""
+    return path.suffix == SUFFIX or any((path / name).is_file() for name in (MANIFEST, INDEX))
+
+
 def stored_in(path: Path) -> InFolder | InFile:
     """What is at `path`; where there is nothing, what would be by its name."""
     if (path / INDEX).is_file() and not (path / MANIFEST).exists():

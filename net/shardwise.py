@@ -140,7 +140,7 @@ class _Job:
         with ExitStack() as self.held:  # a lock on the target, by the first
             self.met = gather(self.meet)
             self.surveyed = gather(self.survey)
-            self.agree()
+            gather(self.agree)
             [(self.there, whole), *_] = gather(self.find)
             exact = all(each.how == Exact.how for each in self.plan.values())
             if whole:
@@ -182,6 +182,9 @@ class _Job:
         if not os.path.isdir(self.path) and not formats.is_index(self.path):
             formats.weights_file(self.path)  # raises where there is nothing
             raise UserError(f"{self.path} is one file; give an output that ends in .dc")
+        folder = self.path if os.path.isdir(self.path) else self.path.parent
+        if folder.resolve() in (self.target.resolve(), *self.target.resolve().parents):
+            raise UserError(f"{self.target} is in the folder of the model; give another place")
         self.state, self.layout, self.files = layouts.read(self.path, self.key)
         self.notes: list[str] = self.layout.pop("notes", [])
         self.shards = list(self.divided())

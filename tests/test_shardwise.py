@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -360,8 +362,10 @@ def test_files_of_somebody_else(folder, tmp_path):
     (tmp_path / "out" / "mine").write_text("precious")
     with pytest.raises(UserError, match="holds other files, as mine; give a new folder"):
         compress(folder, tmp_path / "out")
-    with pytest.raises(UserError, match="holds other files"):
-        compress(folder, folder)
+    for inside in (folder, folder / "out"):
+        with pytest.raises(UserError, match="is in the folder of the model; give another place"):
+            compress(folder, inside)
+    assert not (folder / "out").exists()
 
 
 # Reading
@@ -440,6 +444,32 @@ def test_a_plan_of_some_names_is_a_part_of_the_whole():
     whole = net.plan.plan(state, config)
     for names in (["fc1.bias", "embed.weight"], ["norm.weight"], list(state)):
         assert net.plan.plan(state, config, names) == {n: whole[n] for n in state if n in names}
+
+
+@pytest.mark.exhaustive
+def test_by_torchrun(folder, tmp_path):
+    """What a user types; the copies of this process above have no agent that ends them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    arguments = ["-m", "net", "compress", str(folder), "--noise", "0.3", "-o"]
+
+    def run(count: int, out: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [*command, str(count), *arguments, str(tmp_path / out)],
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    for count in (1, 2):
+        done = run(count, f"by-{count}")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
+    assert content(tmp_path / "by-1") == content(tmp_path / "by-2")
+    done = run(4, "by-4")
+    assert done.returncode == 1
+    assert done.stderr.count("error: 4 processes for 3 files of weights") == 1
 
 
 @pytest.mark.exhaustive
