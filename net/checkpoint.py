@@ -17,7 +17,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, cast
@@ -27,7 +27,7 @@ import torch
 
 from . import formats, state_dicts
 from .errors import UserError
-from .files import FOREIGN, atomic_write, reason, utf8_path
+from .files import FOREIGN, atomic_write, open_regular, reason, utf8_path
 from .formats import CheckpointError as CheckpointError
 from .shards import METADATA, Shards
 from .state_dicts import NotPlain, plain, to_json
@@ -271,12 +271,39 @@ def load_dict(path: str | Path) -> dict:
         raise formats.MissingError(path)
     if what := formats.instead(path):  # before torch.load reads it, whatever it takes
         raise CheckpointError(f"{path} is {what}")
-    _check_inflated(path)
-    try:
+    with _unpickling(path):
+        _check_inflated(path, path, path.stat().st_size)
         with path.open("rb") as file, utf8_path(path) as name:
             content = _unpickled(name, mmap=True) if is_mapped(path) else _unpickled(file)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
+    return content
+
+
+def load_tensor(path: Path, offset: int, size: int) -> torch.Tensor:
+    """The tensor of which a part of a file is what `torch.save` has written. CheckpointError."""
+    with _unpickling(path):
+        with open_regular(path) as (file, _):
+            file.seek(offset)
+            part = io.BytesIO(file.read(size))
+        _check_inflated(path, part, size)
+        part.seek(0)
+        found = _unpickled(part)
+    if not isinstance(found, torch.Tensor):
+        raise CheckpointError(f"{path} is damaged: it holds no tensor at {offset}; make it again")
+    check_dense(path.name, found, f"{path} holds what cannot be read, ", CheckpointError)
+    return found.detach()
+
+
+@contextmanager
+def _unpickling(path: Path) -> Iterator[None]:
+    """CheckpointError for whatever torch.load raises of the file."""
+    try:
+        yield
     except (OSError, MemoryError) as error:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}; {formats.GIVE}") from None
+    except CheckpointError:
+        raise
     except Exception as error:  # torch.load raises whatever a damaged zip or pickle leads to
         if refused := _refused(error):
             raise CheckpointError(
@@ -286,9 +313,6 @@ def load_dict(path: str | Path) -> dict:
         raise CheckpointError(
             f"{path} is not a checkpoint, or is damaged or cut off; make it again"
         ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no model: expected a .ptmodel file or a state dict")
-    return content
 
 
 def _unpickled(source: str | BinaryIO, mmap: bool = False) -> Any:
@@ -308,12 +332,12 @@ def _refused(error: Exception) -> str | None:
     return found[found.lastindex or 0] if found else None
 
 
-def _check_inflated(path: Path) -> None:
-    """Raise CheckpointError for an archive that holds far more than its size. torch.save compresses
-    nothing, but torch.load unpacks what somebody else has compressed."""
+def _check_inflated(path: Path, source: Path | BinaryIO, size: int) -> None:
+    """Raise CheckpointError for an archive of `size` bytes that holds far more. torch.save
+    compresses nothing, but torch.load unpacks what somebody else has compressed."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            most = max(SMALL_INFLATED, MOST_INFLATED * path.stat().st_size)
+        with zipfile.ZipFile(source) as archive:
+            most = max(SMALL_INFLATED, MOST_INFLATED * size)
             inflated = sum(part.file_size for part in archive.infolist())
     except (*FOREIGN, zipfile.BadZipFile, NotImplementedError):
         return  # torch.load says what it is

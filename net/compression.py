@@ -10,89 +10,40 @@ outputs; both are measured, neither is predicted. docs/python.md has every way t
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from . import choose, encoding, outputs
+from .budget import NOISES, Estimate, bytes_as_they_are, fitting, told
 from .checkpoint import copied as copied_state
-from .codec.tensors import write_tensor
 from .container import SUFFIX
-from .encoding import NOISE_PERCENT, TooLarge
+from .encoding import TooLarge
 from .errors import UserError
 from .files import check_output
 from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, unwrapped
 from .parameters import copied as copied_model
+from .results import Counted, Result, Shared, Tell, write
 from .rounding import steps_of
 from .shards import info_of
-from .shared_tensor import Clustering, entropy
 from .sharing import SharedState, WeightSharing
 from .treatments import ByRate, Exact, SharingConfig, Treatment, treated
 
 # What is promised by default where a model can be run: nats of logits, 1 - cosine of all outputs.
 # A divergence of .02 is half a point of error (choose.PER_POINT).
 DIVERGENCE, TURNED = 0.02, 0.005
-NOISES = 0.001, 6.4  # between which it is looked for
 FINEST = 0.01  # where outputs decide: they hardly feel less
 # With inputs that have nothing to do with what the network is for, no more than a network gets
 # whose outputs nobody has seen, twice: two photographs, or a manual, are not all that it may see.
 TRUSTED = 2.0
-FILLED = 0.98  # of a budget
-GOAL = 0.992  # at which is aimed
-TRIES = 14  # of the encoder; each takes the error of the estimate down tenfold, as a rule
-CLOSE = 1.001  # noises that are the same
-SAMPLE = 1 << 16  # weights of a tensor whose entropy stands for it
 SHOWN = 3  # names in an error
 
-Tell = Callable[[str, int, int], None]
 Evaluate = Callable[[nn.Module], float]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What `compress` has done; str() is one line of it."""
-
-    path: Path
-    bytes: int  # of the whole file, with all that is in it
-    dense_bytes: int  # of the tensors, as they were
-    noise: float | None  # None: nothing is lost
-    moved: Moved | None  # None: nobody has looked, for the reason `unseen`, or nothing is lost
-    judged_by: str = ""  # which inputs
-    unseen: str = ""
-    measured: tuple[float, float] | None = None  # by `evaluate`, before and after
-    notes: list[str] = field(default_factory=list)
-    plan: Mapping[str, Treatment] = field(default_factory=dict)
-    clusterings: Mapping[str, Clustering] = field(default_factory=dict)
-    rounded: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def ratio(self) -> float:
-        """Bytes of the dense tensors over those on the disk."""
-        return self.dense_bytes / self.bytes
-
-    def __str__(self) -> str:
-        if self.noise is None:
-            outputs = "nothing is lost"
-        else:
-            told = [f"{self.measured[0]:.5g} -> {self.measured[1]:.5g}"] if self.measured else []
-            told += [f"{self.moved} ({self.judged_by})"] if self.moved else []
-            outputs = f"noise {self.noise:.3g}, outputs: {'; '.join(told) or 'not checked'}"
-        return f"{self.path}: {self.bytes:,} bytes, {self.ratio:.2f}x; {outputs}"
-
-
-class _Shared(NamedTuple):
-    """Tensors as they are written, and what became of each, once all have been asked for."""
-
-    state: Mapping[str, torch.Tensor]
-    noise: float | None = None
-    plan: Mapping[str, Treatment] = {}
-    clusterings: Mapping[str, Clustering] = {}
-    rounded: Mapping[str, float] = {}
 
 
 def conflict(
@@ -107,9 +58,10 @@ def conflict(
     exclude: Any = (),
     arch: Any = None,
     called: Callable[[str], str] = str,
+    one_file: bool = True,
 ) -> str | None:
-    """Which of these options of `compress` cannot have an effect beside the others; or None.
-    `called` gives what the user calls an option."""
+    """Which of these options of `compress` cannot have an effect beside the others, or with a
+    target of several files; or None. `called` gives what the user calls an option."""
     goals = {
         "lossless": lossless,
         "noise": noise is not None,
@@ -128,6 +80,10 @@ def conflict(
         if lossless and value is not None and value != ():
             why = f"{called('lossless')}, which changes no tensor"
             return f"{called(name)} has no effect with {why}"
+    looks = {"inputs": inputs, "arch": arch, "evaluate": evaluate}
+    for name, value in (looks | {"max_divergence": max_divergence}).items():
+        if not one_file and value is not None:
+            return f"{called(name)} is for one file; give an output that ends in {SUFFIX}"
     return None
 
 
@@ -150,6 +106,9 @@ def compress(
     tell: Tell = lambda *_: None,
 ) -> Result:
     """Compress `model`, a module, a state dict or the path of a saved one, into `target` (.dc).
+
+    A target of another name, for a folder of weights, is a folder with a .dc file for each file of
+    these, by as many processes as there are (net.shardwise), with a noise or without loss.
 
     What decides how much is lost, one of these:
         max_bytes: the least noise at which the whole file is no larger, and at least 98 % as large
@@ -185,20 +144,24 @@ def compress(
             raise ValueError(f"{name} must be a positive number, not {value!r}")
     why = conflict(
         **options, lossless=lossless, inputs=inputs, evaluate=evaluate, tolerance=tolerance,
-        include=include, exclude=exclude,
+        include=include, exclude=exclude, arch=module, one_file=Path(target).suffix == SUFFIX,
     )  # fmt: skip
     if why:
         raise ValueError(why)
-    target = Path(target)
+    target, config = Path(target), SharingConfig("auto", include=include, exclude=exclude)
     if target.suffix != SUFFIX:
-        raise ValueError(f"{target} must end in {SUFFIX}")
+        if isinstance(model, nn.Module | Mapping):
+            raise ValueError(f"{target} must end in {SUFFIX}")
+        from . import shardwise
+
+        return shardwise.compress(model, target, config, noise, max_bytes, lossless, key, tell)
     check_output(target)  # refused before any work
-    source = _Source(model, key, SharingConfig("auto", include=include, exclude=exclude))
+    source = _Source(model, key, config)
     for path in source.read_from():
-        if target.exists() and os.path.samefile(path, target):
+        if target.exists() and path.exists() and os.path.samefile(path, target):
             raise UserError(f"{target} is a file of the model, {path}; give another name")
     work = _Work(source, target, tell)
-    as_it_is = _Shared(source.state)
+    as_it_is = Shared(source.state)
     if lossless:
         return work.finish(as_it_is)
     if source.stays_exact():
@@ -272,7 +235,7 @@ class _Source:
     def configured(self, noise: float) -> SharingConfig:
         return replace(self.config, noise=noise)
 
-    def shared(self, noise: float, subject: Subject | None) -> _Shared:
+    def shared(self, noise: float, subject: Subject | None) -> Shared:
         """With calibration where the subject has inputs for it; tensors of a file are shared as
         they are asked for."""
         config = self.configured(noise)
@@ -281,10 +244,10 @@ class _Source:
             model = copied_model(self.module)
             sharing = self.calibrated(model, config, inputs)
             found = sharing.plan, sharing.clusterings, sharing.rounded
-            return _Shared(model.state_dict(), noise, *found)
+            return Shared(model.state_dict(), noise, *found)
         rest = SharedState(self.state, config)
         if subject is None or inputs is None:
-            return _Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
+            return Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
         model = copied_model(subject.model)
         sharing = self.calibrated(model, config, inputs)
 
@@ -293,7 +256,7 @@ class _Source:
 
         state = _Calibrated(rest, renamed(model.state_dict()))
         plan = {**rest.plan, **renamed(sharing.plan)}
-        return _Shared(state, noise, plan, renamed(sharing.clusterings), renamed(sharing.rounded))
+        return Shared(state, noise, plan, renamed(sharing.clusterings), renamed(sharing.rounded))
 
     def calibrated(self, model: nn.Module, config: SharingConfig, inputs: Any) -> WeightSharing:
         sharing = WeightSharing(model, config, calibration=inputs, final=True)
@@ -319,41 +282,6 @@ class _Calibrated(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.rest)
-
-
-class _Counted(Mapping[str, torch.Tensor]):
-    """A mapping that tells how many of its tensors have been asked for."""
-
-    def __init__(self, state: Mapping[str, torch.Tensor], what: str, tell: Tell) -> None:
-        self.state, self.what, self.tell, self.done = state, what, tell, 0
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = self.state[name]
-        self.done += 1
-        self.tell(self.what, self.done, len(self.state))
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.state)
-
-    def __len__(self) -> int:
-        return len(self.state)
-
-
-class _Noted(_Counted):
-    """The same for a mapping that is shared as it is read: `percents` has the noise of what was,
-    in the order of the names, None for what is not shared."""
-
-    def __init__(self, shared: _Shared, what: str, tell: Tell) -> None:
-        super().__init__(shared.state, what, tell)
-        self.clusterings = shared.clusterings
-        self.percents: list[float | None] = []
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = super().__getitem__(name)
-        found = self.clusterings.get(name)
-        self.percents.append(None if found is None else float(f"{100 * found.noise:.2g}"))
-        return tensor
 
 
 class _Work:
@@ -427,7 +355,7 @@ class _Work:
         def excess(noise: float) -> float:
             """What the outputs move by, over what they may; above 1 it is too far."""
             state = self.source.shared(noise, self.subject).state
-            state = {name: state[name] for name in _Counted(state, f"noise {noise:.3g}", self.tell)}
+            state = {name: state[name] for name in Counted(state, f"noise {noise:.3g}", self.tell)}
             if tolerance is not None:
                 assert self.figure is not None
                 found = abs(self.evaluated(state) - self.figure) / tolerance
@@ -463,19 +391,13 @@ class _Work:
 
     # Writing
 
-    def save(self, shared: _Shared, most: int | None = None) -> int:
+    def save(self, shared: Shared, most: int | None = None) -> int:
         """Write the file; TooLarge, and nothing is written, if it would have more bytes than
         `most`."""
-        what = "encoding" if shared.noise is None else f"encoding, noise {shared.noise:.3g}"
-        state, meta = _Noted(shared, what, self.tell), None
-        if shared.noise is not None:
-            meta = {"noise": float(f"{shared.noise:.4g}"), NOISE_PERCENT: state.percents}
-        files, layout = dict(self.source.files), self.source.layout
-        return encoding.save(
-            state, self.target, meta, files=files or None, layout=layout or None, most=most
-        )
+        source = self.source
+        return write(shared, self.target, source.files, source.layout, self.tell, most=most)
 
-    def finish(self, shared: _Shared, size: int | None = None) -> Result:
+    def finish(self, shared: Shared, size: int | None = None) -> Result:
         """The result of what is written, or is to be."""
         size = self.save(shared) if size is None else size
         moved = measured = None
@@ -502,60 +424,34 @@ class _Work:
         )
 
     def within(self, most: int) -> Result:
-        """By the least noise at which the file has no more bytes than `most`.
-
-        Noises between two that are known are tried, those first at which the entropy of the rounded
-        weights, times what the encoder made of it the last time, comes to the goal.
-        """
-        if self.lossless_fits(most):
+        """By the least noise at which the file has no more bytes than `most`."""
+        source = self.source
+        names = [name for name, each in source.plan.items() if not each.tied]
+        spare = 64 * len(source.plan)
+        if bytes_as_they_are(source.state, names, most + spare) <= most + spare:
             try:
-                size = self.save(_Shared(self.source.state), most)
+                size = self.save(Shared(source.state), most)
                 self.notes.append("it fits without loss")
-                return self.finish(_Shared(self.source.state), size)
+                return self.finish(Shared(source.state), size)
             except TooLarge:
                 pass
-        estimate, factor = _Estimate(self.source), 1.0
-        # Noises between which the one is that is looked for: at `fine` the file is too large.
-        fine, coarse = NOISES
-        bounds = set(NOISES)  # that have not been tried
-        best: tuple[_Shared, int] | None = None
-        size = 0
-        for left in reversed(range(TRIES)):
-            noise = estimate.noise(GOAL * most / factor)
-            if not left or not fine * CLOSE < noise < coarse / CLOSE:
-                # At the end of the range, or the estimate is wrong. What fits is wanted first.
-                bound = coarse if best is None else fine
-                noise = bound if bound in bounds else math.sqrt(fine * coarse)
-            bounds.discard(noise)
-            shared = self.source.shared(noise, self.subject)
+        units = steps_of(source.state, treated(source.plan, ByRate.how), 1.0)
+        best: list[Shared] = []
+
+        def encoded(noise: float) -> int:
+            shared = source.shared(noise, self.subject)
             try:
                 size = self.save(shared, most)
-                best, coarse = (shared, size), noise
             except TooLarge as error:
-                size, fine = error.bytes, noise
-            factor = size / estimate.bytes(noise)
-            close = fine == coarse if best is None else coarse / fine < CLOSE**2
-            if FILLED * most <= size <= most or close:
-                break
-        if best is None:
-            raise UserError(self.too_small(most, size))  # of the coarsest, the last of all
-        if best[1] < FILLED * most:
-            self.notes.append(
-                f"a noise of {best[0].noise:.3g} is the least that fits, or that is tried; "
-                "without loss it does not"
-            )
-        return self.finish(*best)
+                return error.bytes
+            best[:] = [shared]
+            return size
 
-    def lossless_fits(self, most: int) -> bool:
-        """Whether the tensors may fit as they are; stops where they have taken more."""
-        total = 0
-        plan = self.source.plan
-        for name in self.source.state:
-            if not plan[name].tied:
-                total += len(write_tensor(self.source.state[name]).finish())
-            if total > most + 64 * len(plan):
-                return False
-        return True
+        fit = fitting(most, Estimate(source.state, units).bytes, encoded)
+        if not best:
+            raise UserError(self.too_small(most, fit.bytes))
+        self.notes += told(fit, most)
+        return self.finish(best[0], fit.bytes)
 
     def too_small(self, most: int, smallest: int) -> str:
         state, plan = self.source.state, self.source.plan
@@ -585,36 +481,3 @@ def _excess(moved: Moved, max_divergence: float | None) -> float:
         assert moved.divergence is not None
         return moved.divergence / max_divergence
     return max((moved.divergence or 0.0) / DIVERGENCE, (1 - moved.cosine) / TURNED)
-
-
-class _Estimate:
-    """About the bytes that weights take at a noise, as their entropy says."""
-
-    def __init__(self, source: _Source) -> None:
-        state = source.state
-        names = treated(source.plan, ByRate.how)
-        units = steps_of(state, names, 1.0)
-        self.samples = []
-        for name in names:
-            values = state[name].detach().flatten()
-            count = values.numel()
-            values = values[:: max(1, count // SAMPLE)].double().cpu()
-            self.samples.append((count / max(1, len(values)), values / units[name]))
-
-    def bytes(self, noise: float) -> float:
-        total = 1.0
-        for share, values in self.samples:
-            counts = (values / noise).round().unique(return_counts=True)[1]
-            total += share * entropy(counts.tolist()) / 8
-        return total
-
-    def noise(self, wanted: float) -> float:
-        """At which that many bytes are taken."""
-        low, high = NOISES
-        for _ in range(24):
-            middle = math.sqrt(low * high)
-            if self.bytes(middle) > wanted:
-                low = middle
-            else:
-                high = middle
-        return math.sqrt(low * high)

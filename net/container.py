@@ -1,7 +1,9 @@
-"""Where the parts of an encoded model are: in the files of a folder, or one after the other in one.
+"""Where the parts of an encoded model are: in the files of a folder, one after the other in one
+file, or so in each of several files.
 
-docs/format.md specifies every byte. `InFolder` and `InFile` answer the same three questions: what
-an encoding says of itself, where the stream of a tensor is, and how it is called in a message.
+docs/format.md specifies every byte. `InFolder`, `InFile` and `InShards` answer the same three
+questions: what an encoding says of itself, where the stream of a tensor is, and how it is called in
+a message.
 """
 
 import dataclasses
@@ -18,9 +20,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from .codec import manifest
 from .codec.manifest import MANIFEST, Entry, ManifestError
-from .files import open_regular, read_file
+from .files import FOREIGN, open_regular, read_file, reason
+from .formats import MAX_INDEX_BYTES, mapped
 
 SUFFIX = ".dc"
+INDEX = "model.dc.index.json"  # of several files
 MAGIC = b"DCF" + manifest.MAGIC[3:]
 START = 16  # bytes: magic, checksum, the sizes of the manifest and of the table
 MAX_TABLE_BYTES = 1 << 26
@@ -51,6 +55,7 @@ class Contents:
     files: dict[str, Stored] = dataclasses.field(default_factory=dict)
     # where in the file the streams, by number, and the files, by name, begin; and their bytes
     places: dict[int | str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    shards: dict[int | str, str] = dataclasses.field(default_factory=dict)  # of several: in which
 
     def __post_init__(self) -> None:
         self.named = {entry.name: entry for entry in self.entries}
@@ -122,13 +127,82 @@ class InFile:
         Raises OSError."""
         which = part if isinstance(part, str) else (part.same or part).number
         offset, size = contents.places[which]
-        with open_regular(self.path) as (file, _):
+        with open_regular(self.path / contents.shards.get(which, "")) as (file, _):
             file.seek(offset)
             yield file, size
 
 
+class InShards(InFile):
+    """An index, {"weight_map": {tensor: file}} as Hugging Face's is, and these files beside it,
+    each of which is an encoding itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.head = path, path / INDEX
+
+    def read(self) -> bytes:
+        """The index and the headers of its files, in the order of their names, each after its size
+        in 8 bytes. Raises what is in FOREIGN."""
+        texts = [read_file(self.head, MAX_INDEX_BYTES)]
+        for name in sorted(set(mapped(texts[0]).values())):
+            try:
+                texts.append(InFile(self.path / name).read())
+            except OSError as error:
+                raise OSError(error.errno, f"{name}: {reason(error)}") from None
+        return b"".join(len(text).to_bytes(8, "big") + text for text in texts)
+
+    def contents(self, data: bytes) -> Contents:
+        """Of all files, as if they were one: of meta data and layouts, lists follow one another,
+        and anything else is as in the first. Raises as `InFile.contents`."""
+        index, *headers = _texts(data)
+        files = mapped(index)
+        found = Contents([], {})
+        for file, header in zip(sorted(set(files.values())), headers, strict=True):
+            try:
+                shard = super().contents(header)
+            except FOREIGN as error:
+                raise ManifestError(f"{file}: {reason(error)}") from error
+            first = len(found.entries)
+            places = {k + first if isinstance(k, int) else k: v for k, v in shard.places.items()}
+            for entry in shard.entries:
+                entry.number += first
+            found = Contents(
+                found.entries + shard.entries,
+                _joined(found.meta, shard.meta),
+                _joined(found.layout, shard.layout),
+                found.files | shard.files,
+                found.places | places,
+                found.shards | dict.fromkeys(places, file),
+            )
+            if any(files.get(entry.name) != file for entry in shard.entries):
+                raise ManifestError(f"{file}: tensors that the index does not name, or elsewhere")
+        if missing := files.keys() - found.named.keys():
+            raise ManifestError(f"{min(missing)[:80]!r} is not in the file that the index names")
+        return found
+
+
+def _texts(data: bytes) -> Iterator[bytes]:
+    while data:
+        end = 8 + int.from_bytes(data[:8], "big")
+        yield data[8:end]
+        data = data[end:]
+
+
+def _joined(first: dict, second: dict) -> dict:
+    """Both; where both have a key, one list after the other, or else what the first has."""
+    pairs = {key: (first[key], second[key]) for key in first.keys() & second.keys()}
+    lists = {k: a + b for k, (a, b) in pairs.items() if type(a) is type(b) is list}
+    return {key: lists.get(key, value) for key, value in (second | first).items()}
+
+
+def is_encoded(path: Path) -> bool:
+    """Whether an encoded model is at `path`, or would be by its name."""
+    return path.suffix == SUFFIX or any((path / name).is_file() for name in (MANIFEST, INDEX))
+
+
 def stored_in(path: Path) -> InFolder | InFile:
     """What is at `path`; where there is nothing, what would be by its name."""
+    if (path / INDEX).is_file() and not (path / MANIFEST).exists():
+        return InShards(path)
     is_folder = os.path.isdir(path) or (path.suffix != SUFFIX and not os.path.exists(path))
     return InFolder(path) if is_folder else InFile(path)
 

@@ -19,6 +19,10 @@ class UserError(Exception):
         return printable(super().__str__(), keep="\n")
 
 
+class Told(UserError):
+    """An error of several processes, which another one shows: this one ends with exit code 1."""
+
+
 def printable(text: str, encoding: str | None = None, keep: str = "") -> str:
     r"""`text` with escapes for what a terminal obeys or `encoding` (None: UTF-8) does not have.
 

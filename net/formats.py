@@ -157,20 +157,26 @@ def weight_map(index: Path) -> dict[str, Path]:
     with one_line(index, CheckpointError, GIVE):
         data = read_file(index, MAX_INDEX_BYTES)
     try:
-        content = json.loads(data)
-        files = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(files, dict) or not files:
-            raise ValueError("no weight_map")
-        for name, file in files.items():
-            # beside the index, and nowhere else
-            plain = isinstance(file, str) and file.isprintable() and file not in ("", "..")
-            if not plain or Path(file).name != file:
-                raise ValueError(f"the file of {name[:80]!r} in its weight_map is missing")
+        files = mapped(data)
     except FOREIGN as error:
         what = instead(index) or ""
         what = f"it is {what}" if "LFS" in what or "HTML" in what else f"{reason(error)}; {AGAIN}"
         raise CheckpointError(f"{index} is damaged: {what}") from error
     return {name: index.parent / file for name, file in files.items()}
+
+
+def mapped(data: bytes) -> dict[str, str]:
+    """{tensor: its file, beside the index} in the text of an index. Raises what is in FOREIGN."""
+    content = json.loads(data)
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError("no weight_map")
+    for name, file in files.items():
+        # beside the index, and nowhere else
+        plain = isinstance(file, str) and file.isprintable() and file not in ("", "..")
+        if not plain or Path(file).name != file:
+            raise ValueError(f"the file of {name[:80]!r} in its weight_map is missing")
+    return files
 
 
 def is_safetensors(file: Path) -> bool:

@@ -1,20 +1,23 @@
 """How the files of a model are laid out, so that they can be had back: `read` and `restore`.
 
 A model is a file of torch.save or safetensors, or a folder of them and others, as Hugging Face's,
-sentence-transformers', diffusers' and PEFT's. docs/format.md has the fields of a layout.
+sentence-transformers', diffusers' and PEFT's; or one of torch.distributed.checkpoint, which comes
+back as files of safetensors. docs/format.md has the fields of a layout.
 """
 
 import json
+import math
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from . import checkpoint, container, formats, shards, state_dicts
+from . import checkpoint, container, dcp, formats, shards, state_dicts
 from .encoding import AGAIN, Encoding, EncodingError
 from .errors import UserError, some_names
 from .files import atomic_folder, one_line
@@ -96,6 +99,8 @@ def read(
     if not is_folder:  # the index of one model among others
         own = {path.name, *(file.name for file in formats.weight_map(path).values())}
         names, left_out = [name for name in names if name in own], {}
+    elif dcp.METADATA in names:
+        return _read_saved(folder, names, key)
     return _read_folder(folder, names, left_out, key)
 
 
@@ -165,6 +170,31 @@ def _read_folder(
         notes += own
     for why, some in left_out.items():
         notes.append(f"left out, {why}: {some_names(some)}")
+    layout = {"name": Path(os.path.realpath(folder)).name, "folder": True, "weights": lines}
+    return tensors, layout | ({"notes": notes} if notes else {}), files
+
+
+def _read_saved(
+    folder: Path, names: list[str], key: str | None
+) -> tuple[Mapping[str, torch.Tensor], dict, dict[str, Path]]:
+    """A folder of torch.distributed.checkpoint: as many files of weights as its processes have
+    written, each with about as many bytes of tensors that follow one another."""
+    state, notes = dcp.read(folder, key)
+    count, sizes = state.files, [math.prod(i.shape) * i.dtype.itemsize for i in state.infos]
+    middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    # a tensor without elements, the last, has its middle at the very end
+    shards = [min(count - 1, int(count * m / max(1, sum(sizes)))) for m in middles]
+    tensors, lines = Tensors(), []
+    tensors.add("", state)
+    numbers = sorted(set(shards))
+    for place, number in enumerate(numbers, 1):
+        file = f"model-{place:05}-of-{len(numbers):05}{SUFFIX}"
+        lines.append(_plain_line(file, shards.count(number)))
+    files = {
+        name: folder / name
+        for name in names
+        if name != dcp.METADATA and not name.endswith(dcp.SUFFIX)
+    }
     layout = {"name": Path(os.path.realpath(folder)).name, "folder": True, "weights": lines}
     return tensors, layout | ({"notes": notes} if notes else {}), files
 

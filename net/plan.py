@@ -10,7 +10,7 @@ stays exact.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -83,14 +83,19 @@ class _Tensor(NamedTuple):
 
 
 def plan(
-    source: nn.Module | Mapping[str, torch.Tensor], config: SharingConfig
+    source: nn.Module | Mapping[str, torch.Tensor],
+    config: SharingConfig,
+    names: Iterable[str] | None = None,
 ) -> dict[str, Treatment]:
     """{name: what becomes of it}, one for every tensor in the state dict of `source`, in its order.
+
+    With `names` of these alone, first ones where tensors are tied: of the others no more are read
+    than the weights that have their biases among these. `bits` must not depend on patterns then.
 
     Raises UserError for a pattern that matches nothing, for a weight for which a {pattern: number}
     has none, and for one without values.
     """
-    return _Planner(source, config).plan()
+    return _Planner(source, config).plan(names)
 
 
 def constants(model: nn.Module) -> dict[str, str]:
@@ -119,27 +124,32 @@ class _Planner:
         for pattern in listed(config.exclude):
             check_used(pattern, self.tensors)
 
-    def plan(self) -> dict[str, Treatment]:
-        found = self._weights()
+    def plan(self, names: Iterable[str] | None = None) -> dict[str, Treatment]:
+        wanted = self.tensors.keys() if names is None else self.tensors.keys() & set(names)
+        found = self._weights(wanted)
         found |= self._biases(found)
         for name, each in self.tensors.items():
-            if name not in found and each.first == name:
+            if name in wanted and name not in found and each.first == name:
                 why = self._why_exact(name)
                 asked = Asked("norm", self.config, each.read)
                 found[name] = Exact(reason=why) if why else _given(asked)
         return {
             name: found[name] if each.first == name else replace(found[each.first], tied=each.first)
             for name, each in self.tensors.items()
+            if name in wanted
         }
 
     # Weights
 
-    def _weights(self) -> dict[str, Treatment]:
-        """Of all matrices that the names or `include` make weights, some of which stay exact."""
+    def _weights(self, wanted: Set[str]) -> dict[str, Treatment]:
+        """Of all matrices that the names or `include` make weights, some of which stay exact, if
+        they are `wanted`, or the biases beside them."""
         config, weights = self.config, {}
         found: dict[str, Treatment] = {}
         named = weights_of(self.matrices) if config.include is None else self.matrices
         for name, (kind, _) in named.items():
+            if wanted.isdisjoint((name, bias_of(name))):
+                continue
             if not is_chosen(name, kind, config.include, config.exclude):
                 found[name] = Exact(kind, reason=NOT_CHOSEN)
             elif config.include is None and (why := self.why_no_weight(name)):

@@ -139,11 +139,15 @@ def steps_of(
     traces: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """`steps` for the tensors of these names, read one at a time. An error names the tensor."""
+    return steps(spreads_of(tensors, names), noise, traces)
+
+
+def spreads_of(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, Spread]:
     spreads = {}
     for name in names:
         with naming(f"cannot share {name}"):
             spreads[name] = spread(tensors[name])
-    return steps(spreads, noise, traces)
+    return spreads
 
 
 def share_tensor(

@@ -16,12 +16,12 @@ from .hooks import StepHooks, attached_to, gradient_scaler, parameters_of
 from .parameters import parameters_by_name
 from .plan import plan
 from .prune import Pruner
-from .rounding import FOLDED, fold_statistics, scale_of
+from .rounding import FOLDED, Spread, fold_statistics, scale_of
 from .sharded import Gathered, check, full, is_sharded, laid, local, put, summed
 from .shards import Info, info_of
 from .shared_tensor import Clustering, SharedTensor, relative_change
 from .tensors import TensorError, check_dense
-from .treatments import TREATMENTS, Bits, Exact, SharingConfig, Work, treated
+from .treatments import TREATMENTS, Bits, Exact, SharingConfig, Treatment, Work, treated
 
 if TYPE_CHECKING:
     from .calibration import Samples
@@ -494,6 +494,7 @@ class SharedState(Mapping[str, torch.Tensor]):
     tied tensors of a plain dict, which stay one tensor. The options are those of WeightSharing, the
     fields of SharingConfig, or one of these in place of `bits`; `plan` is {name: Treatment}.
     `clusterings` and `rounded`, {name: relative change}, fill with every tensor that was asked for.
+    `survey` has the plan, and the spreads of what is shared by rate, where these are known.
     Raises ValueError for options out of range, UserError for a pattern that matches nothing and for
     a tensor that is not finite, or not dense.
     """
@@ -502,6 +503,8 @@ class SharedState(Mapping[str, torch.Tensor]):
         self,
         source: Mapping[str, torch.Tensor],
         bits: Bits | SharingConfig = "auto",
+        *,
+        survey: tuple[dict[str, Treatment], dict[str, Spread]] | None = None,
         **options: Any,
     ) -> None:
         if not hasattr(source, "info"):  # in memory; what is read from a file is dense
@@ -512,10 +515,10 @@ class SharedState(Mapping[str, torch.Tensor]):
                     raise UserError(f"cannot share {error}") from None
         self.source = source
         self.config = SharingConfig.of(bits, options)
-        self.plan = plan(source, self.config)
+        self.plan, spreads = survey or (plan(source, self.config), None)
         self.clusterings: dict[str, Clustering] = {}
         self.rounded: dict[str, float] = {}
-        self._work = Work(source, self.config, self.plan, final=True)
+        self._work = Work(source, self.config, self.plan, final=True, spreads=spreads)
         self._tied = {each.tied for each in self.plan.values() if each.tied}
         self._kept: dict[str, torch.Tensor] = {}
 

@@ -21,7 +21,7 @@ from .constants import few_values
 from .hooks import normed_axes
 from .parameters import Patterns, listed
 from .quantization import INITS
-from .rounding import NOISE, round_vector, scale_of, share_tensor, steps_of
+from .rounding import NOISE, Spread, round_vector, scale_of, share_tensor, steps, steps_of
 from .shared_tensor import SharedTensor
 
 MOST_BITS = 16
@@ -129,6 +129,7 @@ class Work:
     model: nn.Module | None = None  # whose state dict that is, if there is one
     samples: Any = None  # inputs of the model (net.calibration.Samples)
     final: bool = False  # whether nothing will train the values
+    spreads: Mapping[str, Spread] | None = None  # of all that is shared by rate, if they are known
     calibrated: dict[str, torch.Tensor] = field(default_factory=dict)
     without_data: dict[str, str] = field(default_factory=dict)  # {name: why}
     unmeasured: str = ""  # why the steps are not those by measured sensitivity, with samples
@@ -145,7 +146,10 @@ class Work:
 
                 known[tuple(names)] = measured(self.model, self.samples, names)
             traces, self.unmeasured = known[tuple(names)]
-        self.steps = steps_of(self.tensors, names, self.config.noise, traces)
+        if self.spreads is None:
+            self.steps = steps_of(self.tensors, names, self.config.noise, traces)
+        else:
+            self.steps = steps(self.spreads, self.config.noise, traces)
         # Where errors of the weights are compensated, those of the vectors would show.
         self.noise = self.config.noise if self.samples is None else self.config.noise / 2
 

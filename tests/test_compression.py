@@ -9,10 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import net
-from net import choose, compression
+from net import budget, choose, compression, rounding
 from net.errors import UserError
 from net.report import contents
-from net.treatments import SharingConfig
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_an_impossible_budget_says_what_is_possible_and_leaves_what_is_there(dig
 
 
 def test_a_budget_between_the_finest_noise_and_no_loss_says_so(digits, tmp_path):
-    finest = net.compress(digits[0], tmp_path / "a.dc", noise=compression.NOISES[0]).bytes
+    finest = net.compress(digits[0], tmp_path / "a.dc", noise=budget.NOISES[0]).bytes
     lossless = net.compress(digits[0], tmp_path / "a.dc", lossless=True).bytes
     most = (3 * finest + lossless) // 4
     assert finest < 0.98 * most < lossless
@@ -269,11 +268,11 @@ def test_the_noise_follows_the_shapes():
 
 
 def test_the_estimate_of_bytes_falls_with_the_noise():
-    source = compression._Source(nn.Linear(40, 30), None, SharingConfig("auto"))
-    estimate = compression._Estimate(source)
+    state = nn.Linear(40, 30).state_dict()
+    estimate = budget.Estimate(state, rounding.steps_of(state, ["weight"], 1.0))
     sizes = [estimate.bytes(noise) for noise in (0.1, 0.4, 1.6)]
     assert np.all(np.diff(sizes) < 0)
-    assert estimate.bytes(estimate.noise(600)) == pytest.approx(600, rel=0.05)
+    assert estimate.bytes(budget.noise_of(estimate.bytes, 600)) == pytest.approx(600, rel=0.05)
 
 
 def test_the_noise_of_each_tensor_is_recorded(tmp_path):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import UserError, printable
+from ..errors import Told, UserError, printable
 from . import presets, process
 from .fields import Parser, built, declared, given
 from .options import (
@@ -43,6 +43,7 @@ MADE_BY = {
     "model_after_weight_sharing.ptmodel": "weight_share.py",
     "model_after_decoding.ptmodel": "huffman_decode.py",
 }
+WAIT = 2.0  # seconds, in which another process of torchrun says what is wrong
 NO_ROOM = re.compile(r"out of memory|an(no|')t allocate|failed to map segment")  # for data, or code
 
 
@@ -124,6 +125,9 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
         body(args)
         if several:
             distributed.leave()
+    except Told:
+        time.sleep(WAIT)
+        return 1
     except UserError as error:
         script = MADE_BY.get(error.missing)
         return fail(f"{error}, or run {script} first" if script else str(error))
@@ -146,7 +150,7 @@ def fail(message: str) -> int:
     if os.environ.get("RANK", "0") != "0":
         # Another process of torchrun, silenced by training.distributed.  The first has likely
         # failed in the same way, and then this one is ended before it repeats the line.
-        time.sleep(2)
+        time.sleep(WAIT)
         stream = Output(sys.__stderr__)
     stream.write("error: " + " ".join(message.split()) + "\n")
     return 1

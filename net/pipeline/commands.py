@@ -1,6 +1,7 @@
 """Make a model small, ship it, load it: one command, one file.
 
     deep-compression compress MODEL [-o FILE.dc]    a saved model into one file
+    deep-compression compress FOLDER -o OUT         one file for each file of weights
     deep-compression decompress FILE.dc [-o PATH]   the file or folder that it was
     deep-compression info FILE.dc                   what is in it, and where the bytes are
     deep-compression pipeline                       the whole of the paper: train, prune, share, ...
@@ -41,8 +42,8 @@ def size(text: str) -> int:
 
 
 def encoded_name(text: str) -> str:
-    if Path(text).suffix != SUFFIX:  # of ".dc" it is none
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {SUFFIX}")
+    if Path(text).name == SUFFIX:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name, only its end")
     return text
 
 
@@ -54,7 +55,7 @@ class CompressOptions:
 
     max_bytes: int | None = option(
         None,
-        "the whole file is to have no more than SIZE: 2MB, 500KB, 1.5MiB; the best that fits",
+        "all that is written is to have no more than SIZE: 2MB, 500KB, 1.5MiB; the best that fits",
         metavar="SIZE",
         check=size,
     )
@@ -119,21 +120,31 @@ def conflict(args: Namespace) -> str | None:
     from .. import compression
 
     given = vars(built(args, CompressOptions)) | vars(built(args, OutputOptions))
-    return compression.conflict(**given, called=lambda name: "--" + name.replace("_", "-"))
+    one_file = args.output is None or Path(args.output).suffix == SUFFIX
+    return compression.conflict(
+        **given, called=lambda name: "--" + name.replace("_", "-"), one_file=one_file
+    )
 
 
 # --- compress -------------------------------------------------------------------------------------
 
 
 def compress_parser() -> Parser:
-    """Compress any saved model into one file.
+    """Compress any saved model into one file, or a folder of weights file by file.
 
         deep-compression compress MODEL
         deep-compression compress MODEL -o small.dc --max-bytes 2MB
+        deep-compression compress FOLDER -o OUT
+        torchrun --nproc-per-node 8 -m deep_compression compress FOLDER -o OUT
 
     MODEL is a file of torch.save or of safetensors, or a folder of them with what belongs to them,
     as Hugging Face's, sentence-transformers', diffusers' and PEFT's. What the outputs do is said
     where the model can be run: a folder of Hugging Face's by transformers, others with --arch.
+
+    OUT, a folder, gets a file for each file of weights in FOLDER, and an index: the same bytes by
+    any number of processes, each of which has one tensor in memory, on machines that see both
+    folders. The outputs are not looked at: --max-divergence, --inputs and --arch are for one file.
+    Once more, the command does what a run that was killed has left.
     """
     parser = _Parser(inspect.getdoc(compress_parser))
     cli.add_source(parser)
@@ -141,8 +152,9 @@ def compress_parser() -> Parser:
         "-o",
         "--output",
         type=encoded_name,
-        metavar="FILE.dc",
-        help="the file to write (default: as MODEL is called, in the working directory)",
+        metavar="FILE.dc | OUT",
+        help="the file to write (default: as MODEL is called, in the working directory), or, of "
+        "another name than FILE.dc, a folder",
     )
     parser.add_fields("how far", CompressOptions)
     parser.add_fields("a look at the outputs", OutputOptions)
@@ -152,11 +164,14 @@ def compress_parser() -> Parser:
 def compress(args: Namespace) -> None:
     from .. import encoding
     from ..compression import compress as run
+    from ..processes import Processes
     from ..report import tables
     from . import samples
 
     options, looks = built(args, CompressOptions), built(args, OutputOptions)
     target = Path(args.output) if args.output else _named_after(args.model)
+    if target.suffix == SUFFIX and (processes := Processes()).count > 1:
+        processes.fail("several processes write several files: give a folder, as in -o OUT")
     with _Progress() as progress:
         result = run(
             args.model,
@@ -173,13 +188,15 @@ def compress(args: Namespace) -> None:
         seen = encoding.open(target)
         notes += tables.sharing_notes(result.plan, result.clusterings, result.rounded, seen)
     if result.unseen:
-        notes.append(f"the outputs were not checked: {result.unseen}; {LOOK}")
+        how = LOOK if target.suffix == SUFFIX else LOOK_AT_FILE
+        notes.append(f"the outputs were not checked: {result.unseen}; {how}")
     for note in notes:
         print(f"NOTE: {printable(note)}", file=sys.stderr)
     print(printable(str(result)))
 
 
 LOOK = "compare them yourself, or give --arch and, where it takes no images, --inputs"
+LOOK_AT_FILE = f"compare them yourself, or compress it into one file that ends in {SUFFIX}"
 
 
 def _named_after(model: str) -> Path:
@@ -236,6 +253,8 @@ def decompress_parser() -> Parser:
 
     deep-compression decompress FILE.dc
     deep-compression decompress FILE.dc -o PATH
+
+    In place of FILE.dc, here and in info, the folder OUT that compress has written.
     """
     parser = Parser(inspect.getdoc(decompress_parser))
     _add_file(parser)

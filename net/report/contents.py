@@ -12,8 +12,7 @@ from torch import nn
 
 from .. import encoding, layouts
 from ..codec.forms import patterns
-from ..codec.manifest import MANIFEST
-from ..container import SUFFIX
+from ..container import is_encoded
 from ..encoding import NOISE_PERCENT, TensorInfo
 from ..errors import UserError
 from ..parameters import is_weight, unwrapped
@@ -110,7 +109,7 @@ def _state(before: Before) -> Mapping[str, torch.Tensor]:
     if isinstance(before, Mapping):
         return before
     path = Path(before)
-    if path.suffix == SUFFIX or (path / MANIFEST).is_file():
+    if is_encoded(path):
         return encoding.open(path)
     return layouts.read(path)[0]
 

@@ -109,7 +109,13 @@ def test_compress_replaces_nothing_unasked(model, here, capsys):
 
 
 def test_a_name_that_is_all_suffix(model, here, capsys):
-    fails(capsys, ["compress", "model.pth", "-o", ".dc"], 2, "does not end in .dc")
+    fails(capsys, ["compress", "model.pth", "-o", ".dc"], 2, "'.dc' is no name, only its end")
+
+
+def test_one_file_into_a_folder(model, here, capsys):
+    arguments = ["compress", "model.pth", "-o", "model.zip"]
+    fails(capsys, arguments, 1, "model.pth is one file; give an output that ends in .dc")
+    assert not (here / "model.zip").exists()
 
 
 def test_the_model_is_not_written_over(model, here, capsys):
@@ -158,7 +164,6 @@ def test_a_budget(model, here, capsys):
         ("--lossless --inputs a.pt", "--inputs has no effect with --lossless"),
         ("--lossless --arch lenet-5", "--arch has no effect with --lossless"),
         ("--lossless --exclude fc*", "--exclude has no effect with --lossless"),
-        ("-o model.zip", "'model.zip' does not end in .dc"),
         ("--noise -1", "is not a number from 0.001 to 100"),
     ],
 )
