@@ -84,6 +84,7 @@ def test_state_dict_of_no_file(run):
     assert run("state_dict").startswith("squeezenet1_1.pth: 4,941,984 -> ")
 
 
+@pytest.mark.exhaustive
 def test_it_is_found_from_another_folder(tmp_path):
     torch.save({"a.weight": torch.eye(3)}, tmp_path / "theirs.pth")
     command = [sys.executable, EXAMPLES / "state_dict.py", "theirs.pth"]

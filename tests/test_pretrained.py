@@ -170,6 +170,7 @@ def test_a_damaged_file_says_that_a_part_is_loaded(tmp_path):
         net.load_into(Net(), tmp_path / "model.dc")
 
 
+@pytest.mark.exhaustive
 def test_beside_the_model_there_is_at_most_its_largest_tensor(tmp_path, monkeypatch):
     model = nn.Sequential(*(nn.Linear(n, 50) for n in (40, 10, 90, 20, 90, 30)))
     net.encoding.save(model.state_dict(), tmp_path)

@@ -158,6 +158,7 @@ def test_one_process_says_what_was_wrong(folder, tmp_path):
     assert refused(found, f"process 1 of 2: no model at {tmp_path}/nowhere")
 
 
+@pytest.mark.exhaustive
 @fork
 def test_every_process_fails_by_its_exit_code(folder, tmp_path):
     arguments = ["compress", str(folder), "-o"]
@@ -166,6 +167,7 @@ def test_every_process_fails_by_its_exit_code(folder, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.exhaustive
 @fork
 def test_nobody_is_waited_for_for_ever(tmp_path):
     def wait(rank: int):

@@ -61,6 +61,7 @@ def test_jobs_wait_for_memory(most):
     assert max(peak) <= 2  # one is worked on, the next is asked for
 
 
+@pytest.mark.exhaustive
 def test_an_interrupt_at_any_moment_leaves_no_thread_waiting():
     """What it interrupts must not stay locked: the thread that is joined would wait for ever."""
     code = """

@@ -231,6 +231,7 @@ def test_shared_in_parts_with_training_between(few_digits, pipeline, tmp_path, b
             assert len(shared[name][kept].unique()) <= 8
 
 
+@pytest.mark.exhaustive
 def test_what_the_budget_chooses_does_not_depend_on_what_ran_before(
     few_digits, pipeline, tmp_path, capsys
 ):
@@ -260,7 +261,16 @@ def in_parts(pipeline, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("die_in", [("share 1/3", 1), ("share 2/3", 1), ("finetune", 1), "search"])
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize(
+    "die_in",
+    [
+        *(("share 2/3", 1), "search"),
+        *(pytest.param(each, marks=EXHAUSTIVE) for each in (("share 1/3", 1), ("finetune", 1))),
+    ],
+)
 def test_resume_after_a_kill_gives_the_same_model(
     pipeline, in_parts, tmp_path, monkeypatch, capsys, die_in
 ):

@@ -49,6 +49,7 @@ def test_runs_of_non_zeros_take_four_times_the_tensor_at_most(
     assert most < 4 * (tensor.nbytes + len(data)) + (1 << 19)
 
 
+@pytest.mark.exhaustive
 def test_lanes_of_a_sparse_tensor_come_in_order() -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(1, 200, (3000, 300)) * (rng.random((3000, 300)) < 0.24)

@@ -66,6 +66,7 @@ def test_a_cache_on_a_full_disk(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.nb?"))
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
     counted(tmp_path)
     whole = {path: path.stat().st_size for path in tmp_path.rglob("*.nb?")}

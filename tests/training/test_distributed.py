@@ -84,7 +84,9 @@ def test_two_processes_are_as_good_as_one(pipeline, tmp_path, output, start):
     assert "Warning" not in done.stderr
     for name in names:
         one, two = (checkpoint.load(folder / name) for folder in (pipeline.saves, output))
-        assert one.options == two.options
+        # What training made differs in its last digits, and what was shared says of what.
+        own, other = ({**found.options, "made_from": None} for found in (one, two))
+        assert own == other
         errors = [found.metrics["test_error_percent"] for found in (one, two)]
         assert abs(errors[0] - errors[1]) < 4  # points; 360 images, a short training
         zeros = [(found.state_dict["fc1.weight"] == 0).float().mean() for found in (one, two)]

@@ -234,7 +234,7 @@ def far_split(device):
 @pytest.mark.parametrize("arch", ["lenet-300-100", "lenet-5"])
 def test_no_step_of_pruning_waits_for_the_device(far_device, arch, monkeypatch):
     # What is looked at when a Pruner is made, and when its schedule goes down.
-    monkeypatch.setattr(prune, "check_dense", lambda *_: None)
+    monkeypatch.setattr(prune, "check", lambda *_: None)
     monkeypatch.setattr(prune, "_check_finite", lambda *_: None)
     monkeypatch.setattr(Pruner, "_check_training", lambda _: None)
     model = build(arch).to(far_device)
