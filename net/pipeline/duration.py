@@ -17,7 +17,7 @@ from ..training.weights import placed
 from .options import CommonOptions, PruningOptions, SharingOptions
 from .stages import schedule
 
-TRIED = 5  # steps; the first is not counted
+TRIED, LEAST, LONG = 20, 3, 1.0  # steps, of slow ones fewer, in seconds; the first does not count
 
 
 class Part(NamedTuple):
@@ -71,6 +71,8 @@ def seconds_of_a_step(
             now = time.perf_counter()
             took.append(now - start)
             start = now
+            if len(took) >= LEAST and sum(took) > LONG:
+                break
     return median(took[1:] or took)
 
 
