@@ -176,9 +176,9 @@ def _look(work: Passage, samples: Samples, kinds: Mapping[str, str]) -> tuple[li
         here = [name for name in order if places[name][0] == place]
         outside = [name for name in here if work.place_of(name) == OUTSIDE]
         inside = [name for name in here if name not in outside]
-        numbers = np.array_split(np.arange(len(outside)), min(len(outside), STAGES) or 1)
-        parts = [[outside[i] for i in part] for part in numbers]
-        stages[place] = [part for part in (*parts, inside) if part]
+        # As many as STAGES in all blocks, or one in each.
+        own_parts = -(-STAGES // max(1, len(work.blocks)))
+        stages[place] = [*_parts(outside, STAGES), *_parts(inside, own_parts)]
     return [call for [call] in calls], _Found(uses, reasons, finer, stages)
 
 
@@ -196,6 +196,12 @@ def _separate_products(model: nn.Module) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+def _parts(names: list[str], most: int) -> list[list[str]]:
+    """`names` in their order in `most` parts of about one size, or as many as there are names."""
+    places = np.array_split(np.arange(len(names)), min(len(names), most) or 1)
+    return [[names[i] for i in part] for part in places if len(part)]
 
 
 def _uses(
