@@ -9,7 +9,6 @@ import tempfile
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from .errors import UserError
+from .files import reason
 from .parameters import copied
 from .pretrained import Place, places_of, put
 from .samples import Call, on_device
@@ -34,8 +35,8 @@ class OnDisk(MutableMapping[str, torch.Tensor]):
     A tensor takes the place of one of the same name and size; else it goes to the end.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
 
     def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
@@ -43,9 +44,15 @@ class OnDisk(MutableMapping[str, torch.Tensor]):
         if name in self._places:
             old, dtype, shape = self._places[name]
             begin = old if shape.numel() * dtype.itemsize == tensor.nbytes else begin
-        self._file.seek(begin)
-        self._file.write(memory(tensor).data)
-        self._file.flush()
+        try:
+            self._file.seek(begin)
+            self._file.write(memory(tensor).data)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{tempfile.gettempdir()} cannot hold a model's tensors ({reason(error)}); "
+                "set TMPDIR to another folder"
+            ) from None
         self._places[name] = begin, tensor.dtype, tensor.shape
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -110,20 +117,13 @@ class Passage:
                 for name, buffer in module._buffers.items():
                     module._buffers[name] = buffer if buffer is None else _to(buffer, self.device)
             for each in places_of(model):
-                self._places.setdefault(self.place_of(each.names[0]), []).append(each)
+                self._places.setdefault(block_of(each.names[0], self.blocks), []).append(each)
             self._load(OUTSIDE)
             for i, name in enumerate(self.blocks):
                 self._take_over(i, model.get_submodule(name))
         else:
             first = next(model.parameters(), None)
             self.device = torch.device("cpu") if first is None else first.device
-
-    def place_of(self, name: str) -> int:
-        """The number of the block that has the tensor, or OUTSIDE."""
-        for i, block in enumerate(self.blocks):
-            if name.startswith(f"{block}."):
-                return i
-        return OUTSIDE
 
     def parameters(self, names: Any) -> dict[str, nn.Parameter]:
         """Those of `names` that are in memory."""
@@ -182,7 +182,8 @@ class Passage:
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
                 leaves[i] = key = _Kept(f"{number}/{i}")
-                held = sum(each.nbytes for name, each in self._in_memory.items() if name != key)
+                self._in_memory.pop(key, None)
+                held = sum(each.nbytes for each in self._in_memory.values())
                 fits = held + leaf.nbytes <= MOST_IN_MEMORY
                 (self._in_memory if fits else self._disk)[key] = leaf.detach().cpu()
         self._trees[number] = leaves, tree
@@ -289,6 +290,11 @@ def repeated(model: nn.Module) -> list[str]:
         if len(forms) == 1 and 2 * sum(own.values()) > total and is_apart:
             return [f"{name}.{i}" for i in range(len(module))]
     return []
+
+
+def block_of(name: str, blocks: list[str]) -> int:
+    """The number of the block that has the tensor of this name, or OUTSIDE."""
+    return next((i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), OUTSIDE)
 
 
 def names_in(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:

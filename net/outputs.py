@@ -37,6 +37,7 @@ TEXTS, TOKENS = 48, 64
 MODULES = ("argparse", "json", "pathlib", "random", "statistics", "textwrap")  # of which they tell
 SHORTEST, LONGEST = 60, 400  # characters of a text
 BATCH = 16
+CHUNK = 1 << 22  # outputs that are compared at a time
 ROWS = 2048  # of outputs that are compared: a language model has one for each token
 USUAL_SIZE = 224  # of photographs for a network that does not say what it takes
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most networks are trained with
@@ -68,17 +69,24 @@ class Answers(NamedTuple):
     logits: bool
 
     def moved(self, before: "Answers") -> Moved:
-        new, old = self.rows.double(), before.rows.double()
-        if not bool(new.isfinite().all()):
+        if not bool(self.rows.isfinite().all()):
             return Moved(-1.0, math.inf, math.inf if self.logits else None)
+        count, width = before.rows.shape
         # One figure for each input has a sign and no direction: all of them together have one.
-        pair = (new.T, old.T) if old.shape[1] == 1 else (new, old)
-        cosine = F.cosine_similarity(*pair, dim=1)
-        both_zero = ~torch.stack(pair).any(0).any(1)  # as rows behind a ReLU may be
+        height = count if width == 1 else max(1, CHUNK // width)
+        cosines, squares, nats = [], torch.zeros(2, dtype=torch.float64), 0.0
+        for part in zip(self.rows.split(height), before.rows.split(height), strict=True):
+            new, old = (each.double() for each in part)
+            pair = (new.T, old.T) if width == 1 else (new, old)
+            both_zero = ~torch.stack(pair).any(0).any(1)  # as rows behind a ReLU may be
+            cosines.append(F.cosine_similarity(*pair, dim=1).where(~both_zero, 1.0))
+            squares += torch.stack([(new - old).square().sum(), old.square().sum()])
+            nats += divergence(new, old) * len(new) / count if self.logits else 0.0
+        change, size = squares.sqrt()
         return Moved(
-            cosine.where(~both_zero, 1.0).mean().item(),
-            ((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny)).item(),
-            divergence(new, old) if self.logits else None,
+            torch.cat(cosines).mean().item(),
+            (change / size.clamp_min(torch.finfo(size.dtype).tiny)).item(),
+            nats if self.logits else None,
         )
 
 

@@ -153,6 +153,28 @@ def test_names_with_a_prefix_here_or_there(model):
         blocks.names_in(model, {n: each for n, each in state.items() if "up" not in n})
 
 
+def test_what_a_block_gave_may_be_larger_than_what_the_one_before_gave(model, monkeypatch):
+    monkeypatch.setattr(blocks, "MOST_IN_MEMORY", 100)
+    passage = skeleton_of(model).passage(model.state_dict())
+    for size in (10, 50, 30, 10):
+        given = torch.randn(size)
+        passage._keep(0, {"x": given, "y": None})
+        output = passage._output(is_last=True)
+        assert torch.equal(output["x"].cpu(), given)
+        assert output["y"] is None
+
+
+def test_a_full_disk_is_one_line(monkeypatch):
+    tensors = OnDisk()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(blocks, "memory", full)
+    with pytest.raises(UserError, match=r"No space left on device.*set TMPDIR"):
+        tensors["a"] = torch.ones(3)
+
+
 def test_tensors_on_the_disk():
     tensors = OnDisk()
     for each in (torch.randn(3, 4), torch.randn(3, 4).bfloat16(), torch.arange(6), torch.empty(0)):
@@ -194,16 +216,15 @@ def test_a_folder_block_by_block(folder, tmp_path, monkeypatch):
         results.append(net.compress(folder, path, **options))
     one, whole = results
     assert "block by block" in one.notes[-1]
-    assert one.bytes == pytest.approx(whole.bytes, rel=0.03)  # other stages
-    assert one.moved.divergence == pytest.approx(whole.moved.divergence, rel=0.3)
+    assert one.bytes == pytest.approx(whole.bytes, abs=100)  # of the noise as it is recorded
+    assert one.moved == whole.moved
     assert {n: each.how for n, each in one.plan.items()} == {
         n: each.how for n, each in whole.plan.items()
     }
     assert one.clusterings.keys() == whole.clusterings.keys()
     states = [net.encoding.load(each.path)[0] for each in results]
     assert states[0].keys() == states[1].keys()
-    vectors = [name for name, each in one.plan.items() if each.how == "round"]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in vectors)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_the_noise_is_found_block_by_block(folder, tmp_path):
