@@ -90,9 +90,10 @@ class Passage:
 
     Without blocks there is one place, and the model is run as it is. With blocks `model` has its
     parameters on the meta device, and `tensors`, {name in its state dict: tensor}, is asked for
-    them when they are needed: those of a block at its place, all others at once. Activations are
-    kept in memory up to MOST_IN_MEMORY bytes, and else on the disk. Where the model uses what an
-    earlier block gave otherwise than through the block after it, NaN comes out.
+    them when they are needed: those of a block at its place, all others at once; behind the last
+    place nothing is kept. Activations are in memory up to MOST_IN_MEMORY bytes, and else on the
+    disk. Where the model uses what an earlier block gave otherwise than through the block after it,
+    NaN comes out.
     """
 
     def __init__(
@@ -118,7 +119,6 @@ class Passage:
                     module._buffers[name] = buffer if buffer is None else _to(buffer, self.device)
             for each in places_of(model):
                 self._places.setdefault(block_of(each.names[0], self.blocks), []).append(each)
-            self._load(OUTSIDE)
             for i, name in enumerate(self.blocks):
                 self._take_over(i, model.get_submodule(name))
         else:
@@ -136,17 +136,26 @@ class Passage:
         return self._met >= self.place
 
     def __iter__(self) -> Iterator[int]:
-        for place in range(len(self.blocks) + 1):
-            for each in self._places.get(self.place, ()):
-                put(each.tensor, each, replace=True)  # on the meta device
-            self.place = place
-            self._load(place)
-            yield place
+        try:
+            self._load(OUTSIDE)
+            for place in range(len(self.blocks) + 1):
+                self._free(self.place)
+                self.place = place
+                self._load(place)
+                yield place
+        finally:  # whoever still holds this
+            self._free(self.place)
+            self._free(OUTSIDE)
+            self._in_memory.clear()
 
     def _load(self, place: int) -> None:
         for each in self._places.get(place, ()):
             found = self._tensors[each.names[0]]
             put(found.to(self.device, each.tensor.dtype, copy=True), each, replace=True)
+
+    def _free(self, place: int) -> None:
+        for each in self._places.get(place, ()):
+            put(each.tensor, each, replace=True)  # on the meta device
 
     def __call__(self, number: int, call: Call, keep: bool = False) -> Any:
         """What the model answers to batch `number`, or None at the place of a block, whose output
