@@ -354,12 +354,16 @@ def _share(
         own = np.ones(1)  # rows of recurrent weights alone differ, which have one group
         if scale.max() > 1:
             own = scale[use.first : use.first + use.rows]
-        labels = _rounded(target * own[:, None], upper, step, levels, 1 + trellis)
+        target *= own[:, None]
+        labels = _rounded(target, upper, step, levels, 1 + trellis)
+        del target
         if trellis and not tells_its_steps(labels[0], len(levels) // 2, own):
             parameter.copy_(source)
             return _share(parameter, moments, asked, kind, False)
         values = torch.empty(labels.shape, dtype=torch.float64)
-        values[:, :, act_order] = torch.from_numpy(levels[labels] / own[:, None])
+        values[:, :, act_order] = torch.from_numpy(levels[labels]).div_(
+            torch.from_numpy(own)[:, None]
+        )
         use.restore(values.to(parameter), parameter)
     return ""
 
@@ -400,9 +404,11 @@ def _prepared(weights: torch.Tensor, found: Moments) -> tuple[torch.Tensor, np.n
     unit = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
     upper = torch.linalg.solve_triangular(lower, unit, upper=False).flip(1, 2)
     drift = found.drift.double()[:, :, reverse]
-    shift = RECOVERED * torch.cholesky_solve(drift.mT, lower).mT.flip(2)
+    # In place: in float64 each of these is twice the weights.
+    target = torch.cholesky_solve(drift.mT, lower).mT.flip(2).mul_(RECOVERED)
+    del drift
     weights = weights.double()[:, :, order]
-    target = torch.where(weights == 0, 0, weights + shift)  # pruned
+    target.add_(weights).masked_fill_(weights == 0, 0)  # pruned
     return order.cpu(), upper.contiguous().cpu().numpy(), target.cpu().numpy()
 
 
