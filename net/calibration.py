@@ -361,9 +361,9 @@ def _share(
             parameter.copy_(source)
             return _share(parameter, moments, asked, kind, False)
         values = torch.empty(labels.shape, dtype=torch.float64)
-        values[:, :, act_order] = torch.from_numpy(levels[labels]).div_(
-            torch.from_numpy(own)[:, None]
-        )
+        chosen = levels[labels]
+        chosen /= own[:, None]
+        values[:, :, act_order] = torch.from_numpy(chosen)
         use.restore(values.to(parameter), parameter)
     return ""
 
