@@ -9,7 +9,9 @@ outputs; both are measured, neither is predicted. docs/python.md has every way t
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from torch import nn
 
 from . import choose, encoding, outputs
+from .blocks import OnDisk, Renamed, Skeleton
 from .budget import NOISES, Estimate, bytes_as_they_are, fitting, told
 from .checkpoint import copied as copied_state
 from .container import SUFFIX
@@ -29,7 +32,8 @@ from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, unwrapped
 from .parameters import copied as copied_model
 from .results import Counted, Result, Shared, Tell, write
-from .rounding import steps_of
+from .rounding import Spread, spreads_of, steps, steps_of
+from .samples import Samples
 from .shards import info_of
 from .sharing import SharedState, WeightSharing
 from .treatments import ByRate, Exact, SharingConfig, Treatment, treated
@@ -42,6 +46,8 @@ FINEST = 0.01  # where outputs decide: they hardly feel less
 # whose outputs nobody has seen, twice: two photographs, or a manual, are not all that it may see.
 TRUSTED = 2.0
 SHOWN = 3  # names in an error
+# Of a model in float32, that calibration has in memory; and what they may take of what is free.
+COPIES, PART_OF_MEMORY = 4, 0.5
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -102,6 +108,7 @@ def compress(
     exclude: Patterns = (),
     key: str | None = None,
     module: Callable[[Mapping[str, torch.Tensor]], nn.Module] | None = None,
+    blockwise: bool | None = None,
     about: str = "",
     tell: Tell = lambda *_: None,
 ) -> Result:
@@ -128,6 +135,9 @@ def compress(
     include, exclude: patterns over names (net.parameters).
     key: of a state dict in a file of several.
     module: for a path that is no folder of Hugging Face's, what makes a module of its state dict.
+    blockwise: whether a folder of Hugging Face's is run with one of its repeated blocks in memory
+        at a time (net.blocks), by steps that do not know its sensitivity. None: if there are such
+        blocks, nothing to `evaluate`, and the whole model would take over half of the free memory.
     about: what `inputs` are, for the report.
     tell: is called with (what is being done, steps done, steps).
 
@@ -142,6 +152,8 @@ def compress(
     for name, value in (options | {"tolerance": tolerance}).items():
         if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a positive number, not {value!r}")
+    if blockwise and (evaluate or module or isinstance(model, nn.Module | Mapping)):
+        raise ValueError("blockwise is for a folder that transformers loads, and not with evaluate")
     why = conflict(
         **options, lossless=lossless, inputs=inputs, evaluate=evaluate, tolerance=tolerance,
         include=include, exclude=exclude, arch=module, one_file=Path(target).suffix == SUFFIX,
@@ -168,7 +180,7 @@ def compress(
         work.notes.append("nothing in it can be shared: it is encoded without loss")
         size = work.save(as_it_is, None if max_bytes is None else int(max_bytes))
         return work.finish(as_it_is, size)
-    work.look(inputs, about, module, evaluate)
+    work.look(inputs, about, module, evaluate, blockwise)
     if max_divergence is not None and (work.subject is None or not work.subject.before.logits):
         raise UserError(
             f"max_divergence cannot be kept: {work.unseen or 'the outputs are no logits'}"
@@ -232,6 +244,16 @@ class _Source:
         """What becomes of every tensor, at any noise; made once, since it reads them all."""
         return SharedState(self.state, self.config).plan
 
+    @cached_property
+    def spreads(self) -> dict[str, Spread]:
+        return spreads_of(self.state, treated(self.plan, ByRate.how))
+
+    def fits_memory(self) -> bool:
+        """Whether a module of these tensors, and its copies, take no more than a part of what is
+        free; True where the system does not say what that is."""
+        values = sum(math.prod(info_of(self.state, name).shape) for name in self.state)
+        return 4 * values * COPIES <= PART_OF_MEMORY * free_memory()
+
     def configured(self, noise: float) -> SharingConfig:
         return replace(self.config, noise=noise)
 
@@ -240,6 +262,8 @@ class _Source:
         they are asked for."""
         config = self.configured(noise)
         inputs = subject.calibration if subject else None
+        if subject and subject.skeleton and inputs:
+            return self.by_blocks(config, subject.skeleton, inputs)
         if self.module is not None:
             model = copied_model(self.module)
             sharing = self.calibrated(model, config, inputs)
@@ -258,11 +282,32 @@ class _Source:
         plan = {**rest.plan, **renamed(sharing.plan)}
         return Shared(state, noise, plan, renamed(sharing.clusterings), renamed(sharing.rounded))
 
+    def by_blocks(self, config: SharingConfig, skeleton: Skeleton, inputs: Samples) -> Shared:
+        """With calibration of one block at a time; what comes of it is on the disk."""
+        from .calibration import calibrate_passages
+
+        names = treated(self.plan, ByRate.how)
+        own = {name: skeleton.names[name] for name, _ in skeleton.model.named_parameters()}
+        own = {name: other for name, other in own.items() if other in names}
+        kinds = {name: self.plan[other].kind for name, other in own.items()}
+        found = steps(self.spreads, config.noise)
+        own_steps = {name: found[other] for name, other in own.items()}
+        exact, work, on_disk = skeleton.passage(self.state), skeleton.passage(self.state), OnDisk()
+        calibrate_passages(exact, work, inputs, kinds, own_steps, set(own), on_disk)
+        self.note("the model is calibrated block by block")
+        calibrated = Renamed(on_disk, {other: name for name, other in own.items()})
+        survey = self.plan, self.spreads
+        state = SharedState(self.state, config, survey=survey, calibrated=calibrated)
+        return Shared(state, config.noise, state.plan, state.clusterings, state.rounded)
+
+    def note(self, unmeasured: str) -> None:
+        text = f"the steps are not by measured sensitivity: {unmeasured}"
+        self.notes += [text] if text not in self.notes else []
+
     def calibrated(self, model: nn.Module, config: SharingConfig, inputs: Any) -> WeightSharing:
         sharing = WeightSharing(model, config, calibration=inputs, final=True)
         if sharing.unmeasured:
-            note = f"the steps are not by measured sensitivity: {sharing.unmeasured}"
-            self.notes += [note] if note not in self.notes else []
+            self.note(sharing.unmeasured)
         return sharing
 
 
@@ -303,6 +348,7 @@ class _Work:
         about: str,
         module: Callable[[Mapping[str, torch.Tensor]], nn.Module] | None,
         evaluate: Evaluate | None,
+        blockwise: bool | None,
     ) -> None:
         """Find out how the model can be run, and what it answers now."""
         source = self.source
@@ -317,7 +363,10 @@ class _Work:
             else:
                 if source.path is None:
                     raise Unseen("it is a state dict without its architecture")
-                self.subject = outputs.of_folder(source.path, source.state, inputs, about)
+                if blockwise is None and (evaluate or source.fits_memory()):
+                    blockwise = False
+                path, state = source.path, source.state
+                self.subject = outputs.of_folder(path, state, inputs, about, blockwise)
         except Unseen as error:
             if inputs is not None:  # which the user wants to be used
                 raise
@@ -355,7 +404,10 @@ class _Work:
         def excess(noise: float) -> float:
             """What the outputs move by, over what they may; above 1 it is too far."""
             state = self.source.shared(noise, self.subject).state
-            state = {name: state[name] for name in Counted(state, f"noise {noise:.3g}", self.tell)}
+            counted: Mapping[str, torch.Tensor] = Counted(state, f"noise {noise:.3g}", self.tell)
+            # What shares as it is read, but for one block at a time, is read once.
+            by_blocks = self.subject and self.subject.skeleton
+            state = counted if by_blocks else {name: counted[name] for name in counted}
             if tolerance is not None:
                 assert self.figure is not None
                 found = abs(self.evaluated(state) - self.figure) / tolerance
@@ -403,7 +455,11 @@ class _Work:
         moved = measured = None
         if shared.noise is not None:
             self.tell("looking at the outputs", 0, 1)
-            state = encoding.load(self.target)[0] if self.subject or self.evaluate else {}
+            state: Mapping[str, torch.Tensor] = {}
+            if self.subject and self.subject.skeleton:
+                state = encoding.open(self.target)
+            elif self.subject or self.evaluate:
+                state = encoding.load(self.target)[0]
             moved = self.subject.moved(state) if self.subject else None
             if self.figure is not None:
                 measured = self.figure, self.evaluated(state)
@@ -474,6 +530,14 @@ class _Work:
             f"{most:,} bytes cannot be had: the smallest is {smallest:,}, at a noise of "
             f"{NOISES[1]:g}, at which little is left of the outputs; {', or '.join(helps)}"
         )
+
+
+def free_memory() -> float:
+    """Bytes that processes could still have, where the system tells, as Linux does."""
+    with suppress(OSError):
+        if found := re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text()):
+            return 1024 * int(found[1])
+    return math.inf
 
 
 def _excess(moved: Moved, max_divergence: float | None) -> float:

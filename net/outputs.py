@@ -14,7 +14,8 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .calibration import Call, Samples, on_device
+from .blocks import NoBlocks, Passage, Skeleton, without_parameters
 from .choose import divergence
 from .errors import UserError
 from .parameters import copied
+from .samples import Call, Samples, first_that_runs
 from .tensors import is_computed
 
 PHOTOGRAPHS = 48  # crops of scikit-learn's two
@@ -35,10 +37,12 @@ TEXTS, TOKENS = 48, 64
 MODULES = ("argparse", "json", "pathlib", "random", "statistics", "textwrap")  # of which they tell
 SHORTEST, LONGEST = 60, 400  # characters of a text
 BATCH = 16
+CHUNK = 1 << 22  # outputs that are compared at a time
 ROWS = 2048  # of outputs that are compared: a language model has one for each token
 USUAL_SIZE = 224  # of photographs for a network that does not say what it takes
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most networks are trained with
 TRANSFORMERS = "transformers"
+OWN = "inputs of your own"
 CONFIG = "config.json"
 
 
@@ -65,17 +69,24 @@ class Answers(NamedTuple):
     logits: bool
 
     def moved(self, before: "Answers") -> Moved:
-        new, old = self.rows.double(), before.rows.double()
-        if not bool(new.isfinite().all()):
+        if not bool(self.rows.isfinite().all()):
             return Moved(-1.0, math.inf, math.inf if self.logits else None)
+        count, width = before.rows.shape
         # One figure for each input has a sign and no direction: all of them together have one.
-        pair = (new.T, old.T) if old.shape[1] == 1 else (new, old)
-        cosine = F.cosine_similarity(*pair, dim=1)
-        both_zero = ~torch.stack(pair).any(0).any(1)  # as rows behind a ReLU may be
+        height = count if width == 1 else max(1, CHUNK // width)
+        cosines, squares, nats = [], torch.zeros(2, dtype=torch.float64), 0.0
+        for part in zip(self.rows.split(height), before.rows.split(height), strict=True):
+            new, old = (each.double() for each in part)
+            pair = (new.T, old.T) if width == 1 else (new, old)
+            both_zero = ~torch.stack(pair).any(0).any(1)  # as rows behind a ReLU may be
+            cosines.append(F.cosine_similarity(*pair, dim=1).where(~both_zero, 1.0))
+            squares += torch.stack([(new - old).square().sum(), old.square().sum()])
+            nats += divergence(new, old) * len(new) / count if self.logits else 0.0
+        change, size = squares.sqrt()
         return Moved(
-            cosine.where(~both_zero, 1.0).mean().item(),
-            ((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny)).item(),
-            divergence(new, old) if self.logits else None,
+            torch.cat(cosines).mean().item(),
+            (change / size.clamp_min(torch.finfo(size.dtype).tiny)).item(),
+            nats if self.logits else None,
         )
 
 
@@ -83,9 +94,10 @@ class Subject:
     """A model that can be run, the inputs that judge it, and those on which it may be calibrated.
 
     `names` is {name in the model: name in what is compressed}; `about` says which inputs these are.
-    Half of a user's own `inputs` (net.calibration.Samples) calibrate, the others judge; built-in
+    Half of a user's own `inputs` (net.samples.Samples) calibrate, the others judge; built-in
     ones (`own` False) judge, and calibrate nothing: network and inputs may have little in common.
-    On inputs of another kind outputs may move `margin` times as far.
+    On inputs of another kind outputs may move `margin` times as far. With a `skeleton`, whose model
+    it is, one block of it is in memory at a time.
     """
 
     def __init__(
@@ -96,14 +108,16 @@ class Subject:
         about: str,
         own: bool,
         margin: float = 1.0,
+        skeleton: Skeleton | None = None,
     ) -> None:
         self.model, self.names, self.about, self.own = model, names, about, own
-        self.margin = margin
+        self.margin, self.skeleton = margin, skeleton
         judge, calibrate = halves(inputs) if own else (inputs, None)
         self.judging = Samples(model, judge)
         self.calibration = None if calibrate is None else Samples(model, calibrate)
         # Of a copy: a run may change buffers.
-        self.before = answers(copied(model), self.judging)
+        source = skeleton.passage(skeleton.state) if skeleton else copied(model)
+        self.before = answers(source, self.judging)
         if not bool(self.before.rows.isfinite().all()):
             raise Unseen(
                 "the model's outputs are not all finite with these inputs, as it is before"
@@ -111,7 +125,8 @@ class Subject:
 
     def moved(self, state: Mapping[str, torch.Tensor]) -> Moved:
         """The outputs with the tensors of `state` instead."""
-        return answers(self.changed(state), self.judging).moved(self.before)
+        changed = self.skeleton.passage(state) if self.skeleton else self.changed(state)
+        return answers(changed, self.judging).moved(self.before)
 
     def changed(self, state: Mapping[str, torch.Tensor]) -> nn.Module:
         """A copy of the model with the tensors of `state`."""
@@ -143,21 +158,29 @@ def halves(inputs: Any) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def answers(model: nn.Module, samples: Samples) -> Answers:
+def answers(model: nn.Module | Passage, samples: Samples) -> Answers:
     """What `model` answers in evaluation, of each batch by the first reading of it that it takes.
 
     Raises Unseen if there is none, or no tensor among the outputs.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    training, found, logits = model.training, [], True
-    model.eval()
+    passage = model if isinstance(model, Passage) else Passage(model)
+    training, calls = passage.model.training, [list(readings) for readings in samples.batches]
+    found, logits = [], True
+    passage.model.eval()
     try:
-        for calls in samples.batches:
-            rows, is_logits = _first(model, [on_device(call, device) for call in calls])
-            found.append(rows.cpu())
-            logits &= is_logits
+        for place in passage:
+            for number, readings in enumerate(calls):
+                run = partial(_answer, passage, number)
+                call, answer = first_that_runs(run, readings)
+                calls[number] = [call]
+                if place == len(passage.blocks):
+                    rows, is_logits = answer
+                    found.append(rows.cpu())
+                    logits &= is_logits
+    except ValueError as error:
+        raise Unseen(str(error)) from None
     finally:
-        model.train(training)
+        passage.model.train(training)
     if len({rows.shape[1] for rows in found}) > 1:
         raise Unseen("the model's outputs are not of one size; give inputs of one size")
     rows = torch.cat(found)
@@ -167,17 +190,12 @@ def answers(model: nn.Module, samples: Samples) -> Answers:
     return Answers(rows[::every], logits and rows.shape[1] > 1)
 
 
-def _first(model: nn.Module, calls: list[Call]) -> tuple[torch.Tensor, bool]:
-    reason = ""
-    for args, kwargs in calls:
-        try:
-            return rows_of(model(*args, **kwargs), kwargs.get("attention_mask"))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a model raises for what it does not take
-            lines = str(error).strip().splitlines()
-            reason = reason or f"{type(error).__name__}: {lines[0] if lines else ''}"
-    raise Unseen(f"the model cannot be run with these inputs ({reason})")
+def _answer(passage: Passage, number: int, call: Call) -> Any:
+    """As of rows_of, behind the last block; before it, nothing."""
+    output = passage(number, call, keep=True)
+    if passage.place < len(passage.blocks):
+        return None
+    return rows_of(output, call.kwargs.get("attention_mask"))
 
 
 def rows_of(output: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
@@ -247,34 +265,57 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def of_folder(
-    path: str | Path, state: Mapping[str, torch.Tensor], inputs: Any = None, about: str = ""
+    path: str | Path,
+    state: Mapping[str, torch.Tensor],
+    inputs: Any = None,
+    about: str = "",
+    blockwise: bool | None = False,
 ) -> Subject:
-    """A folder of Hugging Face's, run by transformers; `inputs` may be a list of texts.
+    """A folder of Hugging Face's, run by transformers; `inputs` may be a list of texts. With
+    `blockwise` a model of repeated blocks has one of them in memory at a time (net.blocks); None
+    takes any other in whole.
 
     Raises Unseen where it cannot be: no such folder, transformers not installed, code of its own.
     """
     folder = _transformer(Path(path))
     if importlib.util.find_spec(TRANSFORMERS) is None:
         raise Unseen("transformers is not installed, which would run it: pip install transformers")
+    skeleton = None
     with _quiet() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             own = [getattr(transformers, name, None) for name in config.architectures or ()]
             kind = next((each for each in own if each is not None), transformers.AutoModel)
-            model = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+            if blockwise is not False:
+                with suppress(*([NoBlocks] if blockwise is None else [])), without_parameters():
+                    make = kind if issubclass(kind, nn.Module) else kind.from_config
+                    skeleton = Skeleton(make(config).float(), state)
+            if skeleton:
+                model, names = skeleton.model, skeleton.names
+            else:
+                options = {"local_files_only": True, "dtype": torch.float32}
+                model = kind.from_pretrained(folder, **options).eval()
+        except NoBlocks as error:
+            raise Unseen(f"it cannot be taken block by block: {error}") from None
         except Exception as error:  # whatever a library raises for a folder that it does not take
             raise Unseen(f"transformers cannot load it ({_line(error)})") from None
-        names = names_in(model, state)
+        if not skeleton:
+            names = names_in(model, state)
         if inputs is None and hasattr(config, "vocab_size"):
             inputs, about = documentation(), f"{TEXTS} texts of Python's own documentation"
-            return Subject(model, names, tokens(folder, inputs), about, own=False)
+            batches = tokens(folder, inputs)
+            return Subject(model, names, batches, about, own=False, skeleton=skeleton)
         if _are_texts(inputs):
-            return Subject(model, names, tokens(folder, inputs), about, own=True)
-    return of_module(model, inputs, about, names)
+            inputs, about = tokens(folder, inputs), about or OWN
+    return of_module(model, inputs, about, names, skeleton)
 
 
 def of_module(
-    model: nn.Module, inputs: Any = None, about: str = "", names: Mapping[str, str] | None = None
+    model: nn.Module,
+    inputs: Any = None,
+    about: str = "",
+    names: Mapping[str, str] | None = None,
+    skeleton: Skeleton | None = None,
 ) -> Subject:
     """A module with inputs of the user's, or with photographs if it takes images.
 
@@ -287,9 +328,10 @@ def of_module(
     if inputs is not None:
         if _are_texts(inputs):
             raise Unseen("texts need a tokenizer, and this model comes without one")
-        return Subject(model, names, inputs, about or "inputs of your own", own=True)
+        return Subject(model, names, inputs, about or OWN, own=True, skeleton=skeleton)
     wanted, about = photographs_for(model)
-    return Subject(model, names, wanted, about, own=False, margin=FEW_PHOTOGRAPHS)
+    few = FEW_PHOTOGRAPHS
+    return Subject(model, names, wanted, about, own=False, margin=few, skeleton=skeleton)
 
 
 def _are_texts(inputs: Any) -> bool:

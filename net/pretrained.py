@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
     unexpected_keys: list[str]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A tensor of a module, with everything in the module that is this tensor (tied weights)."""
 
     tensor: torch.Tensor
@@ -57,11 +57,11 @@ def load_into(
     that no state dict has (buffers that are not persistent); EncodingError for a damaged file.
     """
     source, inner = encoding.open(path), unwrapped(model)
-    places = _places(inner)
+    places = places_of(inner)
     named = {name for place in places for name in place.names}
     missing: list[str] = []
     problems: list[str] = []
-    jobs: list[tuple[str, _Place, bool]] = []
+    jobs: list[tuple[str, Place, bool]] = []
     for place in places:
         given = [name for name in place.names if name in source]
         if given:
@@ -85,7 +85,7 @@ def load_into(
     if problems:
         raise UserError(f"{path} does not fit the model: {some_names(problems, SHOWN, '; ')}")
 
-    def decoded(name: str, place: _Place, replace: bool) -> tuple[torch.Tensor, _Place, bool]:
+    def decoded(name: str, place: Place, replace: bool) -> tuple[torch.Tensor, Place, bool]:
         return source[name], place, replace
 
     def size(job: tuple) -> int:
@@ -94,31 +94,31 @@ def load_into(
     try:
         largest = max(map(size, jobs), default=0)
         for tensor, place, replace in in_order(decoded, jobs, size, largest):
-            _put(tensor, place, replace)
+            put(tensor, place, replace)
             del tensor  # before the next is decoded
     except EncodingError as error:
         raise EncodingError(f"{error}; a part of the model is loaded already") from None
     return Loaded(missing, unexpected)
 
 
-def _places(model: nn.Module) -> list[_Place]:
+def places_of(model: nn.Module) -> list[Place]:
     """Of every tensor in the state dict of `model`, once each, in that order."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             owners.setdefault(id(tensor), []).append((module, name))
-    found: dict[int, _Place] = {}
+    found: dict[int, Place] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in owners:
             raise UserError(
                 f"{name!r} of the model is no parameter or buffer; use load_state_dict with what "
                 "net.encoding.load gives"
             )
-        found.setdefault(id(tensor), _Place(tensor, owners[id(tensor)], [])).names.append(name)
+        found.setdefault(id(tensor), Place(tensor, owners[id(tensor)], [])).names.append(name)
     return list(found.values())
 
 
-def _misfits(place: _Place, source: Encoding, given: list[str], replace: bool) -> Iterator[str]:
+def _misfits(place: Place, source: Encoding, given: list[str], replace: bool) -> Iterator[str]:
     """What keeps the tensors `given` in the file from `place`."""
     target = place.tensor
     if not target.is_meta and (what := fault(target)):
@@ -150,7 +150,7 @@ def _shown(tensor: Any) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _put(tensor: torch.Tensor, place: _Place, replace: bool) -> None:
+def put(tensor: torch.Tensor, place: Place, replace: bool) -> None:
     if not replace:
         with torch.no_grad():
             place.tensor.copy_(tensor)

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .calibration import Call, Samples, on_device
 from .outputs import rows_of
 from .parameters import copied
+from .samples import Call, Samples, on_device
 
 INPUTS = 128  # that are looked at, about
 CHUNK = 16  # of them in memory at a time, with what their gradients need

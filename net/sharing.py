@@ -24,7 +24,7 @@ from .tensors import TensorError, check_dense
 from .treatments import TREATMENTS, Bits, Exact, SharingConfig, Treatment, Work, treated
 
 if TYPE_CHECKING:
-    from .calibration import Samples
+    from .samples import Samples
 
 # The learning rate of single weights over that of the centroids, while weights may be reassigned.
 LATENT_RATE = 0.5
@@ -105,7 +105,7 @@ class WeightSharing(StepHooks):
         self._scale: tuple[int, int] | None = None  # which one the last gradients have
         samples = None
         if calibration is not None:
-            from .calibration import Samples  # compiled loops
+            from .samples import Samples
 
             samples = Samples.of(model, calibration)
         state = Gathered(model.state_dict())
@@ -182,7 +182,7 @@ class WeightSharing(StepHooks):
         """The work with the tensors as they are now; kept, they would hold what has moved since."""
         self._work.tensors = Gathered(self._model.state_dict())
         yield self._work
-        self._work.tensors = {}
+        self._work.tensors, self._work.calibrated = {}, {}
 
     @torch.no_grad()
     def _share(self, name: str, work: Work) -> None:
@@ -494,7 +494,8 @@ class SharedState(Mapping[str, torch.Tensor]):
     tied tensors of a plain dict, which stay one tensor. The options are those of WeightSharing, the
     fields of SharingConfig, or one of these in place of `bits`; `plan` is {name: Treatment}.
     `clusterings` and `rounded`, {name: relative change}, fill with every tensor that was asked for.
-    `survey` has the plan, and the spreads of what is shared by rate, where these are known.
+    `survey` has the plan, and the spreads of what is shared by rate, where these are known;
+    `calibrated` what has come of tensors that are shared by rate, where there were inputs for it.
     Raises ValueError for options out of range, UserError for a pattern that matches nothing and for
     a tensor that is not finite, or not dense.
     """
@@ -505,6 +506,7 @@ class SharedState(Mapping[str, torch.Tensor]):
         bits: Bits | SharingConfig = "auto",
         *,
         survey: tuple[dict[str, Treatment], dict[str, Spread]] | None = None,
+        calibrated: Mapping[str, torch.Tensor] | None = None,
         **options: Any,
     ) -> None:
         if not hasattr(source, "info"):  # in memory; what is read from a file is dense
@@ -518,7 +520,14 @@ class SharedState(Mapping[str, torch.Tensor]):
         self.plan, spreads = survey or (plan(source, self.config), None)
         self.clusterings: dict[str, Clustering] = {}
         self.rounded: dict[str, float] = {}
-        self._work = Work(source, self.config, self.plan, final=True, spreads=spreads)
+        self._work = Work(
+            source,
+            self.config,
+            self.plan,
+            final=True,
+            spreads=spreads,
+            calibrated=calibrated or {},
+        )
         self._tied = {each.tied for each in self.plan.values() if each.tied}
         self._kept: dict[str, torch.Tensor] = {}
 

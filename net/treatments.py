@@ -127,10 +127,10 @@ class Work:
     config: SharingConfig
     plan: Mapping[str, "Treatment"]
     model: nn.Module | None = None  # whose state dict that is, if there is one
-    samples: Any = None  # inputs of the model (net.calibration.Samples)
+    samples: Any = None  # inputs of the model (net.samples.Samples)
     final: bool = False  # whether nothing will train the values
     spreads: Mapping[str, Spread] | None = None  # of all that is shared by rate, if they are known
-    calibrated: dict[str, torch.Tensor] = field(default_factory=dict)
+    calibrated: Mapping[str, torch.Tensor] = field(default_factory=dict)
     without_data: dict[str, str] = field(default_factory=dict)  # {name: why}
     unmeasured: str = ""  # why the steps are not those by measured sensitivity, with samples
     steps: dict[str, float] = field(init=False)  # of what is shared by rate
@@ -151,7 +151,8 @@ class Work:
         else:
             self.steps = steps(self.spreads, self.config.noise, traces)
         # Where errors of the weights are compensated, those of the vectors would show.
-        self.noise = self.config.noise if self.samples is None else self.config.noise / 2
+        compensated = self.samples is not None or bool(self.calibrated)
+        self.noise = self.config.noise / 2 if compensated else self.config.noise
 
     def walks(self, name: str) -> bool:
         """Whether the values of a tensor may follow a trellis (net.compensation), which training,
@@ -263,12 +264,12 @@ class ByRate(Treatment):
             kinds = {name: work.plan[name].kind for name in names}
             walks = set(filter(work.walks, names))
             values, reasons = calibrate(work.model, work.samples, kinds, work.steps, walks)
-            work.calibrated.update(values)
+            work.calibrated = {**work.calibrated, **values}
             work.without_data.update(reasons)
 
     def values(self, tensor: torch.Tensor, name: str, work: Work) -> torch.Tensor:
         if name in work.calibrated:
-            return work.calibrated.pop(name)
+            return work.calibrated[name].to(tensor.dtype)
         return share_tensor(tensor, work.steps[name], self.kind, work.walks(name))
 
     def trainable(

@@ -399,7 +399,7 @@ def test_a_tuple_is_the_arguments_and_that_of_a_loader_what_is_required():
 def test_inputs_that_the_model_does_not_take():
     model = TwoInputs()
     kinds = compressible(model)
-    message = r"cannot be run with what calibration gave, float32 \[3, 7\] \(RuntimeError: .*give a"
+    message = r"cannot be run with these inputs, float32 \[3, 7\] \(RuntimeError: .*give a"
     with pytest.raises(ValueError, match=message):
         calibrate(model, torch.ones(3, 7), kinds, steps_of(model, kinds))
     for given in (5, "inputs", True):

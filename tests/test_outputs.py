@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from net import outputs
-from net.calibration import Samples
 from net.outputs import Answers, Unseen
+from net.samples import Samples
 
 
 def answers(model, inputs):

@@ -6,10 +6,10 @@ from torch import nn
 
 import net
 from net import sensitivity
-from net.calibration import Samples
 from net.choose import divergence
 from net.parameters import compressible
 from net.rounding import Spread, steps
+from net.samples import Samples
 from net.sensitivity import traces
 
 

@@ -78,7 +78,7 @@ def noise(model: nn.Module, dataset: Dataset, options: SharingOptions, log: Log)
     """The most noise at which `model`, shared at once, keeps within the error budget."""
     inputs: Any = calibration_inputs(dataset, options)
     if inputs is not None:  # what the outputs feel is measured once, not at every noise
-        from ..calibration import Samples  # compiled loops
+        from ..samples import Samples
 
         inputs = Samples.of(model, inputs)
     final = not options.finetune_epochs

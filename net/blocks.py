@@ -1,0 +1,327 @@
+"""Models of repeated blocks, as decoders and encoders are, run with one block in memory at a time.
+
+All inputs pass a block before the next one is loaded, as in GPTQ (Frantar et al. 2023). The model's
+own forward is run for that, so that masks, positions and whatever else a block gets are its own:
+the blocks before give what they gave, the run ends behind the one that is in memory.
+"""
+
+import tempfile
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from .errors import UserError
+from .files import reason
+from .parameters import copied
+from .pretrained import Place, places_of, put
+from .samples import Call, on_device
+from .shards import info_of
+from .tensors import memory
+
+MOST_IN_MEMORY = 1 << 28  # bytes of a model's activations; what is more goes to the disk
+OUTSIDE = -1  # the place of what is in no block
+ORDER = "its blocks are not run once each, in their order"
+
+
+class OnDisk(MutableMapping[str, torch.Tensor]):
+    """Tensors in a file without a name, which ends with this object or the process.
+
+    A tensor takes the place of one of the same name and size; else it goes to the end.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
+
+    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
+        begin = self._file.seek(0, 2)
+        if name in self._places:
+            old, dtype, shape = self._places[name]
+            begin = old if shape.numel() * dtype.itemsize == tensor.nbytes else begin
+        try:
+            self._file.seek(begin)
+            self._file.write(memory(tensor).data)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{tempfile.gettempdir()} cannot hold a model's tensors ({reason(error)}); "
+                "set TMPDIR to another folder"
+            ) from None
+        self._places[name] = begin, tensor.dtype, tensor.shape
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        begin, dtype, shape = self._places[name]
+        size = shape.numel() * dtype.itemsize
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        elements = np.array(np.memmap(self._file, np.uint8, "r", begin, (size,)))
+        return torch.from_numpy(elements).view(dtype).reshape(shape)
+
+    def __delitem__(self, name: str) -> None:
+        del self._places[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class _Passed(Exception):
+    """The block in memory has answered, which ends the run."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+class Passage:
+    """Runs of a model whose blocks are in memory one after the other.
+
+        for place in passage:  # all inputs to the end of block 0, then of block 1, ...
+            for number, call in enumerate(calls):
+                output = passage(number, call, keep=True)  # at last what the model answers
+
+    Without blocks there is one place, and the model is run as it is. With blocks `model` has its
+    parameters on the meta device, and `tensors`, {name in its state dict: tensor}, is asked for
+    them when they are needed: those of a block at its place, all others at once; behind the last
+    place nothing is kept. Activations are in memory up to MOST_IN_MEMORY bytes, and else on the
+    disk. Where the model uses what an earlier block gave otherwise than through the block after it,
+    NaN comes out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: list[str] | None = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.model, self.blocks = model, blocks or []
+        self.place = 0
+        self._tensors: Mapping[str, torch.Tensor] = tensors or {}
+        self._in_memory: dict[str, torch.Tensor] = {}
+        self._kept: Mapping[str, torch.Tensor] = self._in_memory
+        self._trees: dict[int, tuple[list[Any], TreeSpec]] = {}
+        self._places: dict[int, list[Place]] = {}
+        self._number = self._met = 0
+        if self.blocks:
+            self._disk = OnDisk()
+            self._kept = ChainMap(self._in_memory, self._disk)
+            self.device = device()
+            for module in model.modules():
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = buffer if buffer is None else _to(buffer, self.device)
+            for each in places_of(model):
+                self._places.setdefault(block_of(each.names[0], self.blocks), []).append(each)
+            for i, name in enumerate(self.blocks):
+                self._take_over(i, model.get_submodule(name))
+        else:
+            first = next(model.parameters(), None)
+            self.device = torch.device("cpu") if first is None else first.device
+
+    def parameters(self, names: Any) -> dict[str, nn.Parameter]:
+        """Those of `names` that are in memory."""
+        every = self.model.named_parameters()
+        return {name: each for name, each in every if name in names and not each.is_meta}
+
+    @property
+    def is_new(self) -> bool:
+        """Whether what is run now has not been run at an earlier place."""
+        return self._met >= self.place
+
+    def __iter__(self) -> Iterator[int]:
+        try:
+            self._load(OUTSIDE)
+            for place in range(len(self.blocks) + 1):
+                self._free(self.place)
+                self.place = place
+                self._load(place)
+                yield place
+        finally:  # whoever still holds this
+            self._free(self.place)
+            self._free(OUTSIDE)
+            self._in_memory.clear()
+
+    def _load(self, place: int) -> None:
+        for each in self._places.get(place, ()):
+            found = self._tensors[each.names[0]]
+            put(found.to(self.device, each.tensor.dtype, copy=True), each, replace=True)
+
+    def _free(self, place: int) -> None:
+        for each in self._places.get(place, ()):
+            put(each.tensor, each, replace=True)  # on the meta device
+
+    def __call__(self, number: int, call: Call, keep: bool = False) -> Any:
+        """What the model answers to batch `number`, or None at the place of a block, whose output
+        is taken for the next place with `keep`."""
+        self._number, self._met = number, 0
+        args, kwargs = on_device(call, self.device)
+        try:
+            output = self.model(*args, **kwargs)
+        except _Passed as passed:
+            if keep:
+                self._keep(number, passed.output)
+            return None
+        if self._met < len(self.blocks):
+            raise ValueError(ORDER)
+        return output
+
+    def _take_over(self, i: int, block: nn.Module) -> None:
+        """Have `block`, the one of number `i`, do what is its part in a run."""
+        own = block.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._met != i:
+                raise ValueError(ORDER)
+            self._met += 1
+            if i == self.place:
+                raise _Passed(own(*args, **kwargs))
+            return self._output(is_last=i == self.place - 1)
+
+        block.forward = forward
+
+    def _keep(self, number: int, output: Any) -> None:
+        leaves, tree = tree_flatten(output)
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, torch.Tensor):
+                leaves[i] = key = _Kept(f"{number}/{i}")
+                self._in_memory.pop(key, None)
+                held = sum(each.nbytes for each in self._in_memory.values())
+                fits = held + leaf.nbytes <= MOST_IN_MEMORY
+                (self._in_memory if fits else self._disk)[key] = leaf.detach().cpu()
+        self._trees[number] = leaves, tree
+
+    def _output(self, is_last: bool) -> Any:
+        """What the block before this place gave, or something like it that must not be used."""
+        leaves, tree = self._trees[self._number]
+
+        def tensor(key: _Kept) -> torch.Tensor:
+            found = self._kept[key]
+            if is_last or not found.is_floating_point():
+                return found.to(self.device, copy=True)  # which the model may change in place
+            return torch.full_like(found, torch.nan, device=self.device)
+
+        return tree_unflatten([tensor(x) if isinstance(x, _Kept) else x for x in leaves], tree)
+
+
+class _Kept(str):
+    """The name of a tensor that an output has in this place."""
+
+
+def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor if tensor.is_meta else tensor.to(device)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# --- which models these are -----------------------------------------------------------------------
+
+
+class NoBlocks(ValueError):
+    """Why a model cannot be taken block by block."""
+
+
+class Skeleton:
+    """A model of repeated blocks whose tensors are in `state`, a mapping that reads them.
+
+    `model` is made in `without_parameters`; `names` is {name in its state dict: name in `state`}.
+    Raises NoBlocks for a model without such blocks, and where `state` lacks one of its tensors.
+    """
+
+    def __init__(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        self.model, self.state = model.eval().requires_grad_(False), state
+        self.blocks = repeated(model)
+        if not self.blocks:
+            raise NoBlocks("it has no repeated blocks with most of its parameters")
+        self.names = names_in(model, state)
+
+    def passage(self, state: Mapping[str, torch.Tensor]) -> Passage:
+        """A passage with the tensors of `state`, which has the names of the skeleton's own."""
+        return Passage(copied(self.model), self.blocks, Renamed(state, self.names))
+
+
+class Renamed(Mapping[str, torch.Tensor]):
+    """The tensors of `state` under other names: {name: name in `state`}."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
+        self.state, self.names = state, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.state[self.names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@contextmanager
+def without_parameters() -> Iterator[None]:
+    """Modules made in this block have their parameters on the meta device; their buffers, which a
+    checkpoint need not have, are as always."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=False)
+        register(self, name, param)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def repeated(model: nn.Module) -> list[str]:
+    """The names of the blocks in the list of modules that has most of the model's parameters: two
+    or more of one class, with the same parameters, which nothing outside shares. Else none."""
+    total = sum(each.numel() for each in model.parameters())
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) < 2:
+            continue
+        forms = {
+            (type(block), tuple((n, each.shape) for n, each in block.named_parameters()))
+            for block in module
+        }
+        own = {id(each): each.numel() for each in module.parameters()}
+        every = model.named_parameters(remove_duplicate=False)
+        is_apart = len(own) == sum(id(each) in own for _, each in every)
+        if len(forms) == 1 and 2 * sum(own.values()) > total and is_apart:
+            return [f"{name}.{i}" for i in range(len(module))]
+    return []
+
+
+def block_of(name: str, blocks: list[str]) -> int:
+    """The number of the block that has the tensor of this name, or OUTSIDE."""
+    return next((i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), OUTSIDE)
+
+
+def names_in(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """{name in the state dict of `model`: name in `state`}: the same, or all of them with the same
+    prefix here or there. NoBlocks where a tensor is missing, or of another shape."""
+    places = places_of(model)
+    first = places[-1].names[0]
+    longer = [name.removesuffix(first) for name in state if name.endswith(first)]
+    shorter = [first.removesuffix(name) for name in state if first.endswith(name)]
+    prefixes = [("", each) for each in longer] + [(each, "") for each in shorter if each]
+    for here, there in sorted(prefixes, key=lambda pair: len("".join(pair))):
+        found: dict[str, str] = {}
+        for place in places:
+            for name in place.names:
+                other = there + name.removeprefix(here)
+                if other in state and info_of(state, other).shape == tuple(place.tensor.shape):
+                    found |= dict.fromkeys(place.names, other)
+                    break
+        if len(found) == sum(len(place.names) for place in places):
+            return found
+    raise NoBlocks("its tensors have other names, or other shapes, in the file")
