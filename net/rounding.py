@@ -143,6 +143,7 @@ def steps_of(
 
 
 def spreads_of(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, Spread]:
+    """`spread` of each tensor of these names, read one at a time. An error names the tensor."""
     spreads = {}
     for name in names:
         with naming(f"cannot share {name}"):
