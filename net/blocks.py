@@ -22,6 +22,7 @@ from .parameters import copied
 from .pretrained import Place, places_of, put
 from .samples import Call, on_device
 from .shards import info_of
+from .state_dicts import Renamed
 from .tensors import memory
 
 MOST_IN_MEMORY = 1 << 28  # bytes of a model's activations; what is more goes to the disk
@@ -246,22 +247,6 @@ class Skeleton:
     def passage(self, state: Mapping[str, torch.Tensor]) -> Passage:
         """A passage with the tensors of `state`, which has the names of the skeleton's own."""
         return Passage(copied(self.model), self.blocks, Renamed(state, self.names))
-
-
-class Renamed(Mapping[str, torch.Tensor]):
-    """The tensors of `state` under other names: {name: name in `state`}."""
-
-    def __init__(self, state: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
-        self.state, self.names = state, names
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self.state[self.names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 @contextmanager

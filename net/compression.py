@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from . import choose, encoding, outputs
-from .blocks import OnDisk, Renamed, Skeleton
+from .blocks import OnDisk, Skeleton
 from .budget import NOISES, Estimate, bytes_as_they_are, fitting, told
 from .checkpoint import copied as copied_state
 from .container import SUFFIX
@@ -36,6 +36,7 @@ from .rounding import Spread, spreads_of, steps, steps_of
 from .samples import Samples
 from .shards import info_of
 from .sharing import SharedState, WeightSharing
+from .state_dicts import Renamed
 from .treatments import ByRate, Exact, SharingConfig, Treatment, treated
 
 # What is promised by default where a model can be run: nats of logits, 1 - cosine of all outputs.

@@ -38,6 +38,7 @@ from .rounding import Spread, spreads_of, steps
 from .shards import info_of
 from .shared_tensor import Clustering
 from .sharing import SharedState
+from .state_dicts import Renamed
 from .tensors import memory
 from .treatments import ByRate, Exact, SharingConfig, Treatment, treated
 
@@ -77,22 +78,6 @@ class Done(NamedTuple):
     clusterings: dict[str, Clustering]
     rounded: dict[str, float]
     sizes: dict[str, int]
-
-
-class _Some(Mapping[str, torch.Tensor]):
-    """Of a state dict the tensors of these names."""
-
-    def __init__(self, state: Mapping[str, torch.Tensor], names: list[str]) -> None:
-        self.state, self.names = state, names
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self.state[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def compress(
@@ -357,7 +342,8 @@ class _Job:
                 self.tell(f"{file}: {what}", done, total)
 
             files = self.files if shard is self.shards[0] else {}
-            shared = Shared(_Some(state, shard.names), self.noise, {}, done.clusterings)
+            own = Renamed(state, {name: name for name in shard.names})
+            shared = Shared(own, self.noise, {}, done.clusterings)
             layout = self.layout | {"weights": [shard.line]}
             made_of = {MADE_OF: f"{self.keys[file]} {json.dumps(self.noise)}"}
             done.sizes[file] = write(shared, shard.target, files, layout, tell, made_of)

@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -222,3 +222,19 @@ def from_json(value: Any) -> Any:
     except (TypeError, ValueError):  # keys that cannot be, or no pairs: not what to_json writes
         pass
     return {key: from_json(each) for key, each in value.items()}
+
+
+class Renamed(Mapping[str, torch.Tensor]):
+    """Tensors of `state` under these `names`, {name: name in `state`}, each read when asked for."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
+        self.state, self.names = state, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.state[self.names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

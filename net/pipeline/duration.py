@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..training import architectures, distributed
 from ..training.distillation import Distorted, distillation_loss
-from ..training.loop import Loss, adam, flushed_denormals
+from ..training.loop import Loss, adam, flushed_denormals, train_step
 from ..training.splits import Dataset
 from ..training.weights import placed
 from .options import CommonOptions, PruningOptions, SharingOptions
@@ -62,12 +62,8 @@ def seconds_of_a_step(
         loss: Loss = distillation_loss if part.taught else F.cross_entropy
         took, start = [], time.perf_counter()
         for inputs, targets in islice(batches, TRIED):
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=planned.amp):
-                found = model(inputs)
-            optimizer.zero_grad()
-            loss(found.float(), targets).backward()
-            optimizer.step()
-            found.sum().item()  # a GPU has done all of it then
+            value = train_step(model, optimizer, loss, inputs, targets, planned.amp)
+            value.item()  # a GPU has done all of it then
             now = time.perf_counter()
             took.append(now - start)
             start = now

@@ -18,6 +18,7 @@ from ..prune import prunable
 from ..report.tables import plan_text, sharing_notes
 from ..shared_tensor import Clustering
 from ..sharing import SharedState
+from ..tensors import memory
 from ..training import architectures, datasets, distributed, weights
 from ..training.log import Log
 from ..training.resume import RunProgress, sharing_phases
@@ -239,8 +240,8 @@ def fingerprint(source: Checkpoint) -> int:
     """The CRC-32 of all tensors."""
     found = 0
     for name in source.state_dict:
-        tensor = source.state_dict[name].cpu().contiguous().reshape(-1)
-        found = zlib.crc32(tensor.view(torch.uint8).numpy().data, zlib.crc32(name.encode(), found))
+        elements = memory(source.state_dict[name])
+        found = zlib.crc32(elements.data, zlib.crc32(name.encode(), found))
     return found
 
 

@@ -131,7 +131,6 @@ def fit(
         group.setdefault("initial_lr", group["lr"])
     first = progress.restore(schedule.epochs) if progress else 0
     network = distributed.parallel(model) if first < schedule.epochs else model
-    device = next(model.parameters()).device
     for epoch in range(first, schedule.epochs):
         model.train()
         total: float | torch.Tensor = 0.0
@@ -145,15 +144,8 @@ def fit(
             for group in optimizer.param_groups:
                 step = epoch * steps_per_epoch + i
                 group["lr"] = learning_rate(step, steps, group["initial_lr"])
-            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.amp):
-                found = network(inputs)
-            # bfloat16 has too few digits for log-likelihoods.
-            wide = torch.promote_types(found.dtype, torch.float32)
-            value = loss(found.to(wide), targets)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            total += value.detach()  # a tensor: no wait for the device in every step
+            value = train_step(network, optimizer, loss, inputs, targets, schedule.amp)
+            total += value  # a tensor: no wait for the device in every step
             if (i + 1) % log.interval == 0:
                 log.batch(phase, epoch + 1, i + 1, value.item(), bar)
         figures = validate() if validate else None
@@ -163,6 +155,28 @@ def fit(
     if schedule.epochs and not (progress and progress.passed):
         measure_statistics(model, train, schedule.batch_size)
         distributed.agree(model)
+
+
+def train_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    amp: bool,
+) -> torch.Tensor:
+    """One step of `optimizer` down `loss(outputs, targets)`; the loss before it, on the device.
+    With `amp` matrix products are in bfloat16."""
+    device = next(network.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        found = network(inputs)
+    # bfloat16 has too few digits for log-likelihoods.
+    wide = torch.promote_types(found.dtype, torch.float32)
+    value = loss(found.to(wide), targets)
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    return value.detach()
 
 
 @torch.no_grad()
