@@ -47,8 +47,10 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A short name: the target's own may be as long as a name can be.
         temporary = target.with_name(f".{secrets.token_hex(6)}{target.suffix[:12]}.tmp")
-        unfinished.add(temporary)
-        with temporary.open("xb") as file:
+        with unfinished.changing:
+            unfinished.add(temporary)
+            opened = temporary.open("xb")
+        with opened as file:
             written = _Written(file)
             yield cast(BinaryIO, written)
             file.flush()
@@ -59,7 +61,8 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
         if mode is not None:
             with suppress(OSError):  # a file system without permissions, a file of somebody else
                 os.chmod(temporary, mode)
-        os.replace(temporary, target)
+        with unfinished.changing:
+            os.replace(temporary, target)
     except BaseException as error:
         if temporary:
             with suppress(OSError):
@@ -88,8 +91,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     moved: list[Path] = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.add(temporary)
-        temporary.mkdir()
+        with unfinished.changing:
+            unfinished.add(temporary)
+            temporary.mkdir()
         yield temporary
         for folder, _, _ in os.walk(temporary):
             sync_folder(folder)
@@ -98,12 +102,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             if os.path.lexists(place):  # since
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
             moved.append(place)
-            unfinished.add(place)
-            os.rename(part, place)
+            with unfinished.changing:
+                unfinished.add(place)
+                os.rename(part, place)
         if there:
             temporary.rmdir()
         else:
-            os.rename(temporary, target)
+            with unfinished.changing:
+                os.rename(temporary, target)
         sync_folder(target if there else target.parent)
     except BaseException as error:
         for left in (*moved, temporary):

@@ -178,9 +178,10 @@ class _Job:
             self.held.enter_context(locked(self.target))
             self.clean()
             self.held.callback(token.unlink, missing_ok=True)
-            unfinished.add(token)
-            self.held.callback(unfinished.discard, token)
-            token.touch()
+            with unfinished.changing:
+                unfinished.add(token)
+                self.held.callback(unfinished.discard, token)
+                token.touch()
         return [self.layout, [shard.bytes for shard in self.shards]], token.name
 
     def divided(self) -> Iterator[Shard]:

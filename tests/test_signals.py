@@ -111,6 +111,26 @@ def test_the_files_of_an_encoding_that_is_not_finished_are_removed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_another_thread_is_about_to_make_is_removed(tmp_path):
+    body = (
+        "import os, pathlib, threading, time; from net.files import atomic_write\n"
+        "opened, unlink = pathlib.Path.open, os.unlink\n"
+        "def slowly(*given, **named):\n"
+        "  print('here', flush=True); time.sleep(0.5); return opened(*given, **named)\n"
+        "def late(path):\n"
+        "  try: unlink(path)\n"
+        "  finally: time.sleep(1)\n"
+        "def write():\n"
+        "  try:\n"
+        "    with atomic_write('a.bin'): pass\n"
+        "  except Exception: pass\n"
+        "pathlib.Path.open, os.unlink = slowly, late\n"
+        "threading.Thread(target=write).start(); time.sleep(9)"
+    )
+    assert as_a_script(body, tmp_path, signal.SIGINT) == (130, f"\n{INTERRUPTED}\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_signal_does_not_break_the_clean_up(tmp_path):
     body = (
         "import os, signal, time; from net import unfinished\n"
