@@ -91,12 +91,9 @@ def test_cuda_where_there_is_none(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        signal.SIGINT,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive),
-    ],
+    [signal.SIGINT, signal.SIGTERM, signal.SIGKILL],
 )
+@pytest.mark.exhaustive  # test_signals and the tests of --resume stop runs at other moments
 def test_an_interrupted_run_leaves_whole_files(tmp_path, kind):
     command = [sys.executable, "deep_compressing.py", *FAST, "--epochs", "200"]
     command += ["--output", str(tmp_path / "s"), "--directory", str(tmp_path / "e")]

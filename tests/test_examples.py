@@ -44,6 +44,7 @@ def test_every_example_is_tested_and_fits_a_screen():
         assert text.count("\n") < 80
 
 
+@pytest.mark.exhaustive  # as the loop of the README, which test_docs runs
 def test_own_loop(run):
     ratio, before, after = figures(run("own_loop"))
     assert ratio > 25
@@ -80,6 +81,7 @@ def test_state_dict_of_a_file(run, tmp_path):
     assert "decoded bit for bit: True" in shown
 
 
+@pytest.mark.exhaustive
 def test_state_dict_of_no_file(run):
     assert run("state_dict").startswith("squeezenet1_1.pth: 4,941,984 -> ")
 

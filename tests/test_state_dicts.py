@@ -107,7 +107,8 @@ def test_nan_and_what_to_json_never_wrote():
         assert from_json(other) == other
 
 
-def test_a_value_that_contains_itself_or_grows_beyond_measure():
+def test_a_value_that_contains_itself_or_grows_beyond_measure(monkeypatch):
+    monkeypatch.setattr(state_dicts, "MAX_FIELDS", 1 << 12)  # seconds less than of 1 << 21
     knot: dict = {"a.weight": ONE["a.weight"]}
     knot["self"] = knot
     doubled: list = ["x"]

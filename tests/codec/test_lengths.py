@@ -56,7 +56,7 @@ def test_any_count_type_and_alphabet(
     assert np.array_equal(decode(encode(symbols.astype(dtype))), symbols)
 
 
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 8)
 @given(
     st.integers(0, 600_000),
     st.sampled_from([0.0, 1e-4, 0.02, 0.3, 0.9, 1.0]),

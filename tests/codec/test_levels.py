@@ -84,7 +84,7 @@ def test_known_bytes():
 # --- tensors ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=settings.default.max_examples // 8)
+@settings(max_examples=settings.default.max_examples // 16)
 @given(
     st.sampled_from(SHAPES),
     st.sampled_from(list(MANTISSAS)),
