@@ -212,6 +212,28 @@ class Treatment:
         return f"{self.text()} (tied to {self.tied})" if self.tied else self.text()
 
 
+class Unsigned(Treatment):
+    """Few values as they are, but for the negative zeros among them, which become zeros: a weight
+    times a mask has them, or one that torch.round has seen, and each would cost its sign."""
+
+    how = "unsigned"
+
+    @classmethod
+    def given(cls, asked: Asked) -> Treatment | None:
+        if asked.role != "weight" or asked.trained or not asked.few:
+            return None
+        weight = asked.read()
+        if not bool(((weight == 0) & weight.signbit()).any()):
+            return None
+        return cls(asked.kind, reason=f"{asked.few} values only")
+
+    def text(self) -> str:
+        return f"negative zeros become zeros: {self.reason}"
+
+    def values(self, tensor: torch.Tensor, name: str, work: Work) -> torch.Tensor:
+        return tensor.masked_fill(tensor == 0, 0.0)
+
+
 class Exact(Treatment):
     """Nothing, for `reason`."""
 
@@ -328,7 +350,7 @@ class Rounded(Treatment):
         return round_vector(tensor, work.noise, scale_of(name, work.tensors))
 
 
-TREATMENTS: tuple[type[Treatment], ...] = (Exact, ByRate, PerTensor, Rounded)
+TREATMENTS: tuple[type[Treatment], ...] = (Unsigned, Exact, ByRate, PerTensor, Rounded)
 
 
 def treated(plan: Mapping[str, Treatment], how: str) -> list[str]:

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import net
+from net.codec.tensors import write_tensor
 from net.errors import UserError
 from net.plan import plan
 from net.shards import Shards
@@ -203,6 +204,21 @@ def test_few_values_stay_as_they_are():
     layer = nn.Linear(32, 64)
     layer.weight.data = few
     assert (plan(layer, AUTO)["weight"].how, plan(layer, AUTO)["weight"].bits) == ("cluster", 1)
+
+
+@pytest.mark.parametrize("bits", [4, "auto"])
+def test_zeros_of_few_values_lose_their_sign(bits):
+    weight = W.clamp(-2, 2).round() * 0.3  # as fake quantization has it
+    zeros = weight == 0
+    assert 0.1 < weight[zeros].signbit().float().mean() < 0.9
+    state = SharedState({"x.weight": weight, "y.weight": W}, bits)
+    assert str(state.plan["x.weight"]) == "negative zeros become zeros: 4 values only"
+    found = state["x.weight"]
+    assert torch.equal(found, weight)
+    assert not found[zeros].signbit().any()
+    assert write_tensor(found).length < 0.9 * write_tensor(weight).length
+    assert how({"x.weight": found})["x.weight"] == "exact"
+    assert how({"x": weight})["x"] == "exact"
 
 
 def test_constants_that_are_stored_as_weights():
