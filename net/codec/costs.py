@@ -32,6 +32,7 @@ class TensorInfo:
     dtype: str
     parameters: int
     nonzero: int  # elements whose bits are not all zero
+    negative_zeros: int  # of these, of real numbers
     kind: str  # "sparse shared", "dense shared", "levels", "sparse raw" or "raw"
     shared_values: int  # that are stored; 0 if they are not shared
     weight_bits_before: int  # ceil(log2(codebook)), or the width of the type if not shared
@@ -47,10 +48,14 @@ class TensorInfo:
 
 def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> TensorInfo:
     """What ``reader``, which kept the codes, has read of the tensor."""
-    present = patterns(tensor) != 0
+    bits = patterns(tensor)
+    present = bits != 0
     if entry.dtype.is_complex:
         present = present[0::2] | present[1::2]
     positions = np.flatnonzero(present)
+    # A sign alone is a negative zero, but in types of 8 bits, which need not have any.
+    sign = 1 << (8 * entry.dtype.itemsize - 1)
+    signed = entry.dtype.is_floating_point and entry.dtype.itemsize > 1
     streams: dict[str, list[Stream]] = {section: [] for section in SECTIONS}
     for section, code, counts in reader.codes or ():
         streams[section].append(Stream(code.symbols, counts, code.lengths))
@@ -73,6 +78,7 @@ def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> Tensor
         dtype=str(entry.dtype).removeprefix("torch."),
         parameters=tensor.numel(),
         nonzero=len(positions),
+        negative_zeros=int((bits == sign).sum()) if signed else 0,
         kind=_kind(sparse, shared, value_stream is not None),
         shared_values=values,
         weight_bits_before=weight_bits,

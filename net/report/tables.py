@@ -215,6 +215,12 @@ def encoding_text(encoded: Encoded) -> str:
         share = percent(sum(t.encoded_bytes for t in whole), size)
         what = f"stored as they are, neither pruned nor shared: {names} ({share:.2f} %)"
         lines.append(f"note: {what}")
+    signed = [t for t in tensors if t.negative_zeros > NOTED * t.parameters]
+    if signed:
+        lines.append(
+            f"note: zeros of both signs, which take more bytes than one zero: "
+            f"{some_names([t.name for t in signed])}; `weight + 0.0` leaves one"
+        )
     return "\n".join(lines)
 
 

@@ -175,6 +175,16 @@ def test_what_is_stored_whole_is_named_whatever_its_type(shared, tmp_path):
     assert {"table", "ids"} <= set(note.partition("shared: ")[2].partition(" (")[0].split(", "))
 
 
+def test_zeros_of_both_signs_are_told(tmp_path):
+    masked = torch.linspace(-1, 1, 4000).reshape(50, 80) * torch.eye(50).repeat(1, 2)[:, :80]
+    state = {"masked": masked, "plain": masked + 0.0, "bytes": torch.full((9,), 128).byte()}
+    notes = tables.encoding_text(encoding.write(state, tmp_path)).splitlines()
+    assert [line for line in notes if "zeros" in line] == [
+        "note: zeros of both signs, which take more bytes than one zero: masked; "
+        "`weight + 0.0` leaves one"
+    ]
+
+
 def test_names_that_a_terminal_would_obey_keep_their_columns(monkeypatch):
     names = ["a\x1b[2J\n", "日本", "ä×"]
     shown = tables.table(["name", "n"], [[name, i] for i, name in enumerate(names)])
