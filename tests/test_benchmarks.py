@@ -112,3 +112,18 @@ def test_what_is_known_of_a_peer_is_not_measured_again(tmp_path, monkeypatch, ca
     assert coarse.bytes < fine.bytes < 0.3 * 4 * 40_000
     assert 100 * fine.divergence < coarse.divergence < 0.1
     assert "qp -32" in capsys.readouterr().out
+
+
+def test_the_evidence_never_trains_on_what_it_is_tested_on(tmp_path, monkeypatch):
+    evidence = importlib.import_module("evidence")
+    monkeypatch.setattr(evidence, "IMAGES", 5)
+    (tmp_path / evidence.BATCHES).mkdir()
+    for i in range(1, 6):
+        batch = bytes([i]) * 5 * evidence.RECORD
+        (tmp_path / evidence.BATCHES / f"data_batch_{i}.bin").write_bytes(batch)
+    (tmp_path / evidence.BATCHES / "test_batch.bin").write_bytes(bytes([9]))
+    made = evidence.divided(tmp_path, tmp_path / "made") / evidence.BATCHES
+    trained = [(made / f"data_batch_{i}.bin").read_bytes() for i in range(1, 6)]
+    assert {len(each) for each in trained} == {4 * evidence.RECORD}
+    assert set(b"".join(trained)) == {1, 2, 3, 4}
+    assert (made / "test_batch.bin").read_bytes() == b"\5" * 5 * evidence.RECORD

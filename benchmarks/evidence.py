@@ -1,0 +1,163 @@
+#!/usr/bin/env python
+"""Error against bytes on 10,000 images that no constant was chosen on and no network has seen.
+
+    python benchmarks/evidence.py --arch resnet-20 --data-dir data --output evidence
+    python benchmarks/evidence.py --arch resnet-20 --output evidence --plot evidence.png
+    python benchmarks/evidence.py --quick
+
+A network is trained on four of CIFAR-10's training batches, compressed by the presets `trained`
+and `smallest` with the same images, and tested on the fifth batch: the test images are not
+touched. Hours; a run of the same options that was killed goes on, and what is finished is not run
+again. --quick is a check on the digits, and shows nothing.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import deep_compressing
+from net.report import plots
+from net.report.tables import table, write_json
+
+BATCHES, IMAGES, RECORD = "cifar-10-batches-bin", 10_000, 3073
+PRESETS = ("trained", "smallest")
+# What others report of CIFAR-10, {source: [(bytes, error percent)]}, networks of their own.
+OTHERS = {
+    "LilNetX, VGG-16 (Girish et al. 2023)": [(129_000, 7.4), (76_000, 10.0)],
+    "MIRACLE, VGG-16 (Havasi et al. 2019), corrected since": [(417_000, 6.57), (168_000, 10.0)],
+    "a wide ResNet-20 (Oktay et al. 2020)": [(128_000, 8.8)],
+    "a wide ResNet-20 (LilNetX)": [(66_000, 8.5)],
+}
+
+
+def divided(source: Path, target: Path) -> Path:
+    """A folder as CIFAR-10's, of four of its training batches and the fifth for testing."""
+    folder = target / BATCHES
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [(source / BATCHES / f"data_batch_{i}.bin").read_bytes() for i in range(1, 6)]
+    whole, size = b"".join(files[:4]), 4 * IMAGES // 5 * RECORD
+    for i in range(5):
+        (folder / f"data_batch_{i + 1}.bin").write_bytes(whole[i * size : (i + 1) * size])
+    (folder / "test_batch.bin").write_bytes(files[4])
+    return target
+
+
+def measured(preset: str, common: list[str], output: Path, first: list[str]) -> dict:
+    """What the preset comes to; run, unless its file is there."""
+    found = output / f"{preset}.json"
+    if not found.exists():
+        own = output / preset
+        argv = [*common, *first, "--preset", preset, "--resume", "--output", str(own / "saves")]
+        argv += ["--directory", str(own / "encodings"), "--json", str(own / "stages.json")]
+        begun = time.process_time()
+        if code := deep_compressing.main(argv):
+            sys.exit(code)
+        figures = json.loads((own / "stages.json").read_text())
+        figures |= {"command": argv, "processor_seconds": time.process_time() - begun}
+        write_json(found, figures)
+    return json.loads(found.read_text())
+
+
+def points_of(results: dict[str, dict]) -> list[dict]:
+    """The dense network, and what each preset makes of it."""
+    points = []
+    for preset, figures in results.items():
+        errors = {each["stage"]: each["error_percent"] for each in figures["stages"]}
+        dense = {"name": "dense", "bytes": figures["original_bytes"], "error": errors["initial"]}
+        points += [] if points else [dense]
+        size, seconds = figures["encoded_bytes"], figures["processor_seconds"]
+        points.append(
+            {"name": preset, "bytes": size, "error": errors["decoded"], "seconds": seconds}
+        )
+    return points
+
+
+def standard_error(error: float, images: int) -> float:
+    """Of an error in percent of so many images, in points."""
+    return math.sqrt(error * (100 - error) / images)
+
+
+def text(points: list[dict], images: int) -> str:
+    head = ["", "bytes", "ratio", "error %", "+-", "processor minutes"]
+    rows = [
+        [p["name"], p["bytes"], points[0]["bytes"] / p["bytes"], p["error"]]
+        + [standard_error(p["error"], images), p.get("seconds", 0) / 60 or None]
+        for p in points
+    ]
+    return table(head, rows)
+
+
+def page(points: list[dict], images: int, arch: str):
+    """Error against bytes, with standard errors, beside what others report."""
+    figure = plots.new_figure(4.5)
+    axes = figure.subplots()
+    axes.set_title(f"{arch} on {images:,} images", fontweight="bold")
+    dense, *ours = points
+    for i, p in enumerate(ours):
+        error = standard_error(p["error"], images)
+        colour = plots.LAYER_COLOURS[0]
+        label = None if i else "this suite, its presets"
+        axes.errorbar(p["bytes"], p["error"], error, fmt="o", color=colour, label=label)
+        note = f"{p['name']}, {dense['bytes'] / p['bytes']:.0f}x"
+        at = (p["bytes"], p["error"])
+        axes.annotate(note, at, xytext=(6, 6), textcoords="offset points", color="0.4")
+    for i, (name, each) in enumerate(OTHERS.items(), 1):
+        axes.plot(*zip(*each, strict=True), "s", color=plots.LAYER_COLOURS[i], label=name)
+    axes.axhline(dense["error"], color="0.6", linewidth=1, zorder=0, label="dense model")
+    axes.set_ylim(bottom=0)
+    plots.log_scale(axes.xaxis, axes.set_xscale)
+    axes.set_xlabel("bytes of the encoded model (log scale)")
+    axes.set_ylabel("error, percent")
+    axes.legend(frameon=False, fontsize="small")
+    plots.bare(axes)
+    return figure
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--arch", default="resnet-20", help="a network for CIFAR-10")
+    found.add_argument("--data-dir", type=Path, default="data", help=f"where {BATCHES} is")
+    found.add_argument("--output", type=Path, default="evidence", help="a folder for everything")
+    found.add_argument("--epochs", type=int, default=30, help="of dense training")
+    found.add_argument("--seed", type=int, default=42, help="of everything that is random")
+    found.add_argument("--plot", metavar="PNG", help="draw error against bytes")
+    found.add_argument("--quick", action="store_true", help="a check, on the digits")
+    return found
+
+
+def main(argv=None) -> int:
+    args = parser().parse_args(argv)
+    common = ["--arch", args.arch, "--dataset", "cifar10", "--seed", str(args.seed)]
+    first = ["--epochs", str(1 if args.quick else args.epochs)]
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.quick:
+            args.output, args.arch, images = Path(temporary), "lenet-300-100", 360
+            common = ["--arch", args.arch, "--dataset", "digits"]
+            for phase in ("prune", "retrain", "finetune"):
+                common += [f"--{phase}-epochs", "4"]
+        else:
+            images = IMAGES
+            common += ["--data-dir", str(divided(args.data_dir, args.output / "data"))]
+        results = {}
+        for preset in PRESETS:
+            results[preset] = measured(preset, common, args.output, first)
+            dense = args.output / PRESETS[0] / "saves" / "initial_model.ptmodel"
+            first = ["--weights", str(dense), "--epochs", "0"]
+        points = points_of(results)
+        print(text(points, images))
+        if args.plot:
+            plots.require()
+            plots.save(page(points, images, args.arch), args.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
