@@ -25,6 +25,7 @@ from .state_dicts import Renamed
 from .tensors import memory
 
 MOST_IN_MEMORY = 1 << 26  # bytes of a run's activations; what is more goes to the disk
+ALIGNED = 64  # bytes, of which a tensor on the disk begins at a multiple
 OUTSIDE = -1  # the place of what is in no block
 ORDER = "its blocks are not run once each, in their order"
 
@@ -40,7 +41,7 @@ class OnDisk(MutableMapping[str, torch.Tensor]):
         self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
 
     def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
-        begin = self._file.seek(0, 2)
+        begin = -(-self._file.seek(0, 2) // ALIGNED) * ALIGNED
         if name in self._places:
             old, dtype, shape = self._places[name]
             begin = old if shape.numel() * dtype.itemsize == tensor.nbytes else begin
@@ -56,11 +57,15 @@ class OnDisk(MutableMapping[str, torch.Tensor]):
         self._places[name] = begin, tensor.dtype, tensor.shape
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        return self.mapped(name).clone()
+
+    def mapped(self, name: str) -> torch.Tensor:
+        """The tensor, of which what is used is in memory; what is written to it stays there."""
         begin, dtype, shape = self._places[name]
         size = shape.numel() * dtype.itemsize
         if not size:
             return torch.empty(shape, dtype=dtype)
-        elements = np.array(np.memmap(self._file, np.uint8, "r", begin, (size,)))
+        elements = np.memmap(self._file, np.uint8, "c", begin, (size,))
         return torch.from_numpy(elements).view(dtype).reshape(shape)
 
     def __delitem__(self, name: str) -> None:
@@ -131,7 +136,7 @@ class Passage:
         self.trail = False
         self.entries: dict[int, torch.Tensor] = {}  # leaves of what came from the trail, by number
         if self.blocks:
-            self._kept = Kept()
+            self._kept, self._outside = Kept(), OnDisk()
             self.device = device()
             for module in model.modules():
                 for name, buffer in module._buffers.items():
@@ -175,8 +180,19 @@ class Passage:
 
     def _load(self, place: int) -> None:
         for each in self._places.get(place, ()):
-            found = self._tensors[each.names[0]]
-            put(found.to(self.device, each.tensor.dtype, copy=True), each, replace=True)
+            on_disk = place == OUTSIDE and self.device.type == "cpu"
+            put((self._mapped if on_disk else self._read)(each), each, replace=True)
+
+    def _read(self, place: Place) -> torch.Tensor:
+        found = self._tensors[place.names[0]]
+        return found.to(self.device, place.tensor.dtype, copy=True)
+
+    def _mapped(self, place: Place) -> torch.Tensor:
+        """Embeddings and heads are large, and little of them is used before the last place."""
+        name = place.names[0]
+        if name not in self._outside:
+            self._outside[name] = self._read(place)
+        return self._outside.mapped(name)
 
     def _free(self, place: int) -> None:
         for each in self._places.get(place, ()):

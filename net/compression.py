@@ -9,9 +9,7 @@ outputs; both are measured, neither is predicted. docs/python.md has every way t
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +26,7 @@ from .container import SUFFIX
 from .encoding import TooLarge
 from .errors import UserError
 from .files import check_output
+from .limits import free_memory
 from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, unwrapped
 from .parameters import copied as copied_model
@@ -536,14 +535,6 @@ class _Work:
             f"{most:,} bytes cannot be had: the smallest is {smallest:,}, at a noise of "
             f"{NOISES[1]:g}, at which little is left of the outputs; {', or '.join(helps)}"
         )
-
-
-def free_memory() -> float:
-    """Bytes that processes could still have, where the system tells, as Linux does."""
-    with suppress(OSError):
-        if found := re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text()):
-            return 1024 * int(found[1])
-    return math.inf
 
 
 def _excess(moved: Moved, max_divergence: float | None) -> float:

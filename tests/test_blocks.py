@@ -305,10 +305,6 @@ def test_blockwise_is_for_folders(model, tmp_path):
         net.compress(model, tmp_path / "a.dc", blockwise=True)
 
 
-def test_free_memory_is_a_number():
-    assert compression.free_memory() > 1 << 20
-
-
 def test_a_passage_without_blocks_runs_the_model_as_it_is(model):
     passage, (batch, *_) = Passage(model), inputs()
     assert list(passage) == [0]

@@ -136,7 +136,10 @@ def test_half_of_the_inputs_judge():
     batches = [torch.zeros(2), torch.ones(2), torch.zeros(3)]
     assert [len(part) for part in outputs.halves(batches)] == [2, 1]
     one = outputs.halves({"ids": torch.arange(4), "mask": torch.ones(4)})
-    assert [part["ids"].tolist() for part in one] == [[0, 2], [1, 3]]
+    assert [[batch["ids"].tolist() for batch in part] for part in one] == [[[0, 2]], [[1, 3]]]
+    many, _ = outputs.halves({"ids": torch.arange(4 * outputs.BATCH - 1)})  # as of one tensor
+    assert [len(batch["ids"]) for batch in many] == [outputs.BATCH] * 2
+    assert torch.cat([batch["ids"] for batch in many]).tolist() == list(range(0, 64, 2))
 
 
 # Whose tensors
