@@ -17,6 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from .errors import UserError
 from .files import reason
+from .limits import release_freed
 from .parameters import copied
 from .pretrained import Place, places_of, put
 from .samples import Call, on_device
@@ -92,7 +93,7 @@ class Kept:
         (self._in_memory if fits else self._disk)[name] = tensor.detach().cpu()
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._in_memory[name] if name in self._in_memory else self._disk[name]
+        return self._in_memory[name] if name in self._in_memory else self._disk.mapped(name)
 
     def clear(self) -> None:
         self._in_memory.clear()
@@ -197,6 +198,8 @@ class Passage:
     def _free(self, place: int) -> None:
         for each in self._places.get(place, ()):
             put(each.tensor, each, replace=True)  # on the meta device
+        if self.blocks:
+            release_freed()
 
     def __call__(self, number: int, call: Call, keep: bool = False) -> Any:
         """What the model answers to batch `number`, or None at the place of a block, whose output
@@ -263,7 +266,7 @@ class Passage:
         if not is_last:
             return torch.full_like(kept, torch.nan, device=self.device)
         if self.trail and torch.is_grad_enabled():
-            kept = self.entries[i] = kept.to(self.device).requires_grad_()
+            kept = self.entries[i] = kept.detach().to(self.device).requires_grad_()
             return kept.clone()
         return kept.to(self.device, copy=True)  # which the model may change in place
 

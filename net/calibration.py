@@ -45,7 +45,7 @@ FINEST_ROW = 2  # the largest power of two by which a row of an embedding is fin
 DAMPING = 0.01  # of the mean of H's diagonal
 COLUMNS = 512  # of a product that are computed at a time
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
-CHUNK = 1 << 22  # weights that are rounded at a time, in float64
+CHUNK = 1 << 21  # weights that are rounded at a time, in float64
 PATIENCE = 3.0  # seconds before there is a progress bar
 SAMPLE = 1 << 18  # weights on which the code words are estimated
 

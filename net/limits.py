@@ -1,5 +1,6 @@
-"""How much memory a process could still have."""
+"""How much memory a process could still have, and giving it back."""
 
+import ctypes
 import math
 import re
 from collections.abc import Iterator
@@ -54,3 +55,10 @@ def _text(path: Path) -> str:
     with suppress(OSError):
         return path.read_text()
     return ""
+
+
+def release_freed() -> None:
+    """Give back to the system what has been freed: glibc's allocator keeps what is smaller than
+    32 MB, in pieces, which after a few matrices of other sizes are hundreds of megabytes."""
+    with suppress(OSError, AttributeError, TypeError):  # another system's
+        ctypes.CDLL(None).malloc_trim(0)

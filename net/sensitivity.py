@@ -25,6 +25,7 @@ from .samples import Call, Samples
 INPUTS = 128  # that are looked at, about
 CHUNK = 16  # of them in memory at a time, with what their gradients need
 DIRECTIONS = 4  # for each
+ELEMENTS = 1 << 22  # of a gradient that are squared at a time
 
 
 def known_traces(
@@ -104,14 +105,22 @@ def _squares(
     while left and judge.next():
         squares: dict[str, float] = {}
         for name, weight, gradient in gradients(passage, call, left, judge):
-            live = gradient.to_dense() * (weight != 0)  # zeros stay as they are
-            norm = float(torch.linalg.vector_norm(live, dtype=torch.float32))
-            squares[name] = squares.get(name, 0.0) + norm**2 / DIRECTIONS
+            square = _square(gradient.to_dense(), weight)
+            squares[name] = squares.get(name, 0.0) + square / DIRECTIONS
         found |= squares
         left -= squares.keys()
     if not found:
         raise ValueError("no gradient reaches the weights")
     return found, judge.answers
+
+
+def _square(gradient: torch.Tensor, weight: torch.Tensor) -> float:
+    """Of the gradient by the weights that are not zero: the others stay as they are."""
+    pairs = zip(
+        *(each.detach().flatten().split(ELEMENTS) for each in (gradient, weight)), strict=True
+    )
+    lives = (part * (own != 0) for part, own in pairs)
+    return sum(float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 for x in lives)
 
 
 class _Judge:

@@ -142,6 +142,17 @@ def test_half_of_the_inputs_judge():
     assert torch.cat([batch["ids"] for batch in many]).tolist() == list(range(0, 64, 2))
 
 
+def test_rows_that_judge_are_every_so_many_of_all(monkeypatch):
+    monkeypatch.setattr(outputs, "ROWS", 8)
+    samples = Samples(nn.Identity(), [torch.arange(n * 2.0).reshape(n, 2) for n in (3, 5)])
+    assert len(outputs.answers(nn.Identity(), samples).rows) == 8
+    every = torch.arange(50.0).reshape(25, 2)
+    samples = Samples(nn.Identity(), list(every.split([1, 6, 11, 2, 5])))
+    found = outputs.answers(nn.Identity(), samples).rows
+    assert torch.equal(found, every[::4])
+    assert found.untyped_storage().nbytes() == found.nbytes  # nothing holds the others
+
+
 # Whose tensors
 
 
