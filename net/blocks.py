@@ -6,8 +6,7 @@ the blocks before give what they gave, the run ends behind the one that is in me
 """
 
 import tempfile
-from collections import ChainMap
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from .errors import UserError
 from .files import reason
+from .limits import release_freed
 from .parameters import copied
 from .pretrained import Place, places_of, put
 from .samples import Call, on_device
@@ -25,7 +25,8 @@ from .shards import info_of
 from .state_dicts import Renamed
 from .tensors import memory
 
-MOST_IN_MEMORY = 1 << 28  # bytes of a model's activations; what is more goes to the disk
+MOST_IN_MEMORY = 1 << 26  # bytes of a run's activations; what is more goes to the disk
+ALIGNED = 64  # bytes, of which a tensor on the disk begins at a multiple
 OUTSIDE = -1  # the place of what is in no block
 ORDER = "its blocks are not run once each, in their order"
 
@@ -41,7 +42,7 @@ class OnDisk(MutableMapping[str, torch.Tensor]):
         self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
 
     def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
-        begin = self._file.seek(0, 2)
+        begin = -(-self._file.seek(0, 2) // ALIGNED) * ALIGNED
         if name in self._places:
             old, dtype, shape = self._places[name]
             begin = old if shape.numel() * dtype.itemsize == tensor.nbytes else begin
@@ -57,11 +58,15 @@ class OnDisk(MutableMapping[str, torch.Tensor]):
         self._places[name] = begin, tensor.dtype, tensor.shape
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        return self.mapped(name).clone()
+
+    def mapped(self, name: str) -> torch.Tensor:
+        """The tensor, of which what is used is in memory; what is written to it stays there."""
         begin, dtype, shape = self._places[name]
         size = shape.numel() * dtype.itemsize
         if not size:
             return torch.empty(shape, dtype=dtype)
-        elements = np.array(np.memmap(self._file, np.uint8, "r", begin, (size,)))
+        elements = np.memmap(self._file, np.uint8, "c", begin, (size,))
         return torch.from_numpy(elements).view(dtype).reshape(shape)
 
     def __delitem__(self, name: str) -> None:
@@ -72,6 +77,26 @@ class OnDisk(MutableMapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+class Kept:
+    """Tensors by name: in memory up to MOST_IN_MEMORY bytes of them, and on the disk beyond."""
+
+    def __init__(self) -> None:
+        self._in_memory: dict[str, torch.Tensor] = {}
+        self._disk = OnDisk()
+
+    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
+        self._in_memory.pop(name, None)
+        held = sum(each.nbytes for each in self._in_memory.values())
+        fits = held + tensor.nbytes <= MOST_IN_MEMORY
+        (self._in_memory if fits else self._disk)[name] = tensor.detach().cpu()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._in_memory[name] if name in self._in_memory else self._disk.mapped(name)
+
+    def clear(self) -> None:
+        self._in_memory.clear()
 
 
 class _Passed(Exception):
@@ -94,7 +119,7 @@ class Passage:
     them when they are needed: those of a block at its place, all others at once; behind the last
     place nothing is kept. Activations are in memory up to MOST_IN_MEMORY bytes, and else on the
     disk. Where the model uses what an earlier block gave otherwise than through the block after it,
-    NaN comes out.
+    NaN comes out. With `trail` what each block gave is kept, not only the last (net.backward).
     """
 
     def __init__(
@@ -106,14 +131,13 @@ class Passage:
         self.model, self.blocks = model, blocks or []
         self.place = 0
         self._tensors: Mapping[str, torch.Tensor] = tensors or {}
-        self._in_memory: dict[str, torch.Tensor] = {}
-        self._kept: Mapping[str, torch.Tensor] = self._in_memory
-        self._trees: dict[int, tuple[list[Any], TreeSpec]] = {}
+        self._trees: dict[str, tuple[list[Any], TreeSpec]] = {}
         self._places: dict[int, list[Place]] = {}
         self._number = self._met = 0
+        self.trail = False
+        self.entries: dict[int, torch.Tensor] = {}  # leaves of what came from the trail, by number
         if self.blocks:
-            self._disk = OnDisk()
-            self._kept = ChainMap(self._in_memory, self._disk)
+            self._kept, self._outside = Kept(), OnDisk()
             self.device = device()
             for module in model.modules():
                 for name, buffer in module._buffers.items():
@@ -137,9 +161,13 @@ class Passage:
         return self._met >= self.place
 
     def __iter__(self) -> Iterator[int]:
+        return self.through(range(len(self.blocks) + 1))
+
+    def through(self, places: Iterable[int]) -> Generator[int, None, None]:
+        """`places` one after the other, each with what belongs to it in memory."""
         try:
             self._load(OUTSIDE)
-            for place in range(len(self.blocks) + 1):
+            for place in places:
                 self._free(self.place)
                 self.place = place
                 self._load(place)
@@ -147,28 +175,50 @@ class Passage:
         finally:  # whoever still holds this
             self._free(self.place)
             self._free(OUTSIDE)
-            self._in_memory.clear()
+            self.entries = {}
+            if self.blocks:
+                self._kept.clear()
 
     def _load(self, place: int) -> None:
         for each in self._places.get(place, ()):
-            found = self._tensors[each.names[0]]
-            put(found.to(self.device, each.tensor.dtype, copy=True), each, replace=True)
+            on_disk = place == OUTSIDE and self.device.type == "cpu"
+            put((self._mapped if on_disk else self._read)(each), each, replace=True)
+
+    def _read(self, place: Place) -> torch.Tensor:
+        found = self._tensors[place.names[0]]
+        return found.to(self.device, place.tensor.dtype, copy=True)
+
+    def _mapped(self, place: Place) -> torch.Tensor:
+        """Embeddings and heads are large, and little of them is used before the last place."""
+        name = place.names[0]
+        if name not in self._outside:
+            self._outside[name] = self._read(place)
+        return self._outside.mapped(name)
 
     def _free(self, place: int) -> None:
         for each in self._places.get(place, ()):
             put(each.tensor, each, replace=True)  # on the meta device
+        if self.blocks:
+            release_freed()
 
     def __call__(self, number: int, call: Call, keep: bool = False) -> Any:
         """What the model answers to batch `number`, or None at the place of a block, whose output
         is taken for the next place with `keep`."""
-        self._number, self._met = number, 0
+        output = self.run(number, call)
+        if self.place == len(self.blocks):
+            return output
+        if keep:
+            self._keep(number, output)
+        return None
+
+    def run(self, number: int, call: Call) -> Any:
+        """What the model answers, or at the place of a block what that gives."""
+        self._number, self._met, self.entries = number, 0, {}
         args, kwargs = on_device(call, self.device)
         try:
             output = self.model(*args, **kwargs)
         except _Passed as passed:
-            if keep:
-                self._keep(number, passed.output)
-            return None
+            return passed.output
         if self._met < len(self.blocks):
             raise ValueError(ORDER)
         return output
@@ -187,32 +237,42 @@ class Passage:
 
         block.forward = forward
 
+    def _slot(self, number: int, place: int) -> str:
+        """What the names of the tensors begin with that the block at `place` gave for a batch."""
+        return f"{number}/{place if self.trail else ''}/"
+
     def _keep(self, number: int, output: Any) -> None:
+        slot = self._slot(number, self.place)
         leaves, tree = tree_flatten(output)
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
-                leaves[i] = key = _Kept(f"{number}/{i}")
-                self._in_memory.pop(key, None)
-                held = sum(each.nbytes for each in self._in_memory.values())
-                fits = held + leaf.nbytes <= MOST_IN_MEMORY
-                (self._in_memory if fits else self._disk)[key] = leaf.detach().cpu()
-        self._trees[number] = leaves, tree
+                leaves[i] = _Kept()
+                self._kept[f"{slot}{i}"] = leaf
+        self._trees[slot] = leaves, tree
 
     def _output(self, is_last: bool) -> Any:
         """What the block before this place gave, or something like it that must not be used."""
-        leaves, tree = self._trees[self._number]
+        slot = self._slot(self._number, self.place - 1)
+        leaves, tree = self._trees[slot]
+        found = [
+            self._came(i, self._kept[f"{slot}{i}"], is_last) if isinstance(leaf, _Kept) else leaf
+            for i, leaf in enumerate(leaves)
+        ]
+        return tree_unflatten(found, tree)
 
-        def tensor(key: _Kept) -> torch.Tensor:
-            found = self._kept[key]
-            if is_last or not found.is_floating_point():
-                return found.to(self.device, copy=True)  # which the model may change in place
-            return torch.full_like(found, torch.nan, device=self.device)
+    def _came(self, i: int, kept: torch.Tensor, is_last: bool) -> torch.Tensor:
+        if not kept.is_floating_point():
+            return kept.to(self.device, copy=True)
+        if not is_last:
+            return torch.full_like(kept, torch.nan, device=self.device)
+        if self.trail and torch.is_grad_enabled():
+            kept = self.entries[i] = kept.detach().to(self.device).requires_grad_()
+            return kept.clone()
+        return kept.to(self.device, copy=True)  # which the model may change in place
 
-        return tree_unflatten([tensor(x) if isinstance(x, _Kept) else x for x in leaves], tree)
 
-
-class _Kept(str):
-    """The name of a tensor that an output has in this place."""
+class _Kept:
+    """In the place of a tensor that an output has there."""
 
 
 def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

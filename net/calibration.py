@@ -29,7 +29,7 @@ from .codec.adaptive import STRIP
 from .compensation import compensate, settled_prices
 from .extras import ProgressBar
 from .parameters import copied
-from .rounding import fineness, grid, scales, share_tensor, tells_its_steps, walkable
+from .rounding import fineness, grid, largest, scales, share_tensor, tells_its_steps, walkable
 from .samples import Call, Samples, first_that_runs
 from .threads import in_order
 
@@ -45,6 +45,7 @@ FINEST_ROW = 2  # the largest power of two by which a row of an embedding is fin
 DAMPING = 0.01  # of the mean of H's diagonal
 COLUMNS = 512  # of a product that are computed at a time
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
+CHUNK = 1 << 21  # weights that are rounded at a time, in float64
 PATIENCE = 3.0  # seconds before there is a progress bar
 SAMPLE = 1 << 18  # weights on which the code words are estimated
 
@@ -279,7 +280,7 @@ def _moments(
     for use, (hessian, drift) in sums.items():
         if not _is_wide(use, parameters[use.name]):
             drift = use.matrices(parameters[use.name]).float() @ drift
-        moments[use] = Moments(*(each / max(drawn[use], 1) for each in (hessian, drift)))
+        moments[use] = Moments(*(each.div_(max(drawn[use], 1)) for each in (hessian, drift)))
     return moments
 
 
@@ -338,32 +339,32 @@ def _share(
         rows[use.first : use.first + use.rows] += 1
     if not usable or rows.max() > 1 or any(use.kind == "columns" for use in usable):
         usable = _merged(parameter, usable)
-    source, asked = parameter.clone(), step
     # The trellis walks down all rows, or all columns, of a tensor, and of parts only whole strips.
-    trellis &= walkable(source.shape)
+    trellis &= walkable(parameter.shape)
     trellis &= all(use.kind == "columns" or use.first % STRIP == 0 for use in usable)
+    scale, source, asked = scales(fineness(parameter, kind)), parameter, step
+    if (rows == 0).any() or scale.max() > 1:  # it is still needed when it has been written to
+        source = parameter.clone()
     if not usable or (rows == 0).any():
         parameter.copy_(share_tensor(source, step, kind, trellis))
     if not usable:
         return "its inputs are zero or not finite" if moments else UNREACHED
-    scale = scales(fineness(source, kind))
-    sizes = source.abs().flatten(1).amax(1).double().cpu().numpy()
+    sizes = largest(source.flatten(1)).double().cpu().numpy()
     step, levels = grid(step, float((sizes * scale).max()), source.dtype, trellis)
     for use, found in usable.items():
-        act_order, upper, target = _prepared(use.matrices(source), found)
         own = np.ones(1)  # rows of recurrent weights alone differ, which have one group
         if scale.max() > 1:
             own = scale[use.first : use.first + use.rows]
-        target *= own[:, None]
-        labels = _rounded(target, upper, step, levels, 1 + trellis)
-        del target
-        if trellis and not tells_its_steps(labels[0], len(levels) // 2, own):
-            parameter.copy_(source)
-            return _share(parameter, moments, asked, kind, False)
-        values = torch.empty(labels.shape, dtype=torch.float64)
-        chosen = levels[labels]
-        chosen /= own[:, None]
-        values[:, :, act_order] = torch.from_numpy(chosen)
+        problem = _Problem(use.matrices(source), found, own)
+        values = torch.empty(problem.weights.shape, dtype=source.dtype)
+        for part, labels in _rounded(problem, step, levels, 1 + trellis):
+            if trellis and not tells_its_steps(labels, len(levels) // 2, own):
+                parameter.copy_(source)
+                return _share(parameter, moments, asked, kind, False)
+            chosen = levels[labels]
+            chosen /= own[:, None]
+            into = values.flatten(0, 1)[part]
+            into[:, problem.order] = torch.from_numpy(chosen).to(into)
         use.restore(values.to(parameter), parameter)
     return ""
 
@@ -383,49 +384,70 @@ def _merged(parameter: torch.Tensor, moments: Mapping[Use, Moments]) -> dict[Use
     return {whole: Moments(hessian, drift)}
 
 
-def _prepared(weights: torch.Tensor, found: Moments) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """(act order int64 [inputs], upper Cholesky factors of H's inverses in it, what the weights
-    [groups, outputs, inputs] are to come to, in it as well), the last two float64.
+class _Problem:
+    """Weights [groups, outputs, inputs] that are to be rounded, with the moments of their inputs.
 
-    Inputs of the most power come first (the act order of GPTQ): what is rounded last has the least
-    left to make up for its errors.
+    Inputs of the most power come first (`order` int64 [inputs], the act order of GPTQ): what is
+    rounded last has the least left to make up for its errors. `upper` float64 [groups, inputs,
+    inputs] has the upper Cholesky factors of H's inverses in that order. The weights of an output
+    are multiplied by `own` [outputs, or 1].
     """
-    hessian = found.hessian.double()
-    power = hessian.diagonal(dim1=1, dim2=2).mean(1)
-    power = torch.where(power > 0, power, power.max())
-    hessian.diagonal(dim1=1, dim2=2).add_(DAMPING * power[:, None])
-    # One order for all groups, since a trellis walks down the columns of all.
-    relative = hessian.diagonal(dim1=1, dim2=2) / power[:, None]
-    order = relative.mean(0).argsort(descending=True, stable=True)
-    # H = L L^T in the reverse of the order, in which it is H^-1 = U^T U with U as L^-1, turned
-    # upside down and from left to right: one factorization does for both.
-    reverse = order.flip(0)
-    lower = torch.linalg.cholesky(hessian[:, reverse][:, :, reverse])
-    unit = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
-    upper = torch.linalg.solve_triangular(lower, unit, upper=False).flip(1, 2)
-    drift = found.drift.double()[:, :, reverse]
-    # In place: in float64 each of these is twice the weights.
-    target = torch.cholesky_solve(drift.mT, lower).mT.flip(2).mul_(RECOVERED)
-    del drift
-    weights = weights.double()[:, :, order]
-    target.add_(weights).masked_fill_(weights == 0, 0)  # pruned
-    return order.cpu(), upper.contiguous().cpu().numpy(), target.cpu().numpy()
+
+    def __init__(self, weights: torch.Tensor, found: Moments, own: np.ndarray) -> None:
+        self.weights, self.drift, self.own = weights, found.drift, own
+        hessian = found.hessian.double()
+        power = hessian.diagonal(dim1=1, dim2=2).mean(1)
+        power = torch.where(power > 0, power, power.max())
+        hessian.diagonal(dim1=1, dim2=2).add_(DAMPING * power[:, None])
+        # One order for all groups, since a trellis walks down the columns of all.
+        relative = hessian.diagonal(dim1=1, dim2=2) / power[:, None]
+        order = relative.mean(0).argsort(descending=True, stable=True)
+        # H = L L^T in the reverse of the order, in which it is H^-1 = U^T U with U as L^-1, turned
+        # upside down and from left to right: one factorization does for both.
+        reverse = order.flip(0)
+        hessian = hessian[:, reverse][:, :, reverse]
+        self._lower, self._reverse = torch.linalg.cholesky(hessian), reverse
+        del hessian  # each of these may be what takes most of the memory
+        unit = torch.eye(self._lower.shape[1], dtype=torch.double, device=self._lower.device)
+        upper = torch.linalg.solve_triangular(self._lower, unit, upper=False)
+        del unit
+        self.order, self.upper = order.cpu(), upper.flip(1, 2).cpu().numpy()
+
+    def target(self, outputs: slice) -> np.ndarray:
+        """What the weights of these outputs are to come to, float64 [groups, outputs, inputs]."""
+        drift = self.drift[:, outputs].double()[:, :, self._reverse]
+        found = torch.cholesky_solve(drift.mT, self._lower).mT.flip(2).mul_(RECOVERED)
+        del drift  # in float64 each of these is twice the weights
+        weights = self.weights[:, outputs].double()[:, :, self._reverse.flip(0)]
+        found.add_(weights).masked_fill_(weights == 0, 0)  # pruned
+        target = found.cpu().numpy()
+        target *= self.own[:, None]
+        return target
 
 
 def _rounded(
-    target: np.ndarray, upper: np.ndarray, step: float, levels: np.ndarray, quantizers: int
-) -> np.ndarray:
-    """Labels int64 [groups, rows, columns] of `target`, the places of their values in `levels`."""
-    groups, rows, columns = target.shape
-    matrix = target.reshape(-1, columns)
-    group = np.repeat(np.arange(groups), rows)
+    problem: _Problem, step: float, levels: np.ndarray, quantizers: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Of one part after the other of all outputs of all groups: (which these are, labels int64
+    [outputs, inputs], the places of their values in `levels`)."""
+    groups, outputs, columns = problem.weights.shape
+    upper = problem.upper
 
-    def rounded(rows: slice) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        return lambda part, price: _compensated(part, upper, group[rows], step, levels, price)
+    def rounded(group: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        return lambda part, price: _compensated(part, upper, group, step, levels, price)
 
-    sample = slice(None, None, max(1, min(matrix.size // SAMPLE, len(matrix))))
-    price = settled_prices(matrix[sample], upper, step, levels, rounded(sample), quantizers)
-    return rounded(slice(None))(matrix, price).reshape(target.shape)
+    height = max(1, CHUNK // columns // STRIP) * STRIP
+    # Groups are many and small; outputs whose steps differ are to be seen together.
+    is_whole = groups > 1 or len(problem.own) > 1 or height >= outputs
+    whole = problem.target(slice(None)).reshape(-1, columns) if is_whole else None
+    sample = slice(None, None, max(1, min(groups * outputs * columns // SAMPLE, groups * outputs)))
+    group = np.repeat(np.arange(groups), outputs)
+    some = problem.target(sample)[0] if whole is None else whole[sample]
+    price = settled_prices(some, upper, step, levels, rounded(group[sample]), quantizers)
+    parts = [slice(i, i + height) for i in range(0, outputs, height)]
+    for part in [slice(None)] if is_whole else parts:
+        matrix = problem.target(part)[0] if whole is None else whole
+        yield part, rounded(group[part])(matrix, price)
 
 
 def _compensated(

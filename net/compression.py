@@ -9,9 +9,7 @@ outputs; both are measured, neither is predicted. docs/python.md has every way t
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +26,7 @@ from .container import SUFFIX
 from .encoding import TooLarge
 from .errors import UserError
 from .files import check_output
+from .limits import free_memory
 from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, unwrapped
 from .parameters import copied as copied_model
@@ -47,6 +46,7 @@ FINEST = 0.01  # where outputs decide: they hardly feel less
 # whose outputs nobody has seen, twice: two photographs, or a manual, are not all that it may see.
 TRUSTED = 2.0
 SHOWN = 3  # names in an error
+NOT_MEASURED = "the steps are not by measured sensitivity: {}"
 # Of a model in float32, that calibration has in memory; and what they may take of what is free.
 COPIES, PART_OF_MEMORY = 4, 0.5
 
@@ -137,8 +137,8 @@ def compress(
     key: of a state dict in a file of several.
     module: for a path that is no folder of Hugging Face's, what makes a module of its state dict.
     blockwise: whether a folder of Hugging Face's is run with one of its repeated blocks in memory
-        at a time (net.blocks), by steps that do not know its sensitivity. None: if there are such
-        blocks, nothing to `evaluate`, and the whole model would take over half of the free memory.
+        at a time (net.blocks), which comes to the same. None: if there are such blocks, nothing to
+        `evaluate`, and the whole model would take over half of the free memory.
     about: what `inputs` are, for the report.
     tell: is called with (what is being done, steps done, steps).
 
@@ -286,29 +286,33 @@ class _Source:
     def by_blocks(self, config: SharingConfig, skeleton: Skeleton, inputs: Samples) -> Shared:
         """With calibration of one block at a time; what comes of it is on the disk."""
         from .calibration import calibrate_passages
+        from .sensitivity import known_traces
 
         names = treated(self.plan, ByRate.how)
         own = {name: skeleton.names[name] for name, _ in skeleton.model.named_parameters()}
         own = {name: other for name, other in own.items() if other in names}
         kinds = {name: self.plan[other].kind for name, other in own.items()}
-        found = steps(self.spreads, config.noise)
+        traces, unmeasured = known_traces(lambda: skeleton.passage(self.state), inputs, own)
+        if unmeasured:
+            self.note(NOT_MEASURED.format(unmeasured))
+        self.note("the model is calibrated block by block")
+        traces = {own[name]: each for name, each in traces.items()}
+        found = steps(self.spreads, config.noise, traces)
         own_steps = {name: found[other] for name, other in own.items()}
         exact, work, on_disk = skeleton.passage(self.state), skeleton.passage(self.state), OnDisk()
         calibrate_passages(exact, work, inputs, kinds, own_steps, set(own), on_disk)
-        self.note("the model is calibrated block by block")
         calibrated = Renamed(on_disk, {other: name for name, other in own.items()})
         survey = self.plan, self.spreads
         state = SharedState(self.state, config, survey=survey, calibrated=calibrated)
         return Shared(state, config.noise, state.plan, state.clusterings, state.rounded)
 
-    def note(self, unmeasured: str) -> None:
-        text = f"the steps are not by measured sensitivity: {unmeasured}"
+    def note(self, text: str) -> None:
         self.notes += [text] if text not in self.notes else []
 
     def calibrated(self, model: nn.Module, config: SharingConfig, inputs: Any) -> WeightSharing:
         sharing = WeightSharing(model, config, calibration=inputs, final=True)
         if sharing.unmeasured:
-            self.note(sharing.unmeasured)
+            self.note(NOT_MEASURED.format(sharing.unmeasured))
         return sharing
 
 
@@ -531,14 +535,6 @@ class _Work:
             f"{most:,} bytes cannot be had: the smallest is {smallest:,}, at a noise of "
             f"{NOISES[1]:g}, at which little is left of the outputs; {', or '.join(helps)}"
         )
-
-
-def free_memory() -> float:
-    """Bytes that processes could still have, where the system tells, as Linux does."""
-    with suppress(OSError):
-        if found := re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text()):
-            return 1024 * int(found[1])
-    return math.inf
 
 
 def _excess(moved: Moved, max_divergence: float | None) -> float:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import NoBlocks, Passage, Skeleton, without_parameters
+from .blocks import NoBlocks, OnDisk, Passage, Skeleton, without_parameters
 from .choose import divergence
 from .errors import UserError
 from .parameters import copied
@@ -37,7 +37,7 @@ TEXTS, TOKENS = 48, 64
 MODULES = ("argparse", "json", "pathlib", "random", "statistics", "textwrap")  # of which they tell
 SHORTEST, LONGEST = 60, 400  # characters of a text
 BATCH = 16
-CHUNK = 1 << 22  # outputs that are compared at a time
+CHUNK = 1 << 20  # outputs that are compared at a time
 ROWS = 2048  # of outputs that are compared: a language model has one for each token
 USUAL_SIZE = 224  # of photographs for a network that does not say what it takes
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most networks are trained with
@@ -117,11 +117,19 @@ class Subject:
         self.calibration = None if calibrate is None else Samples(model, calibrate)
         # Of a copy: a run may change buffers.
         source = skeleton.passage(skeleton.state) if skeleton else copied(model)
-        self.before = answers(source, self.judging)
-        if not bool(self.before.rows.isfinite().all()):
+        self._before, self._rows = answers(source, self.judging), OnDisk()
+        if not bool(self._before.rows.isfinite().all()):
             raise Unseen(
                 "the model's outputs are not all finite with these inputs, as it is before"
             )
+        if skeleton:
+            self._rows["rows"] = self._before.rows
+            self._before = self._before._replace(rows=self._before.rows[:0].clone())
+
+    @property
+    def before(self) -> Answers:
+        """What the model answers as it is; with a skeleton it is on the disk."""
+        return self._before._replace(rows=self._rows.mapped("rows")) if self._rows else self._before
 
     def moved(self, state: Mapping[str, torch.Tensor]) -> Moved:
         """The outputs with the tensors of `state` instead."""
@@ -145,7 +153,11 @@ def halves(inputs: Any) -> tuple[Any, Any]:
     if isinstance(inputs, Mapping):
         count = min((len(each) for each in inputs.values() if hasattr(each, "__len__")), default=1)
         if count > 1:
-            return tuple({k: v[i::2] for k, v in inputs.items()} for i in range(2))  # type: ignore
+            halved = ({k: v[i::2] for k, v in inputs.items()} for i in range(2))
+            starts = range(0, -(-count // 2), BATCH)
+            return tuple(
+                [{k: v[i : i + BATCH] for k, v in half.items()} for i in starts] for half in halved
+            )  # type: ignore
         return [inputs], [inputs]
     if isinstance(inputs, torch.Tensor):
         return inputs, inputs
@@ -165,7 +177,7 @@ def answers(model: nn.Module | Passage, samples: Samples) -> Answers:
     """
     passage = model if isinstance(model, Passage) else Passage(model)
     training, calls = passage.model.training, [list(readings) for readings in samples.batches]
-    found, logits = [], True
+    found, logits = _Sample(), True
     passage.model.eval()
     try:
         for place in passage:
@@ -175,19 +187,41 @@ def answers(model: nn.Module | Passage, samples: Samples) -> Answers:
                 calls[number] = [call]
                 if place == len(passage.blocks):
                     rows, is_logits = answer
-                    found.append(rows.cpu())
+                    found.add(rows.cpu())
                     logits &= is_logits
     except ValueError as error:
         raise Unseen(str(error)) from None
     finally:
         passage.model.train(training)
-    if len({rows.shape[1] for rows in found}) > 1:
+    if len({rows.shape[1] for rows in found.parts}) > 1:
         raise Unseen("the model's outputs are not of one size; give inputs of one size")
-    rows = torch.cat(found)
+    rows = torch.cat(found.parts)
     if not rows.numel():
         raise Unseen("the model's outputs are empty")
-    every = max(1, -(-len(rows) // ROWS))
-    return Answers(rows[::every], logits and rows.shape[1] > 1)
+    return Answers(rows, logits and rows.shape[1] > 1)
+
+
+class _Sample:
+    """Of rows that come in parts every n-th, n the least power of two for at most ROWS of them."""
+
+    def __init__(self) -> None:
+        self.parts: list[torch.Tensor] = []
+        self.every, self.seen = 1, 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        first = -self.seen % self.every
+        self.seen += len(rows)
+        self.parts.append(rows[first :: self.every])
+        while sum(map(len, self.parts)) > ROWS:
+            self.every *= 2
+            odd = 0
+            for i, part in enumerate(self.parts):
+                self.parts[i], odd = part[odd::2], (odd + len(part)) % 2
+        # No view of what is left out, which would hold it.
+        self.parts = [
+            each.clone() if each.untyped_storage().nbytes() > each.nbytes else each
+            for each in self.parts
+        ]
 
 
 def _answer(passage: Passage, number: int, call: Call) -> Any:

@@ -9,39 +9,52 @@ gradient of a sum over answers is the sum of theirs, on average: one backward pa
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .backward import gradients
+from .blocks import Passage
 from .outputs import rows_of
 from .parameters import copied
-from .samples import Call, Samples, on_device
+from .samples import Call, Samples
 
 INPUTS = 128  # that are looked at, about
 CHUNK = 16  # of them in memory at a time, with what their gradients need
 DIRECTIONS = 4  # for each
+ELEMENTS = 1 << 22  # of a gradient that are squared at a time
+
+
+def known_traces(
+    model: Callable[[], nn.Module | Passage], samples: Samples, names: Iterable[str]
+) -> tuple[dict[str, float], str]:
+    """`traces`, of the same samples and names measured once: they are the same at any noise."""
+    key = tuple(names)
+    if key not in samples.traces:
+        samples.traces[key] = traces(model(), samples, key)
+    return samples.traces[key]
 
 
 def traces(
-    model: nn.Module, samples: Samples, names: Collection[str]
+    model: nn.Module | Passage, samples: Samples, names: Collection[str]
 ) -> tuple[dict[str, float], str]:
     """({name: trace of the Fisher information per answer} of the parameters `names`, "").
 
     Of several outputs the one that net.outputs compares counts, and for parameters that are no part
     of it, the first that they are part of. Left out are parameters that no gradient reached; where
     the model cannot be differentiated all are, and a reason is returned beside the empty dict.
-    Runs a copy in evaluation mode on the model's device. Deterministic.
+    Runs a copy in evaluation mode on the model's device, or block by block the passage itself.
+    Deterministic.
     """
-    model = copied(model).eval().requires_grad_(False)
-    parameters = {name: each for name, each in model.named_parameters() if name in names}
-    for parameter in parameters.values():
-        parameter.requires_grad_()
-    device = next((each.device for each in model.parameters()), torch.device("cpu"))
+    passage = model if isinstance(model, Passage) else Passage(copied(model))
+    passage.model.eval()
+    for name, parameter in passage.model.named_parameters():
+        parameter.requires_grad_(name in names)
     generator = torch.Generator().manual_seed(0)
-    total, count = dict.fromkeys(parameters, 0.0), 0
+    total, count = dict.fromkeys(names, 0.0), 0
     batches = samples.batches[:: max(1, len(samples.batches) // INPUTS)]
     reason = ""
     # The recurrent kernels of cuDNN cannot be differentiated in evaluation mode.
@@ -50,9 +63,7 @@ def traces(
             for call in calls:  # which one the model takes
                 try:
                     for part in _parts(call, max(1, INPUTS // len(batches))):
-                        found, rows = _squares(
-                            model, on_device(part, device), parameters, generator
-                        )
+                        found, rows = _squares(passage, part, names, generator)
                         count += rows
                         for name, square in found.items():
                             total[name] += square
@@ -86,36 +97,59 @@ def _is_batch(value: Any) -> bool:
 
 
 def _squares(
-    model: nn.Module, call: Call, parameters: dict[str, nn.Parameter], generator: torch.Generator
+    passage: Passage, call: Call, names: Collection[str], generator: torch.Generator
 ) -> tuple[dict[str, float], int]:
     """({name: square of the gradient, summed over the answers}, number of answers)."""
-    args, kwargs = call
-    output, mask = model(*args, **kwargs), kwargs.get("attention_mask")
-    judged = rows_of(output, mask)
-    others = [each for each in tree_leaves(output) if _is_batch(each) and each.requires_grad]
     found: dict[str, float] = {}
-    left = dict(parameters)
-    for rows, logits in [judged, *(rows_of(each, mask) for each in others)]:
-        if not left or not rows.requires_grad:
-            continue
-        squares = dict.fromkeys(left, 0.0)
-        reached = set()
-        for _ in range(DIRECTIONS):
-            direction = _direction(rows.detach(), logits, generator)
-            gradients = torch.autograd.grad(
-                rows, list(left.values()), direction, retain_graph=True, allow_unused=True
-            )
-            for name, gradient in zip(left, gradients, strict=True):
-                if gradient is not None:
-                    live = gradient.to_dense() * (left[name] != 0)  # zeros stay as they are
-                    norm = float(torch.linalg.vector_norm(live, dtype=torch.float32))
-                    squares[name] += norm**2 / DIRECTIONS
-                    reached.add(name)
-        found |= {name: squares[name] for name in reached}
-        left = {name: each for name, each in left.items() if name not in reached}
+    judge, left = _Judge(call.kwargs.get("attention_mask"), generator), set(names)
+    while left and judge.next():
+        squares: dict[str, float] = {}
+        for name, weight, gradient in gradients(passage, call, left, judge):
+            square = _square(gradient.to_dense(), weight)
+            squares[name] = squares.get(name, 0.0) + square / DIRECTIONS
+        found |= squares
+        left -= squares.keys()
     if not found:
         raise ValueError("no gradient reaches the weights")
-    return found, len(judged[0])
+    return found, judge.answers
+
+
+def _square(gradient: torch.Tensor, weight: torch.Tensor) -> float:
+    """Of the gradient by the weights that are not zero: the others stay as they are."""
+    pairs = zip(
+        *(each.detach().flatten().split(ELEMENTS) for each in (gradient, weight)), strict=True
+    )
+    lives = (part * (own != 0) for part, own in pairs)
+    return sum(float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 for x in lives)
+
+
+class _Judge:
+    """Of the outputs of a model first the one that is judged, then the others, in random
+    directions."""
+
+    def __init__(self, mask: torch.Tensor | None, generator: torch.Generator) -> None:
+        self.mask, self.generator = mask, generator
+        self.place, self.count, self.answers = -1, 1, 0
+
+    def next(self) -> bool:
+        """Whether there is another output."""
+        self.place += 1
+        return self.place < self.count
+
+    def __call__(self, output: Any) -> tuple[torch.Tensor, Iterator[torch.Tensor]] | None:
+        if self.place == 0:
+            judged = output
+            self.count += sum(_is_batch(x) and x.requires_grad for x in tree_leaves(output))
+        else:
+            others = [x for x in tree_leaves(output) if _is_batch(x) and x.requires_grad]
+            judged = others[self.place - 1]
+        rows, logits = rows_of(judged, self.mask)
+        if self.place == 0:
+            self.answers = len(rows)
+        if not rows.requires_grad:
+            return None
+        directions = (_direction(rows.detach(), logits, self.generator) for _ in range(DIRECTIONS))
+        return rows, directions
 
 
 def _direction(rows: torch.Tensor, logits: bool, generator: torch.Generator) -> torch.Tensor:

@@ -274,16 +274,25 @@ class Clustering(NamedTuple):
     def of(cls, before: torch.Tensor, after: torch.Tensor) -> "Clustering":
         """From the tensor as it was and as it is, of any floating-point type and one shape."""
         before, after = before.detach(), after.detach()
-        values, counts = after.unique(return_counts=True)
+        values, counts = counted(after)
         distinct = int(values.count_nonzero())
         known = before.numel() <= COUNTED
         return cls(
             nonzero=int(after.count_nonzero()),
             values_before=int(before.unique().count_nonzero()) if known else None,
             values_after=distinct,
-            noise=_norm(after - before) / (_norm(before) or 1.0),
+            noise=_change(before, after) / (_norm(before) or 1.0),
             coded_bytes=entropy(counts.tolist()) / 8 + 2 * distinct,
         )
+
+
+def counted(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(distinct values, ascending; how often each occurs), a part at a time: sorting takes several
+    times the memory of what is sorted."""
+    parts = [part.unique(return_counts=True) for part in tensor.flatten().split(COUNTED)]
+    values, place = torch.cat([part for part, _ in parts]).unique(return_inverse=True)
+    counts = torch.cat([count for _, count in parts])
+    return values, torch.zeros_like(values, dtype=counts.dtype).index_add_(0, place, counts)
 
 
 def entropy(counts: list[int]) -> float:
@@ -303,5 +312,12 @@ def relative_change(
     return change / max(_norm(before[finite]), size) if change else 0.0
 
 
+def _change(before: torch.Tensor, after: torch.Tensor) -> float:
+    pairs = zip(before.flatten().split(COUNTED), after.flatten().split(COUNTED), strict=True)
+    return math.hypot(*(_norm(new - old) for old, new in pairs))
+
+
 def _norm(tensor: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
+    """In parts: torch makes float64 of a whole tensor."""
+    parts = tensor.detach().flatten().split(COUNTED)
+    return math.hypot(*(float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in parts))

@@ -140,12 +140,10 @@ class Work:
         names = treated(self.plan, ByRate.how)
         traces: Mapping[str, float] = {}
         if names and self.model is not None and self.samples is not None:
-            known = self.samples.traces
-            if tuple(names) not in known:
-                from .sensitivity import traces as measured
+            from .sensitivity import known_traces
 
-                known[tuple(names)] = measured(self.model, self.samples, names)
-            traces, self.unmeasured = known[tuple(names)]
+            model = self.model
+            traces, self.unmeasured = known_traces(lambda: model, self.samples, names)
         if self.spreads is None:
             self.steps = steps_of(self.tensors, names, self.config.noise, traces)
         else:

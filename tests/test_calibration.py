@@ -284,6 +284,25 @@ def test_what_inputs_have_in_common_in_strips(monkeypatch):
     assert torch.allclose(calibration._squared(x), x.mT @ x, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [300, 512])
+def test_a_large_matrix_is_rounded_by_strips_of_rows(monkeypatch, rows):
+    torch.manual_seed(0)
+    model, x = nn.Linear(20, rows), torch.randn(200, 20) @ torch.randn(20, 20)
+    with torch.no_grad():
+        model.weight[:, 3] = 0
+    given = {"weight": "linear"}, {"weight": spread(model.weight).deviation}, {"weight"}
+    whole, _ = calibrate(model, x, *given)
+    seen, target = [], calibration._Problem.target
+    monkeypatch.setattr(calibration, "CHUNK", 128 * 20)
+    monkeypatch.setattr(
+        calibration._Problem, "target", lambda *args: seen.append(target(*args)) or seen[-1]
+    )
+    found, reasons = calibrate(model, x, *given)
+    assert not reasons
+    assert torch.equal(found["weight"], whole["weight"])
+    assert [each.shape[1] for each in seen[1:]] == [128] * (rows // 128) + [44] * (rows == 300)
+
+
 def test_the_drift_in_the_order_that_takes_less(monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12))

@@ -136,7 +136,21 @@ def test_half_of_the_inputs_judge():
     batches = [torch.zeros(2), torch.ones(2), torch.zeros(3)]
     assert [len(part) for part in outputs.halves(batches)] == [2, 1]
     one = outputs.halves({"ids": torch.arange(4), "mask": torch.ones(4)})
-    assert [part["ids"].tolist() for part in one] == [[0, 2], [1, 3]]
+    assert [[batch["ids"].tolist() for batch in part] for part in one] == [[[0, 2]], [[1, 3]]]
+    many, _ = outputs.halves({"ids": torch.arange(4 * outputs.BATCH - 1)})  # as of one tensor
+    assert [len(batch["ids"]) for batch in many] == [outputs.BATCH] * 2
+    assert torch.cat([batch["ids"] for batch in many]).tolist() == list(range(0, 64, 2))
+
+
+def test_rows_that_judge_are_every_so_many_of_all(monkeypatch):
+    monkeypatch.setattr(outputs, "ROWS", 8)
+    samples = Samples(nn.Identity(), [torch.arange(n * 2.0).reshape(n, 2) for n in (3, 5)])
+    assert len(outputs.answers(nn.Identity(), samples).rows) == 8
+    every = torch.arange(50.0).reshape(25, 2)
+    samples = Samples(nn.Identity(), list(every.split([1, 6, 11, 2, 5])))
+    found = outputs.answers(nn.Identity(), samples).rows
+    assert torch.equal(found, every[::4])
+    assert found.untyped_storage().nbytes() == found.nbytes  # nothing holds the others
 
 
 # Whose tensors
