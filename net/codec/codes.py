@@ -63,10 +63,7 @@ class Code:
 
     def words(self) -> np.ndarray:
         """The code words as uint64."""
-        order, sizes = self._ranges()
-        words = np.empty(len(order), np.uint64)
-        words[order] = (np.cumsum(sizes) - sizes) // sizes
-        return words
+        return codec.kernels.canonical_words(self.lengths, self.longest)
 
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """Canonical order, and how many numbers of ``longest`` bits begin with each word."""
@@ -221,6 +218,8 @@ def code_lengths(counts: np.ndarray, limit: int) -> np.ndarray:
     Example: [1, 1, 1] -> [2, 2, 1]
     """
     lengths = np.zeros(len(counts), np.uint8)
+    if len(counts) == 1:
+        return lengths
     order = np.argsort(counts, kind="stable")
     lengths[order] = codec.kernels.package_merge(counts[order], min(limit, len(counts) - 1))
     return lengths
@@ -290,15 +289,9 @@ def write_small_table(writer: BitWriter, code: Code) -> None:
 
     Example: symbols 0, 2, lengths 1, 1 -> 0b11100001, 0b110, 0b0
     """
-    lengths = code.lengths.astype(np.int64)
-    steps = np.diff(lengths, prepend=FIRST_LENGTH)
-    near, same = np.abs(steps) == 1, steps == 0
     size = int(code.symbols[-1]) + 1
-    fields, widths = np.full(size, 0b110, np.uint64), np.full(size, 3, np.uint8)
-    fields[code.symbols] = np.where(
-        near, 0b100 | (steps < 0), np.where(same, 0, 0b111 << 5 | lengths)
-    )
-    widths[code.symbols] = np.where(near, 3, np.where(same, 1, 8))
+    fields, widths = np.empty(size, np.uint64), np.empty(size, np.uint8)
+    codec.kernels.table_entries(code.symbols, code.lengths, FIRST_LENGTH, fields, widths)
     writer.write_fields(fields, widths)
 
 

@@ -40,15 +40,14 @@ class Heads:
 
     def __init__(self, values: np.ndarray, width: int) -> None:
         self._values, self._low = values, np.uint64(width - HEAD)
-        blocks = -(-values.size // BLOCK)
-        used = np.zeros(blocks, np.uint64)
-        self._counts = np.zeros((-(-blocks // GROUP), LANES, 1 << HEAD), np.uint16)
-        codec.kernels.survey(values, self._low, self._counts, GROUP, used)
-        below = used & ((np.uint64(1) << self._low) - np.uint64(1))
+        groups = -(-values.size // (BLOCK * GROUP))
+        self._counts = np.zeros((groups, LANES, 1 << HEAD), np.uint16)
+        self._groups = np.zeros((groups, 1 << HEAD), np.int64)
+        codec.kernels.survey(values, self._low, GROUP, self._counts, self._groups)
+        below = _used(values) & ((np.uint64(1) << self._low) - np.uint64(1))
         _, exponents = np.frexp((below & (~below + np.uint64(1))).astype(np.float64))
         # at least one, so that every value takes a bit
         self._tails = np.where(below, int(self._low) + 1 - exponents, 1)
-        self._groups = self._counts.sum(axis=1, dtype=np.int64)
         total = self._groups.sum(axis=0)
         tails = float(self._tails.mean()) * values.size
         self.about = entropy(total) + 3 * np.count_nonzero(total) + tails
@@ -81,9 +80,18 @@ class Heads:
         sizes = self._tails[:-1].sum() * (BLOCK // LANES) + self._tails[-1] * (
             (last + LANES - 1 - np.arange(LANES)) // LANES
         )
-        for k, row in enumerate(lengths):
-            sizes += self._counts[group == k].sum(axis=0, dtype=np.int64) @ row.astype(np.int64)
+        codec.kernels.lane_sizes(self._counts, group, lengths, sizes)
         return sizes
+
+
+def _used(values: np.ndarray) -> np.ndarray:
+    """The bits in use in each block, uint64 [blocks]."""
+    whole = values.size // BLOCK
+    wide = values[: whole * BLOCK].view(np.uint64).reshape(whole, -1)  # several values at a time
+    few = np.bitwise_or.reduce(wide, axis=1).view(values.dtype).reshape(whole, -1)
+    rest = values[None, whole * BLOCK :]
+    found = [np.bitwise_or.reduce(part, axis=1) for part in (few, rest) if part.size]
+    return np.concatenate(found).astype(np.uint64)
 
 
 def _codes(groups: np.ndarray) -> tuple[np.ndarray, list[Code]]:

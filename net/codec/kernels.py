@@ -205,19 +205,34 @@ def merge_bits(data, at, width, shift, out):
 
 
 @kernel
-def survey(values, low, counts, group, used):
-    """Count the heads of each lane in every ``group`` blocks, counts[g, lane, head]; note the bits
-    in use in each block, used[b]. Value i is in lane i % LANES."""
-    for b in range(len(used)):
-        block, lanes, bits = values[b * BLOCK : (b + 1) * BLOCK], counts[b // group], np.uint64(0)
-        for value in block:  # a loop of its own takes several values at a time
-            bits |= np.uint64(value)
-        used[b] = bits
-        for i in range(0, len(block) - LANES + 1, LANES):
-            for lane in range(LANES):
-                lanes[lane, np.uint64(block[i + lane]) >> low] += 1
-        for i in range(len(block) & -LANES, len(block)):
-            lanes[i & (LANES - 1), np.uint64(block[i]) >> low] += 1
+def survey(values, low, group, counts, totals):
+    """Count the heads of each lane in every ``group`` blocks, counts[g, lane, head], and those of
+    all lanes, totals[g, head]. Value i is in lane i % LANES."""
+    for b in range(-(-len(values) // BLOCK)):
+        block, lanes = values[b * BLOCK : (b + 1) * BLOCK], counts[b // group]
+        size = np.uint64(len(block))
+        for lane in range(np.uint64(LANES)):  # the cache next to the processor holds its counts
+            heads = lanes[lane]
+            for i in range(lane, size, np.uint64(LANES)):
+                heads[np.uint64(block[i]) >> low] += np.uint16(1)
+    for g in range(len(counts)):
+        total, lanes = totals[g], counts[g]
+        for lane in range(LANES):
+            for head in range(len(total)):
+                total[head] += lanes[lane, head]
+
+
+@kernel
+def lane_sizes(counts, which, lengths, sizes):
+    """Add the bits of each lane's heads to sizes[lane]: counts[g, lane, head] of them have code
+    words of lengths[which[g], head] bits."""
+    for g in range(len(counts)):
+        row = lengths[which[g]]
+        for lane in range(LANES):
+            heads, bits = counts[g, lane], np.uint64(0)
+            for head in range(len(row)):
+                bits += np.uint32(heads[head]) * np.uint32(row[head])
+            sizes[lane] += np.int64(bits)
 
 
 @kernel
@@ -456,7 +471,42 @@ def code_set(members, largest, data, at, end, values, widths):
     return at
 
 
-# --- code lengths --------------------------------------------------------------------------------
+# --- code lengths and their table ----------------------------------------------------------------
+
+
+@kernel
+def canonical_words(lengths, longest):
+    """The code words uint64: consecutive numbers in the order of length, ties by symbol.
+
+    Example: lengths 3, 1, 3, 2 -> 0b110, 0b0, 0b111, 0b10
+    """
+    words = np.empty(len(lengths), np.uint64)
+    after = np.zeros(longest + 2, np.int64)  # after[n]: the next word of n bits
+    for length in lengths:
+        after[np.int64(length) + 1] += 1
+    for length in range(1, longest + 1):
+        after[length] = (after[length - 1] + after[length]) << 1
+    for i in range(len(lengths)):
+        words[i] = after[lengths[i]]
+        after[lengths[i]] += 1
+    return words
+
+
+@kernel
+def table_entries(symbols, lengths, before, fields, widths):
+    """The entries of a small table (see net/codec/codes.py): widths[s] bits of fields[s] for each
+    s up to the last of ``symbols``; the length of the first is compared with ``before``."""
+    fields[:], widths[:] = 0b110, 3
+    for i in range(len(symbols)):
+        symbol, length = symbols[i], np.int64(lengths[i])
+        step = length - before
+        before = length
+        if step == 0:
+            fields[symbol], widths[symbol] = 0, 1
+        elif abs(step) == 1:
+            fields[symbol] = 0b100 if step > 0 else 0b101
+        else:
+            fields[symbol], widths[symbol] = 0b111 << 5 | length, 8
 
 
 @kernel

@@ -26,6 +26,7 @@ MIN_GAIN = 50  # it is used where it saves one bit in so many
 SAMPLED, SAMPLES = 1 << 15, 16  # of more elements, one in so many is tried first
 MOST_LISTED = 1 << 10  # values on no grid that are tried
 MANTISSAS = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
+FEW = 64  # the smallest of more values, which show mostly that these are on no grid
 LEAST = 8  # the smallest values, whose differences suggest a step
 SHORTEST = 4  # steps within what the values allow, of the fewest digits, that are tried
 ROWS_APART = 63  # where the digits of a step would be: rows have shifts
@@ -52,7 +53,11 @@ class Grid(NamedTuple):
         """The grid of these patterns, and the level int64 of each; None if they are on none."""
         if dtype not in MANTISSAS or len(distinct) < 2:
             return None
-        exact = torch.from_numpy(distinct.view(np.uint8)).view(dtype).double()
+        if dtype.itemsize == 2 and len(distinct) > FEW + 2:  # with both zeros
+            few = _exact(np.partition(distinct & np.uint16(0x7FFF), FEW + 1)[: FEW + 2], dtype)
+            if not any(_steps(np.sort(few[(few > 0) & few.isfinite()].numpy()), MANTISSAS[dtype])):
+                return None
+        exact = _exact(distinct, dtype)
         values = exact.numpy()
         if not np.isfinite(values).all():
             return None
@@ -98,6 +103,11 @@ class Grid(NamedTuple):
             raise HuffmanError("a step that no encoder writes")
         bits = exponent << 52 | reader.read(digits) << (52 - digits)
         return cls(float(np.uint64(bits).view(np.float64)), digits, half), shifts
+
+
+def _exact(distinct: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """The values of these patterns, float64."""
+    return torch.from_numpy(distinct.view(np.uint8)).view(dtype).double()
 
 
 def _steps(sizes: np.ndarray, digits: int) -> Iterator[tuple[float, int]]:

@@ -44,6 +44,47 @@ def test_lengths_of_the_example() -> None:
     assert lengths.tolist() == [3, 3, 2, 1]
 
 
+def test_words_of_the_example() -> None:
+    from net.codec import kernels
+
+    words = kernels.canonical_words(np.array([3, 1, 3, 2], np.uint8), 3)
+    assert words.tolist() == [0b110, 0b0, 0b111, 0b10]
+    assert kernels.canonical_words(np.zeros(1, np.uint8), 0).tolist() == [0]
+
+
+def test_a_table_with_every_kind_of_entry() -> None:
+    from net.codec import kernels
+
+    symbols, lengths = np.array([0, 2, 3, 4]), np.array([4, 1, 2, 4], np.uint8)
+    fields, widths = np.empty(5, np.uint64), np.empty(5, np.uint8)
+    kernels.table_entries(symbols, lengths, 4, fields, widths)
+    entries = [f"{field:0{width}b}" for field, width in zip(fields, widths, strict=True)]
+    assert entries == ["0", "110", "11100001", "100", "11100100"]
+    kernels.table_entries(np.array([0]), np.array([3], np.uint8), 4, fields[:1], widths[:1])
+    assert (fields[0], widths[0]) == (0b101, 3)
+
+
+@pytest.mark.parametrize("size", [1, 8, 4096, 3 * 4096 + 13])
+def test_heads_of_the_lanes_and_their_bits(size: int) -> None:
+    from net.codec import LANES, kernels
+
+    values = np.random.default_rng(0).integers(0, 256, size).astype(np.uint16)
+    blocks, heads = -(-size // 4096), values >> 3
+    counts, totals = np.zeros((blocks, LANES, 32), np.uint16), np.zeros((blocks, 32), np.int64)
+    kernels.survey(values, np.uint64(3), 1, counts, totals)
+    lengths = np.arange(64, dtype=np.uint16).reshape(2, 32) % 13
+    which, sizes = np.arange(blocks) % 2, np.ones(LANES, np.int64)
+    kernels.lane_sizes(counts, which, lengths, sizes)
+    for b in range(blocks):
+        part = heads[4096 * b : 4096 * (b + 1)]
+        assert totals[b].tolist() == np.bincount(part, minlength=32).tolist()
+        for lane in range(LANES):
+            own = np.bincount(part[lane::LANES], minlength=32)
+            assert counts[b, lane].tolist() == own.tolist()
+            sizes[lane] -= own @ lengths[which[b]]
+    assert sizes.tolist() == [1] * LANES
+
+
 def test_gaps_of_the_example() -> None:
     from net.codec import kernels
 

@@ -199,6 +199,19 @@ def test_no_grids(values):
     assert Grid.of(patterns(torch.tensor(values, dtype=torch.float64)), torch.float64) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_grids_of_many_values_of_two_bytes(dtype):
+    _, found = Grid.of(patterns((torch.arange(-100, 101) * 0.0123).to(dtype)), dtype)
+    assert found.tolist() == list(range(-100, 101))
+    levels = torch.arange(1, 101) * 0.0123
+    nearly = torch.cat([levels, levels[:1] * 1.4]).to(dtype)
+    assert Grid.of(patterns(nearly), dtype) is None
+    endless = torch.cat([levels, torch.tensor([float("inf"), float("nan")])]).to(dtype)
+    assert Grid.of(patterns(endless), dtype) is None
+    nothing = torch.arange(0x7F81, 0x7FFF, dtype=torch.int16).view(torch.bfloat16)
+    assert Grid.of(patterns(nothing), torch.bfloat16) is None
+
+
 # --- streams that no encoder writes -------------------------------------------------------------
 
 
