@@ -45,6 +45,7 @@ from net.report.tables import table
 
 NOISES = (0.1, 0.2, 0.4, 0.8)
 DRAWS = 2
+STEPS = (-28, -20)  # nncodec's qp, of which the second is four times as coarse
 OURS = {"ours": False, "ours, with inputs": True}  # {method: calibrated}
 COLOURS = dict(
     zip((*OURS, "nncodec", "EntroPack", "GGUF"), plots.LAYER_COLOURS, strict=False),
@@ -142,6 +143,18 @@ def foreign(python: str, script: str, state: State, setting: dict) -> tuple[int,
         size = int(result.stdout.split(b"bytes ")[-1])
         with np.load(back) as found:
             return size, {k: torch.from_numpy(found[k]).view_as(v) for k, v in state.items()}
+
+
+def same_steps(subject: Subject, python: str) -> list[list[Any]]:
+    """What nncodec, without its trellis, and we take for the very values that it has chosen."""
+    state = {k: v for k, v in subject.model.state_dict().items() if v.is_floating_point()}
+    found = []
+    for qp in STEPS:
+        size, values = foreign(python, NNCODEC, state, {"qp": qp, "use_dq": False})
+        with tempfile.TemporaryDirectory() as folder:
+            own = net.encoding.save(values, folder)
+        found.append([subject.name, qp, size, own, own / size])
+    return found
 
 
 class Measure:
@@ -292,6 +305,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=DRAWS, help="of inputs, for every point")
     parser.add_argument("--json", metavar="FILE", help="of all points; peers' are read from it")
     parser.add_argument("--plot", metavar="FILE")
+    parser.add_argument(
+        "--same-steps", action="store_true", help="both code the values that nncodec has chosen"
+    )
     parser.add_argument("--quick", action="store_true", help="random weights, no files: seconds")
     args = parser.parse_args(argv)
     if args.quick:
@@ -301,6 +317,12 @@ def main(argv: list[str] | None = None) -> int:
         noises, draws = args.noises, args.draws
     else:
         parser.error("give the folder of the networks, or --quick")
+    if args.same_steps:
+        if not args.nncodec:
+            parser.error("--same-steps needs --nncodec")
+        lines = [line for each in subjects for line in same_steps(each, args.nncodec)]
+        print(table(["", "qp", "nncodec", "ours", "of its bytes"], lines))
+        return 0
     start = time.perf_counter()
     found = read(args.json)
     pythons = {"nncodec": args.nncodec, "EntroPack": args.entropack}
