@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Error against bytes on 10,000 images that no constant was chosen on and no network has seen.
+"""Error against bytes on 10,000 images that the network has not seen, nor any part of the search.
 
     python benchmarks/evidence.py --arch resnet-20 --data-dir data --output evidence
     python benchmarks/evidence.py --arch resnet-20 --output evidence --plot evidence.png
