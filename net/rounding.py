@@ -322,7 +322,8 @@ def _round_beside(tensor: torch.Tensor, size: torch.Tensor, noise: float) -> tor
     exact = tensor.detach().double()
     exponent = torch.frexp(size).exponent - 1 - bits  # of the greatest power of two within size
     unit = torch.ldexp(torch.ones_like(exact), exponent)
-    rounded = torch.where(size > 0, (exact / unit).round() * unit, exact)
+    nearest = (exact / unit).round() * unit + 0.0  # no zeros of two signs
+    rounded = torch.where(size > 0, nearest, exact)
     return torch.where(exact.isfinite(), rounded, exact).to(tensor.dtype)
 
 

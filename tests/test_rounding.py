@@ -472,3 +472,10 @@ def test_the_cheapest_way_is_found():
     near = [np.argsort(np.abs(levels - w))[:5].tolist() + [12] for w in weights.ravel()]
     least = min(map(cost, itertools.product(*near)))
     assert cost(labels.ravel()) == pytest.approx(least)
+
+
+def test_what_is_rounded_to_zero_has_no_sign():
+    vector = torch.tensor([-1e-3, 1e-3, -2.0, -0.0])
+    rounded = round_vector(vector, scale=torch.ones(4))
+    assert rounded.tolist() == [0.0, 0.0, -2.0, 0.0]
+    assert not rounded[[0, 1, 3]].signbit().any()
