@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import deep_compressing
 from net.report import plots
 from net.report.tables import table, write_json
+from net.training.datasets import RECORD
 
-BATCHES, IMAGES, RECORD = "cifar-10-batches-bin", 10_000, 3073
+BATCHES, IMAGES = "cifar-10-batches-bin", 10_000
 PRESETS = ("trained", "smallest")
 # What others report of CIFAR-10, {source: [(bytes, error percent)]}, networks of their own.
 OTHERS = {

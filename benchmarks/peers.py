@@ -145,9 +145,13 @@ def foreign(python: str, script: str, state: State, setting: dict) -> tuple[int,
             return size, {k: torch.from_numpy(found[k]).view_as(v) for k, v in state.items()}
 
 
+def floats(subject: Subject) -> State:
+    return {k: v for k, v in subject.model.state_dict().items() if v.is_floating_point()}
+
+
 def same_steps(subject: Subject, python: str) -> list[list[Any]]:
     """What nncodec, without its trellis, and we take for the very values that it has chosen."""
-    state = {k: v for k, v in subject.model.state_dict().items() if v.is_floating_point()}
+    state = floats(subject)
     found = []
     for qp in STEPS:
         size, values = foreign(python, NNCODEC, state, {"qp": qp, "use_dq": False})
@@ -188,7 +192,7 @@ def measured(
     kept = {p[:2]: p for p in known if len(p.divergences) >= draws and p.codec in FOREIGN}
     for point in kept.values():
         yield point._replace(divergences=point.divergences[:draws])
-    state = {k: v for k, v in subject.model.state_dict().items() if v.is_floating_point()}
+    state = floats(subject)
     for method, calibrated in OURS.items():
         for noise in noises:
             size, found = ours(subject, noise, calibrated)

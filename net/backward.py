@@ -49,7 +49,7 @@ class _Backward:
         self._kept, self._sums = Kept(), Kept()
         # By direction: the tensors that the block before gave, and the parameters in no block.
         self._left: list[list[int]] = []
-        self._reached: dict[tuple[str, int], None] = {}
+        self._reached: set[tuple[str, int]] = set()
 
     def through(self, output: Any) -> Found:
         """Of the parameters in blocks that `output`, of the passage's place, comes of."""
@@ -98,7 +98,7 @@ class _Backward:
         if (name, direction) in self._reached:
             gradient = gradient + self._sums[key].to(gradient.device)
         self._sums[key] = gradient
-        self._reached[name, direction] = None
+        self._reached.add((name, direction))
 
     def outside(self) -> Found:
         """Of the parameters in no block."""

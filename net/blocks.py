@@ -28,6 +28,7 @@ from .tensors import memory
 MOST_IN_MEMORY = 1 << 26  # bytes of a run's activations; what is more goes to the disk
 ALIGNED = 64  # bytes, of which a tensor on the disk begins at a multiple
 OUTSIDE = -1  # the place of what is in no block
+TENSOR = object()  # in the place of a tensor that an output has there
 ORDER = "its blocks are not run once each, in their order"
 
 
@@ -246,7 +247,7 @@ class Passage:
         leaves, tree = tree_flatten(output)
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
-                leaves[i] = _Kept()
+                leaves[i] = TENSOR
                 self._kept[f"{slot}{i}"] = leaf
         self._trees[slot] = leaves, tree
 
@@ -255,7 +256,7 @@ class Passage:
         slot = self._slot(self._number, self.place - 1)
         leaves, tree = self._trees[slot]
         found = [
-            self._came(i, self._kept[f"{slot}{i}"], is_last) if isinstance(leaf, _Kept) else leaf
+            self._came(i, self._kept[f"{slot}{i}"], is_last) if leaf is TENSOR else leaf
             for i, leaf in enumerate(leaves)
         ]
         return tree_unflatten(found, tree)
@@ -269,10 +270,6 @@ class Passage:
             kept = self.entries[i] = kept.detach().to(self.device).requires_grad_()
             return kept.clone()
         return kept.to(self.device, copy=True)  # which the model may change in place
-
-
-class _Kept:
-    """In the place of a tensor that an output has there."""
 
 
 def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

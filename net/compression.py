@@ -36,7 +36,7 @@ from .samples import Samples
 from .shards import info_of
 from .sharing import SharedState, WeightSharing
 from .state_dicts import Renamed
-from .treatments import ByRate, Exact, SharingConfig, Treatment, treated
+from .treatments import NOT_MEASURED, ByRate, Exact, SharingConfig, Treatment, treated
 
 # What is promised by default where a model can be run: nats of logits, 1 - cosine of all outputs.
 # A divergence of .02 is half a point of error (choose.PER_POINT).
@@ -46,7 +46,6 @@ FINEST = 0.01  # where outputs decide: they hardly feel less
 # whose outputs nobody has seen, twice: two photographs, or a manual, are not all that it may see.
 TRUSTED = 2.0
 SHOWN = 3  # names in an error
-NOT_MEASURED = "the steps are not by measured sensitivity: {}"
 # Of a model in float32, that calibration has in memory; and what they may take of what is free.
 COPIES, PART_OF_MEMORY = 4, 0.5
 

@@ -27,6 +27,7 @@ from .shared_tensor import SharedTensor
 MOST_BITS = 16
 FEW = 16  # values that sharing by rate would not make fewer
 EXACT_VECTORS = "vectors are to stay exact"
+NOT_MEASURED = "the steps are not by measured sensitivity: {}"
 Bits = int | str | Mapping[str, int | str]
 
 

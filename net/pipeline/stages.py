@@ -36,7 +36,7 @@ from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
 from ..training.splits import Batches, Dataset
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
-from ..treatments import Treatment
+from ..treatments import NOT_MEASURED, Treatment
 from . import choosing
 from .options import CommonOptions, PruningOptions, SharingOptions, TrainingOptions
 
@@ -252,7 +252,7 @@ def share(
             finetune(f"share {parts - sharing.parts_left}/{parts}", between)
         sharing.share_next()
     if sharing.unmeasured:
-        runtime.log.note(f"the steps are not by measured sensitivity: {sharing.unmeasured}")
+        runtime.log.note(NOT_MEASURED.format(sharing.unmeasured))
     for name, reason in sharing.without_data.items():
         runtime.log.note(f"{name} was shared without data: {reason}")
     if epochs:
