@@ -8,6 +8,7 @@ a message.
 
 import dataclasses
 import errno
+import functools
 import io
 import json
 import os
@@ -59,6 +60,15 @@ class Contents:
 
     def __post_init__(self) -> None:
         self.named = {entry.name: entry for entry in self.entries}
+
+    @functools.cached_property
+    def streams(self) -> dict[int, list[Entry]]:
+        """The tensors of each stream, in order, by the number of the first; of tied ones one."""
+        found: dict[int, list[Entry]] = {}
+        for entry in self.entries:
+            if not entry.same:
+                found.setdefault(entry.home.number, []).append(entry)
+        return found
 
     def part(self, which: str | tuple[str]) -> Entry | Stored:
         """A tensor, or a file, whose name is in a tuple."""
@@ -125,7 +135,7 @@ class InFile:
         """The file, at the stream of a tensor or at a file of this name, and the bytes of that.
 
         Raises OSError."""
-        which = part if isinstance(part, str) else (part.same or part).number
+        which = part if isinstance(part, str) else part.home.number
         offset, size = contents.places[which]
         with open_regular(self.path / contents.shards.get(which, "")) as (file, _):
             file.seek(offset)
@@ -249,7 +259,7 @@ def unpack(data: bytes, size: int) -> Contents:
     if not isinstance(table, dict) or table.keys() - {"sizes", "files", "layout"}:
         raise ManifestError("fields that this version does not have")
     sizes, files, layout = table.get("sizes", []), table.get("files", []), table.get("layout", {})
-    streams = [entry.number for entry in entries if not entry.same]
+    streams = [entry.number for entry in entries if entry.has_stream]
     if not isinstance(sizes, list) or not _are_sizes(sizes):
         raise ManifestError("no list of sizes")
     if len(sizes) != len(streams):
@@ -359,9 +369,11 @@ def restored(kept: bytes, file: Stored) -> bytes:
     return data
 
 
-def copy(source: BinaryIO, target: BinaryIO, parts: Sequence[tuple[int, int]]) -> None:
-    """Copy `parts`, bytes and their CRC-32. OSError where what is read is not what was written."""
-    for size, expected in parts:
+def copy(source: BinaryIO, target: BinaryIO, parts: Sequence[tuple[int, int, int]]) -> None:
+    """Copy `parts`: where they begin, bytes and their CRC-32. OSError where what is read is not
+    what was written."""
+    for begin, size, expected in parts:
+        source.seek(begin)
         crc = 0
         while size:
             piece = source.read(min(size, PIECE))

@@ -1,6 +1,7 @@
 """State dicts as Huffman-coded streams, without loss (paper, sections 3 and 4).
 
-In a folder of one file per tensor, or in one file with everything that belongs to a model.
+In a folder of one file per tensor, or in one file with everything that belongs to a model. Vectors
+of a kind share a file where that takes fewer bytes.
 
 Every tensor is written in the smallest of several forms: as levels of a matrix; or with or without
 its zeros, and values shared in a codebook, byte by byte, or as heads and tails. docs/format.md
@@ -10,15 +11,17 @@ specifies every byte.
 import dataclasses
 import gc
 import json
+import math
 import os
 import re
 import tempfile
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ from . import container, unfinished
 from .codec import manifest
 from .codec.bits import PAD, BitReader, HuffmanError
 from .codec.codes import Empty
-from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_info
+from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_infos
 from .codec.manifest import MANIFEST, Entry
 from .codec.tensors import DTYPES, read_tensor, reads_as, write_tensor
 from .container import SUFFIX, Contents, InFile, InFolder
@@ -56,6 +59,9 @@ TEMPORARY = re.compile(r"\.[\w.-]+\.huff(\.\w+)?\.tmp")  # the longer ones of ea
 ATTEMPTS = 20  # to read what is replaced meanwhile
 
 ROOM, ALIGNED = 1 << 25, 64  # bytes
+LARGEST_JOINED = 1 << 13  # elements of a vector that may share a stream
+BESIDE = 5  # bytes that a stream takes elsewhere: its checksum, and its size
+KEPT = 16  # streams of several tensors that an Encoding has at hand
 
 NOISE_PERCENT = "noise_percent"  # in the meta data, of an encoder that knows it: of each name
 
@@ -135,6 +141,8 @@ class Encoding(Mapping[str, torch.Tensor]):
         self._store = container.stored_in(self.path)
         self._contents = _read_contents(self._store)
         self._given: set[str | tuple[str]] = set()
+        # the last streams of several tensors that were read, by number and checksum
+        self._joined: dict[tuple[int, int], torch.Tensor] = {}
 
     @property
     def meta(self) -> dict:
@@ -163,15 +171,35 @@ class Encoding(Mapping[str, torch.Tensor]):
         return {name: entry.shape for name, entry in self._contents.named.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._read(name, lambda now: _read_entry(self._store, now, now.named[name])[0])
+        return self._read(name, lambda now: self._tensor(now, now.named[name]))
+
+    def _tensor(self, now: Contents, entry: Entry) -> torch.Tensor:
+        home = entry.home
+        if not home.joined:
+            return _read_stream(self._store, now, entry)[0]
+        key = home.number, home.checksum
+        whole = self._joined.get(key)
+        if whole is None:
+            whole = self._joined[key] = _read_stream(self._store, now, entry)[0]
+            for old in [*self._joined][:-KEPT]:
+                self._joined.pop(old, None)
+        return entry.part(whole)
 
     def describe(self, name: str) -> tuple[torch.Tensor, TensorInfo]:
         """The same tensor, and what it costs."""
 
         def read(now: Contents) -> tuple[torch.Tensor, TensorInfo]:
             entry = now.named[name]
-            tensor, reader = _read_entry(self._store, now, entry, True)
-            return tensor, tensor_info(entry.same or entry, tensor, reader)
+            whole, reader = _read_stream(self._store, now, entry, True)
+            own, entries = entry.same or entry, now.streams[entry.home.number]
+            infos = dict(
+                zip(
+                    (each.number for each in entries),
+                    tensor_infos(entries, whole, reader),
+                    strict=True,
+                )
+            )
+            return entry.part(whole), infos[own.number]
 
         return self._read(name, read)
 
@@ -293,13 +321,35 @@ class _Writing:
     def __init__(self, path: Path, verify: bool, describe: bool) -> None:
         self.path, self.verify, self.describe = path, verify, describe
         self.entries: list[Entry] = []
+        self.infos: dict[int, TensorInfo] = {}  # by the number of the tensor
 
-    def encoded(
+    def encoded(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[Entry, int, Any]]:
+        """Of each stream the first tensor, the bytes, and what `keep` returns."""
+        return in_order(self.encode, self.streams(state), _tensor_bytes)
+
+    def streams(
         self, state: Mapping[str, torch.Tensor]
-    ) -> Iterator[tuple[int, memoryview | None, TensorInfo | None]]:
-        """Of each tensor the bytes of its stream, what `keep` returns, and what it costs if that
-        is wanted."""
-        return in_order(self.encode, self.distinct(state), _tensor_bytes)
+    ) -> Iterator[tuple[list[Entry], torch.Tensor]]:
+        """The tensors of ``state``, in the end the small ones: those of a kind in one stream, where
+        that takes fewer bytes."""
+        small: dict[tuple, list[tuple[Entry, torch.Tensor]]] = {}
+        for entry, tensor in self.distinct(state):
+            short = tensor.dim() < 2 and 0 < tensor.numel() <= LARGEST_JOINED
+            if short and not tensor.is_complex():
+                small.setdefault(entry.kind, []).append((entry, tensor))
+            else:
+                yield [entry], tensor
+        for pairs in small.values():
+            ends = accumulate(tensor.numel() for _, tensor in pairs)
+            most = sum(end <= manifest.MAX_JOINED for end in ends)
+            joined = _if_shorter([tensor for _, tensor in pairs[:most]]) if most > 1 else None
+            if joined is not None:
+                entries = [entry for entry, _ in pairs[:most]]
+                for entry in entries:
+                    entry.join(None if entry is entries[0] else entries[0])
+                yield entries, joined
+                pairs = pairs[most:]
+            yield from (([entry], tensor) for entry, tensor in pairs)
 
     def distinct(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[Entry, torch.Tensor]]:
         """Every tensor of ``state`` once, with its entry; further names become entries too."""
@@ -318,33 +368,34 @@ class _Writing:
                 seen[identity(tensor)] = entry.number, weakref.ref(tensor)
                 yield entry, tensor
 
-    def encode(
-        self, entry: Entry, tensor: torch.Tensor
-    ) -> tuple[int, memoryview | None, TensorInfo | None]:
+    def encode(self, entries: list[Entry], tensor: torch.Tensor) -> tuple[Entry, int, Any]:
         padded = write_tensor(tensor).finish()
-        data = padded[:-PAD].data
-        entry = dataclasses.replace(entry, checksum=zlib.crc32(data))
-        self.entries[entry.number] = entry
-        info = None
+        data, first = padded[:-PAD].data, entries[0]
+        first.checksum = zlib.crc32(data)
         if self.verify or self.describe:
-            info = self._decoded(entry, tensor, padded)
-        return len(data), self.keep(entry, data), info
+            self._decode(entries, tensor, padded)
+        return first, len(data), self.keep(first, data)
 
-    def keep(self, entry: Entry, data: memoryview) -> memoryview | None:
-        """Called in a thread with the stream of a tensor."""
+    def keep(self, entry: Entry, data: memoryview) -> Any:
+        """Called in a thread with a stream."""
         return data
 
-    def _decoded(self, entry: Entry, tensor: torch.Tensor, padded: np.ndarray) -> TensorInfo | None:
+    def _decode(self, entries: list[Entry], tensor: torch.Tensor, padded: np.ndarray) -> None:
         """Decode what is about to be written, and refuse it if it is not ``tensor``."""
-        reader = BitReader(padded, self.describe)
+        reader, name = BitReader(padded, self.describe), entries[0].name
         try:
             same = reads_as(reader, tensor)
             reader.finish()
         except HuffmanError as error:
-            raise EncodingError(f"cannot encode {entry.name!r}: {error}") from error
+            raise EncodingError(f"cannot encode {name!r}: {error}") from error
         if self.verify and not same:
-            raise EncodingError(f"cannot encode {entry.name!r}: it decodes to another tensor")
-        return tensor_info(entry, tensor, reader) if self.describe else None
+            raise EncodingError(f"cannot encode {name!r}: it decodes to another tensor")
+        if self.describe:
+            for entry, info in zip(entries, tensor_infos(entries, tensor, reader), strict=True):
+                self.infos[entry.number] = info
+
+    def result(self, size: int) -> Encoded:
+        return Encoded(size, [self.infos[number] for number in sorted(self.infos)])
 
 
 class _FileWriting(_Writing):
@@ -363,30 +414,29 @@ class _FileWriting(_Writing):
         container.check_names(files or {})
         self.header(_packed([], meta), [], {}, layout)
         with tempfile.TemporaryFile(dir=folder) as streams:
-            sizes, infos = [], []
-            for size, data, info in self.encoded(state):
-                streams.write(data or b"")
-                sizes.append(size)
-                infos.append(info)
-            stored = {}
+            found: dict[int, tuple[int, int, int]] = {}
+            for first, size, data in self.encoded(state):
+                found[first.number] = streams.tell(), size, first.checksum
+                streams.write(data)
+            parts = [found[number] for number in sorted(found)]  # as they are in the manifest
+            sizes, stored = [size for _, size, _ in parts], {}
             for name, source in (files or {}).items():
+                begin = streams.tell()
                 try:
                     stored[name] = container.store(streams, source)
                 except OSError as error:
                     raise EncodingError(f"cannot add the file {name}: {reason(error)}") from None
+                parts.append((begin, *stored[name][1:]))
             header = self.header(_packed(self.entries, meta), sizes, stored, layout)
-            sums = [entry.checksum for entry in self.entries if not entry.same]
-            parts = [*zip(sizes, sums, strict=True), *(file[1:] for file in stored.values())]
-            total = len(header) + sum(size for size, _ in parts)
+            total = len(header) + sum(size for _, size, _ in parts)
             if most is not None and total > most:
                 raise TooLarge(self.path, total, most)
-            streams.seek(0)
             with atomic_write(self.path) as file:
                 file.write(header)
                 container.copy(streams, file, parts)
                 written = file.tell()
         sync_folder(folder)
-        return Encoded(written, [info for info in infos if info])
+        return self.result(written)
 
     def header(
         self,
@@ -423,7 +473,7 @@ class _FolderWriting(_Writing):
         try:
             check_output(self.directory / MANIFEST)  # both are refused before any work
             _packed([], meta)
-            results = list(self.encoded(state))
+            total = sum(size for _, size, _ in self.encoded(state))
             self.packed = _packed(self.entries, meta)
             sync_files(self.written)  # and their names, before what names them
             sync_folder(self.directory)
@@ -440,8 +490,7 @@ class _FolderWriting(_Writing):
                 ) from None
             raise
         self.settle()
-        total = sum(size for size, _, _ in results) + len(self.packed)
-        return Encoded(total, [info for _, _, info in results if info])
+        return self.result(total + len(self.packed))
 
     def settle(self) -> bool:
         """Remove the files of the encoding that has lost; return whether that is the earlier one.
@@ -454,7 +503,7 @@ class _FolderWriting(_Writing):
         new = bool(self.packed) and found == self.packed
         if not new and found != self.before:
             return False
-        new_files = {entry.file_name for entry in self.entries if not entry.same}
+        new_files = {entry.file_name for entry in self.entries}
         keep = new_files if new else self.old
         lost = {path.name for path in self.written} | self.old
         try:
@@ -489,7 +538,7 @@ class _FolderWriting(_Writing):
         return tensors | {name for name in names if TEMPORARY.fullmatch(name)}
 
     def keep(self, entry: Entry, data: memoryview) -> None:
-        """Write the file of one tensor."""
+        """Write the file of a stream."""
         path = self.directory / entry.file_name
         if not (path.is_file() and checksum(path) == (len(data), entry.checksum)):
             self.written.append(path)
@@ -512,8 +561,15 @@ def _check_tensor(name: object, tensor: torch.Tensor) -> None:
 
 
 def _tensor_bytes(job: tuple) -> int:
-    """Of a job of threads, which begins with its Entry."""
-    return job[0].bytes
+    """Of a job of threads, which begins with the entries of a stream."""
+    return sum(entry.bytes for entry in job[0])
+
+
+def _if_shorter(tensors: list[torch.Tensor]) -> torch.Tensor | None:
+    """Their elements one after the other, if one stream of these takes fewer bytes than theirs."""
+    joined = torch.cat([tensor.detach().cpu().reshape(-1) for tensor in tensors])
+    one, *alone = (-(-write_tensor(each).length // 8) + BESIDE for each in (joined, *tensors))
+    return joined if one < sum(alone) else None
 
 
 def _write_file(path: Path, data: bytes | memoryview, sync: bool = True) -> None:
@@ -543,8 +599,8 @@ def _packed(entries: list[Entry], meta: dict | None) -> bytes:
 
 
 def _lines(entries: list[Entry]) -> list[tuple]:
-    """What a manifest says. The first of tied names may have got its checksum after the others."""
-    return [(entry.line(), None if entry.same else entry.file_name) for entry in entries]
+    """What a manifest says."""
+    return [(entry.line(), entry.file_name) for entry in entries]
 
 
 def _stored_manifest(directory: Path) -> bytes | None:
@@ -592,15 +648,18 @@ def _read_tensors(
 ) -> tuple[dict[str, torch.Tensor], list[TensorInfo]]:
     empty = _Room().empty
 
-    def decode(entry: Entry) -> tuple[torch.Tensor, TensorInfo | None]:
-        tensor, reader = _read_entry(store, contents, entry, describe, empty)
-        return tensor, tensor_info(entry, tensor, reader) if describe else None
+    def decode(entries: list[Entry]) -> tuple[torch.Tensor, list[TensorInfo]]:
+        whole, reader = _read_stream(store, contents, entries[0], describe, empty)
+        return whole, tensor_infos(entries, whole, reader) if describe else []
 
-    streams = [(entry,) for entry in contents.entries if not entry.same]
-    results = in_order(decode, streams, _tensor_bytes)
-    found = {entry.number: result for (entry,), result in zip(streams, results, strict=True)}
-    state = {entry.name: found[(entry.same or entry).number][0] for entry in contents.entries}
-    return state, [info for _, info in found.values() if info]
+    jobs = [(entries,) for entries in contents.streams.values()]
+    tensors: dict[int, torch.Tensor] = {}
+    infos: dict[int, TensorInfo] = {}
+    for (entries,), (whole, costs) in zip(jobs, in_order(decode, jobs, _tensor_bytes), strict=True):
+        tensors |= {entry.number: entry.part(whole) for entry in entries}
+        infos |= {entry.number: info for entry, info in zip(entries, costs, strict=False)}
+    state = {entry.name: tensors[(entry.same or entry).number] for entry in contents.entries}
+    return state, [infos[number] for number in sorted(infos)]
 
 
 class _Room:
@@ -638,25 +697,27 @@ def _read_contents(store: InFolder | InFile) -> Contents:
             gc.enable()
 
 
-def _read_entry(
+def _read_stream(
     store: InFolder | InFile,
     contents: Contents,
     entry: Entry,
     describe: bool = False,
     empty: Empty = np.empty,
 ) -> tuple[torch.Tensor, BitReader]:
-    """The tensor, and the reader that has read it, with the codes in use if asked to describe."""
+    """The tensor of the stream that `entry` is in, and the reader that has read it, with the codes
+    in use if asked to describe."""
+    home = entry.home
     with one_line(store.name(entry), EncodingError, AGAIN, HuffmanError):
         with store.stream(contents, entry) as (file, size):
             # raw form: every byte of every element, and a few bytes of header
-            if size > entry.bytes + 64:
+            if size > math.prod(home.stream_shape) * home.dtype.itemsize + 64:
                 raise HuffmanError("longer than its tensor")
             data = np.zeros(size + PAD, np.uint8)
             file.readinto(data.data[:size])
-        if zlib.crc32(data.data[:size]) != entry.checksum:
+        if zlib.crc32(data.data[:size]) != home.checksum:
             raise HuffmanError("the checksum does not match: damaged, or of another encoding")
         reader = BitReader(data, describe)
-        tensor = read_tensor(reader, entry.shape, entry.dtype, empty)
+        tensor = read_tensor(reader, home.stream_shape, home.dtype, empty)
         reader.finish()
         return tensor, reader
 

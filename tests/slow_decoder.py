@@ -8,6 +8,7 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 DICTIONARY = Path(__file__).parent.parent / "docs" / "dictionary.bin"
@@ -429,37 +430,70 @@ def inflate(data: bytes) -> tuple[dict, bytes]:
 
 def manifest(data: bytes) -> tuple[list[list], list[int], dict]:
     """The lines of the tensors, the checksums of those that have one, and the meta data."""
-    assert data[:4] in (b"DCE\x03", b"DCE\x04", b"DCE\x05")
+    assert data[:4] in (b"DCE\x03", b"DCE\x04", b"DCE\x05", b"DCE\x06")
     assert zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "big")
     text, sums = inflate(data[8:])
+    tensors = text["tensors"]
     return (
-        text["tensors"],
+        tensors if isinstance(tensors, list) else [*below(tensors)],
         [each for (each,) in struct.iter_unpack(">I", sums)],
         text.get("meta", {}),
     )
 
 
-def decoded(lines: list[list], sums: list[int], contents: list[bytes]) -> State:
-    state: State = {}
-    parts = zip(sums, contents, strict=True)
-    for name, *fields in lines:
-        if len(fields) == 1:
-            state[name] = state[lines[fields[0]][0]]
+def below(tree: dict, names: tuple[str, ...] = ()) -> Iterator[list]:
+    for name, inner in tree.items():
+        if isinstance(inner, dict):
+            yield from below(inner, (*names, name))
+        else:
+            yield [".".join((*names, name)), *inner]
+
+
+def streams(lines: list[list]) -> list[list[int]]:
+    """The numbers of the tensors in each stream."""
+    found: list[list[int]] = []
+    joined: dict[tuple[str, str], list[int]] = {}
+    for number, (name, *fields) in enumerate(lines):
+        if len(fields) < 2:
             continue
-        (kind, shape), (checksum, content) = fields, next(parts)
+        assert fields[2:] in ([], [1])
+        kind = fields[0], name.split(".")[-1]
+        if len(fields) == 3 and kind in joined:
+            joined[kind].append(number)
+            continue
+        found.append([number])
+        if len(fields) == 3:
+            joined[kind] = found[-1]
+    assert all(len(each) > 1 for each in joined.values())
+    return found
+
+
+def decoded(lines: list[list], sums: list[int], contents: list[bytes]) -> State:
+    found = {}
+    for numbers, checksum, content in zip(streams(lines), sums, contents, strict=True):
         assert zlib.crc32(content) == checksum
-        state[name] = kind, shape, tensor(content, kind, shape)
-    assert next(parts, None) is None
-    return state
+        kind, shape = lines[numbers[0]][1:3]
+        if len(lines[numbers[0]]) == 3:
+            found[numbers[0]] = kind, shape, tensor(content, kind, shape)
+            continue
+        sizes = [math.prod(lines[number][2]) for number in numbers]
+        assert sum(sizes) <= 2**17
+        elements = tensor(content, kind, [sum(sizes)])
+        for number, size in zip(numbers, sizes, strict=True):
+            size *= 2 if kind.startswith("complex") else 1
+            found[number] = kind, lines[number][2], elements[:size]
+            elements = elements[size:]
+    return {
+        line[0]: found[line[1] if len(line) == 2 else number] for number, line in enumerate(lines)
+    }
 
 
 def folder(directory: Path) -> tuple[State, dict]:
     """{name: (type, shape, patterns)} and the meta data."""
     lines, sums, meta = manifest((directory / "manifest.huff").read_bytes())
-    stored = [(i, line[0]) for i, line in enumerate(lines) if len(line) == 3]
     contents = []
-    for (number, name), checksum in zip(stored, sums, strict=True):
-        safe = re.sub(r"[^A-Za-z0-9_.]", "_", name)[-40:]
+    for (number, *_), checksum in zip(streams(lines), sums, strict=True):
+        safe = re.sub(r"[^A-Za-z0-9_.]", "_", lines[number][0])[-40:]
         contents.append((directory / f"{number:02d}-{safe}-{checksum:08x}.huff").read_bytes())
     return decoded(lines, sums, contents), meta
 
@@ -467,7 +501,7 @@ def folder(directory: Path) -> tuple[State, dict]:
 def one_file(path: Path) -> tuple[State, dict, dict[str, bytes], dict]:
     """{name: (type, shape, patterns)}, the meta data, the other files, and the layout."""
     data = path.read_bytes()
-    assert data[:4] in (b"DCF\x03", b"DCF\x04", b"DCF\x05")
+    assert data[:4] in (b"DCF\x03", b"DCF\x04", b"DCF\x05", b"DCF\x06")
     m, t = struct.unpack(">II", data[8:16])
     at = 16 + m + t
     assert zlib.crc32(data[8:at]) == int.from_bytes(data[4:8], "big")

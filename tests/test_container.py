@@ -106,7 +106,7 @@ def test_golden_file(tmp_path: Path) -> None:
     data = bytes.fromhex(GOLDEN)
     if "ng" not in zlib.ZLIB_RUNTIME_VERSION:  # compresses as well, with other bytes
         assert (tmp_path / "m.dc").read_bytes().hex() == GOLDEN
-    for version in (3, 4, 5):
+    for version in (3, 4, 5, 6):
         (tmp_path / "old.dc").write_bytes(as_version(data, version))
         found = encoding.open(tmp_path / "old.dc")
         assert fuzz.same(dict(found), golden_state())
@@ -115,7 +115,7 @@ def test_golden_file(tmp_path: Path) -> None:
 
 
 GOLDEN = (
-    "444346053996dea50000002700000059444345052eabc73f43b5222dd9109b2d263a66600341d218"
+    "4443460662d47bb70000002700000059444345062eabc73f43b5222dd9109b2d263a66600341d218"
     "569900ada90500a82ab78ae58d6863ab562aceac4a05596068a863680ed4909699930ab110181f69"
     "99e97a59c5f940079b03a1a189898999a98991a929c8f824fdaad4a27ca0bd66263a663ac6160666"
     "2686a6e6c696205b81090718b6207b218e065b105b5b0b005706a219b706e1340600500000066800"
@@ -317,8 +317,8 @@ def test_what_reads_back_as_something_else_is_not_kept(
     real = container.copy
 
     def damaged(source: Any, *arguments: Any) -> None:
-        source.write(b"\xaa\xaa")
         source.seek(0)
+        source.write(b"\xaa\xaa")
         real(source, *arguments)
 
     monkeypatch.setattr(container, "copy", damaged)
@@ -368,10 +368,10 @@ def changed(offset: int, *values: int) -> bytes:
 ZEROS = fuzz.deflate_plain(bytes(1 << 22))
 MALFORMED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not an encoded model of this program"),
-    "three bytes": (b"DCF", "format version ; this program reads 03, 04 and 05"),
+    "three bytes": (b"DCF", "format version ; this program reads 03, 04, 05 and 06"),
     "another program": (b"PK\3\4" + bytes(40), "not an encoded model of this program"),
     "the manifest of a folder": (PACKED, "not an encoded model of this program"),
-    "another version": (changed(3, 6), "format version 06; this program reads 03, 04 and 05"),
+    "another version": (changed(3, 7), "format version 07; this program reads 03, 04, 05 and 06"),
     "no sizes": (file_of()[:9], "the header ends early"),
     "a part of the header": (file_of()[:30], "the header ends early: the file is cut off"),
     "checksum": (changed(4, 1, 2), "the checksum of the header does not match"),

@@ -406,7 +406,9 @@ def test_describe_accounts_for_every_byte(tmp_path: Path) -> None:
     infos = {info.name: info for info in encoding.read(tmp_path)[2]}
     assert list(infos) == list(state)
     for info in infos.values():
-        assert sum(info.sections.values()) == pytest.approx(info.encoded_bytes + 4)
+        assert sum(info.sections.values()) == pytest.approx(
+            info.encoded_bytes + info.sections["checksum"]
+        )
     manifest = (tmp_path / "manifest.huff").stat().st_size
     assert sum(info.encoded_bytes for info in infos.values()) + manifest == written
     fc1 = infos["fc1.weight"]
@@ -428,7 +430,7 @@ def test_fixed_index_bits_count_padding_zeros() -> None:
 GOLDEN = {
     "00-fc1.weight-a82ab78a.huff": "5706a219b706e134060050",
     "01-fc1.bias-e58d6863.huff": "000006680000033001800198003fc03d00",
-    "manifest.huff": "44434505583ab29a43b5222dd9109b2d263a66600341d218569960b32627"
+    "manifest.huff": "44434506583ab29a43b5222dd9109b2d263a66600341d218569960b32627"
     "352fb544d7d8c040d7d0c000680d00a82ab78ae58d6863",
 }
 
@@ -450,6 +452,105 @@ def test_golden_folder(tmp_path: Path) -> None:
     if "ng" in zlib.ZLIB_RUNTIME_VERSION:  # compresses as well, with other bytes
         del again["manifest.huff"]
     assert again.items() <= GOLDEN.items()
+
+
+def normalised(layers: int = 9, channels: int = 16) -> dict[str, torch.Tensor]:
+    """A state dict of small vectors of some kinds, two names of one of them."""
+    rng = torch.Generator().manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+    for i in range(layers):
+        state[f"{i}.conv.weight"] = torch.randn(channels, 4, generator=rng)
+        state[f"{i}.norm.weight"] = torch.randn(channels, generator=rng).bfloat16().float()
+        state[f"{i}.norm.running_var"] = torch.ones(channels)
+        state[f"{i}.norm.num_batches_tracked"] = torch.tensor(1000)
+    return state | {"again": state["3.norm.weight"], "weight": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.b", "a", "c"],
+        ["a", "a.b", "c"],
+        ["a.b", "c.d", "a.e"],
+        ["", ".", "..", "a.", ".a"],
+        ["1.2", "1.3", "x"],
+        ["a.b.c", "a.b.d", "b.a.c", "b.a.d"],
+    ],
+)
+def test_any_names_in_any_order_come_back(names: list[str], tmp_path: Path) -> None:
+    state = {name: torch.arange(i + 70) for i, name in enumerate(names)}
+    state["tied"] = state[names[1]]
+    save(state, tmp_path)
+    loaded = load(tmp_path)[0]
+    assert list(loaded) == list(state)
+    assert fuzz.same(loaded, state)
+
+
+def test_layers_alike_cost_little_more_than_one(tmp_path: Path) -> None:
+    """The names of 100 layers as a tree take a few bytes each."""
+    layers = {f"blocks.{i}.mlp.fc{k}.weight": (8, 8) for i in range(100) for k in range(3)}
+    entries = [
+        manifest.Entry(i, *each)
+        for i, each in enumerate((name, torch.float32, shape) for name, shape in layers.items())
+    ]
+    packed = manifest.pack(entries, None)
+    assert len(packed) < 4 * len(layers) + 5 * 100
+    assert [entry.name for entry in manifest.unpack(packed)[0]] == [*layers]
+
+
+@pytest.mark.parametrize("name", ["folder", "model.dc"])
+def test_small_vectors_of_a_kind_share_a_stream(name: str, tmp_path: Path) -> None:
+    state, path = normalised(), tmp_path / name
+    written = encoding.write(state, path, {"arch": "x"})
+    vectors = [each for name, each in state.items() if each.dim() < 2 and name != "again"]
+    alone = sum(4 - -write_tensor(each).length // 8 for each in vectors)
+    matrices = {name: tensor for name, tensor in state.items() if tensor.dim() > 1}
+    assert written.bytes < save(matrices, tmp_path / "matrices") + alone * 0.9
+    assert [info.name for info in written.tensors] == [name for name in state if name != "again"]
+    assert all(info.encoded_bytes < info.dense_bytes for info in written.tensors[1:4])
+
+    decoded = encoding.open(path)
+    files = {decoded.info(name).file_name for name in state}
+    assert len(files) == 9 + 3  # of weights, variances and counters
+    assert decoded["again"] is not decoded["3.norm.weight"]
+    torch.save(decoded["weight"], tmp_path / "one.pt")
+    assert (tmp_path / "one.pt").stat().st_size < 2000  # and not all that it shares a stream with
+    loaded, _, infos = encoding.read(path)
+    assert loaded["again"] is loaded["3.norm.weight"]
+    assert [each.encoded_bytes for each in infos] == [
+        each.encoded_bytes for each in written.tensors
+    ]
+    for name, tensor in state.items():
+        assert torch.equal(decoded[name], tensor)
+        assert torch.equal(loaded[name], tensor)
+        described, info = decoded.describe(name)
+        assert torch.equal(described, tensor)
+        assert info.nonzero == tensor.count_nonzero()
+    slow = slow_decoder.folder(path)[0] if path.is_dir() else slow_decoder.one_file(path)[0]
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == {
+        name: shape for name, (_, shape, _) in slow.items()
+    }
+    for name, (_, _, found) in slow.items():
+        assert found == patterns(state[name]).tolist()
+
+
+def test_vectors_that_are_smaller_alone_have_streams_of_their_own(tmp_path: Path) -> None:
+    """Three biases of few values each, which would be many together."""
+    rng = np.random.default_rng(0)
+    state = {
+        f"{i}.bias": torch.from_numpy(rng.choice(rng.normal(size=4), 300)).float() for i in range(9)
+    }
+    save(state, tmp_path)
+    assert len(list(tmp_path.glob("*.huff"))) == 9 + 1
+    assert fuzz.same(load(tmp_path)[0], state)
+
+
+def test_no_more_vectors_share_a_stream_than_may(tmp_path: Path) -> None:
+    state = {f"{i}.bias": torch.full((4096,), 0.5) for i in range(40)}
+    state["large.bias"] = torch.full((8193,), 0.5)
+    save(state, tmp_path)
+    assert len(list(tmp_path.glob("*.huff"))) == 1 + 8 + 1 + 1  # 32 of 40 in one
+    assert fuzz.same(load(tmp_path)[0], state)
 
 
 def test_a_decoder_written_from_the_document_agrees(tmp_path: Path) -> None:
@@ -753,6 +854,28 @@ BAD_LINE = "tensor 0: not a name, a known type and a shape within the limits"
         (b'{"tensors":[["a","bool",[0,1152921504606846976]]]}', 1, BAD_LINE),
         (b'{"tensors":[["a","bool",%s]]}' % json.dumps([1] * 65).encode(), 1, BAD_LINE),
         (b" " * ((1 << 21) + 1), 0, "more text than a file of this size may hold"),
+        (b'{"tensors":{"a":["bool"]}}', 0, BAD_LINE),
+        (b'{"tensors":{"a":{"b":[1,[1]]}}}', 1, BAD_LINE),
+        (b'{"tensors":{"a":{"b":3}}}', 0, "'a.b': neither a tensor nor names below it"),
+        (b'{"tensors":%s}' % (b'{"a":' * 9_000), 0, "nested too deeply"),
+        (
+            b'{"tensors":{"a.b":["bool",[]],"a":{"b":["bool",[]]}}}',
+            2,
+            "two tensors of the same name",
+        ),
+        (b'{"tensors":[["a","bool",[1],2]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[1],true]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[1],1,1]]}', 1, BAD_LINE),
+        (b'{"tensors":[["a","bool",[1],1]]}', 1, "tensor 0: joined to no other"),
+        (b'{"tensors":[["a","bool",[1],1],["b","bool",[1],1]]}', 2, "tensor 0: joined to no other"),
+        (b'{"tensors":[["a.b","bool",[],1],["b","int8",[],1]]}', 2, "tensor 0: joined to no other"),
+        (b'{"tensors":[["a.b","bool",[],1],["b","bool",[0],1]]}', 1, "0: joined to no other"),
+        (b'{"tensors":[["a.b","bool",[],1],["b","bool",[],1]]}', 2, "not one checksum for each"),
+        (
+            b'{"tensors":[["a.b","bool",[131072],1],["b","bool",[],1]]}',
+            1,
+            "tensor 1: too many elements in one stream",
+        ),
     ],
 )
 def test_malformed_manifests(text: bytes, sums: int, message: str, tmp_path: Path) -> None:

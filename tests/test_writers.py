@@ -281,14 +281,14 @@ def test_load_begins_again_when_the_folder_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoding.save(model(0), tmp_path)
-    real, replacements = encoding._read_entry, iter([1, 2])
+    real, replacements = encoding._read_stream, iter([1, 2])
 
     def replaced(*arguments: object) -> object:
         if number := next(replacements, 0):
             encoding.save(model(number), tmp_path)
         return real(*arguments)
 
-    monkeypatch.setattr(encoding, "_read_entry", replaced)
+    monkeypatch.setattr(encoding, "_read_stream", replaced)
     assert fuzz.same(encoding.load(tmp_path)[0], model(2))
     replacements = iter(range(3, 999))
     with pytest.raises(EncodingError, match="was replaced again and again while it was read"):

@@ -1,6 +1,7 @@
 """What one tensor costs in the folder, and in what: for tables and plots."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,22 +41,62 @@ class TensorInfo:
     index_bits_before: int  # the fixed width with the smallest total, padding zeros included
     index_bits: float  # everything that says where the non-zeros are
     dense_bytes: int  # all elements in their type
-    encoded_bytes: int  # size of the file
+    encoded_bytes: int  # of its stream; of a joined one its share, by elements
     sections: dict[str, float]  # bytes of header, positions, codebook, values, checksum
     value_stream: Stream | None
     gap_streams: list[Stream]
 
 
-def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> TensorInfo:
-    """What ``reader``, which kept the codes, has read of the tensor."""
+def tensor_infos(
+    entries: Sequence[Entry], tensor: torch.Tensor, reader: BitReader
+) -> list[TensorInfo]:
+    """What ``reader``, which kept the codes, has read of the tensors ``entries``, whose elements
+    are those of ``tensor``, one after the other.
+
+    The codes of a stream of several are the first's."""
+    whole = _info(entries[0], tensor, reader)
+    if len(entries) == 1:
+        return [whole]
+    found: list[TensorInfo] = []
+    done = given = 0
+    for entry in entries:
+        until = done + entry.elements
+        present, negative = _counts(tensor[done:until])
+        upto = whole.encoded_bytes * until // len(tensor)
+        share = (upto - given) / whole.encoded_bytes
+        info = dataclasses.replace(
+            whole,
+            name=entry.name,
+            tied=entry.tied,
+            shape=entry.shape,
+            parameters=entry.elements,
+            nonzero=len(present),
+            negative_zeros=negative,
+            dense_bytes=entry.bytes,
+            encoded_bytes=upto - given,
+            sections={name: each * share for name, each in whole.sections.items()},
+        )
+        if found:
+            info.value_stream, info.gap_streams = None, []
+        found.append(info)
+        done, given = until, upto
+    return found
+
+
+def _counts(tensor: torch.Tensor) -> tuple[np.ndarray, int]:
+    """Where elements are whose bits are not all zero, int64, and how many are negative zeros."""
     bits = patterns(tensor)
     present = bits != 0
-    if entry.dtype.is_complex:
+    if tensor.is_complex():
         present = present[0::2] | present[1::2]
-    positions = np.flatnonzero(present)
     # A sign alone is a negative zero, but in types of 8 bits, which need not have any.
-    sign = 1 << (8 * entry.dtype.itemsize - 1)
-    signed = entry.dtype.is_floating_point and entry.dtype.itemsize > 1
+    sign = 1 << (8 * tensor.dtype.itemsize - 1)
+    signed = tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    return np.flatnonzero(present), int((bits == sign).sum()) if signed else 0
+
+
+def _info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> TensorInfo:
+    positions, negative_zeros = _counts(tensor)
     streams: dict[str, list[Stream]] = {section: [] for section in SECTIONS}
     for section, code, counts in reader.codes or ():
         streams[section].append(Stream(code.symbols, counts, code.lengths))
@@ -78,7 +119,7 @@ def tensor_info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> Tensor
         dtype=str(entry.dtype).removeprefix("torch."),
         parameters=tensor.numel(),
         nonzero=len(positions),
-        negative_zeros=int((bits == sign).sum()) if signed else 0,
+        negative_zeros=negative_zeros,
         kind=_kind(sparse, shared, value_stream is not None),
         shared_values=values,
         weight_bits_before=weight_bits,

@@ -14,10 +14,11 @@ import torch
 from .tensors import DTYPES
 
 MANIFEST = "manifest.huff"
-MAGIC = b"DCE\x05"  # Deep Compression encoding, version 5
-READS = (b"\x03", b"\x04", b"\x05")  # the versions; later ones have more forms of tensors
+MAGIC = b"DCE\x06"  # Deep Compression encoding, version 6
+READS = (b"\x03", b"\x04", b"\x05", b"\x06")  # the versions; each reads as those before it
 MAX_TENSOR_BYTES = 1 << 34
 MAX_MANIFEST_BYTES = 1 << 26  # of the file
+MAX_JOINED = 1 << 17  # elements of one stream of several tensors
 # A text that is far larger than its file, and a tree that is far larger than its text, are left
 # to those who want to fill a memory: most files have 15 bytes of text in a byte.
 SPARE_TEXT, MAX_EXPANSION = 1 << 20, 32
@@ -43,33 +44,82 @@ class ManifestError(ValueError):
 
 @dataclasses.dataclass(slots=True)  # frozen, it takes twice the time to make
 class Entry:
-    """One line of the manifest: a name, and the file of its tensor."""
+    """One line of the manifest: a name, and the stream that its tensor is in.
+
+    Small tensors of a kind may be joined, their elements one after the other as those of a vector,
+    in the stream of the first of them.
+    """
 
     number: int
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    checksum: int = 0  # CRC-32 of the file
-    same: "Entry | None" = None  # the first name of a tied tensor, whose file this is, too
+    checksum: int = 0  # CRC-32 of its own stream
+    same: "Entry | None" = None  # the first name of a tied tensor, which this is, too
     tied: list[str] = dataclasses.field(default_factory=list)  # the other names, of the first
+    first: "Entry | None" = None  # of those that it is joined to, unless it is that itself
+    offset: int = 0  # elements before its own
+    joined: int = 0  # elements in the stream, if it is the first of several
+
+    @property
+    def home(self) -> "Entry":
+        """The one whose stream this tensor is in."""
+        own = self.same or self
+        return own.first or own
+
+    @property
+    def has_stream(self) -> bool:
+        return not self.same and not self.first
 
     @property
     def file_name(self) -> str:
         """Unique by number, new with every content, harmless on any file system."""
-        if self.same:
-            return self.same.file_name
-        name = re.sub(r"[^A-Za-z0-9_.]", "_", self.name[-40:])
-        return f"{self.number:02d}-{name}-{self.checksum:08x}.huff"
+        home = self.home
+        name = re.sub(r"[^A-Za-z0-9_.]", "_", home.name[-40:])
+        return f"{home.number:02d}-{name}-{home.checksum:08x}.huff"
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
         """Of the tensor, dense."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.elements * self.dtype.itemsize
+
+    @property
+    def stream_shape(self) -> tuple[int, ...]:
+        """Of what its own stream is the elements of."""
+        return (self.joined,) if self.joined else self.shape
+
+    @property
+    def kind(self) -> tuple[torch.dtype, str]:
+        """What tensors that are joined have in common: the type and the last part of the name."""
+        return self.dtype, self.name.rpartition(".")[2]
+
+    def join(self, first: "Entry | None") -> None:
+        """To the others of its kind; None if it is the first of them. Raises ManifestError."""
+        if first is None:
+            self.joined = self.elements
+            return
+        self.first, self.offset = first, first.joined
+        first.joined += self.elements
+        if first.joined > MAX_JOINED:
+            raise ManifestError(f"tensor {self.number}: too many elements in one stream")
+
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        """This tensor, of the tensor that its stream holds."""
+        own = self.same or self
+        if not own.home.joined:
+            return whole
+        part = whole[own.offset : own.offset + own.elements]
+        return part.reshape(own.shape).clone()  # saved, a view would take the whole with it
 
     def line(self) -> list:
         if self.same:
             return [self.name, self.same.number]
-        return [self.name, str(self.dtype).removeprefix("torch."), list(self.shape)]
+        line: list = [self.name, str(self.dtype).removeprefix("torch."), list(self.shape)]
+        return [*line, 1] if self.home.joined else line
 
 
 def fits(shape: Sequence[int], dtype: torch.dtype) -> bool:
@@ -81,21 +131,50 @@ def fits(shape: Sequence[int], dtype: torch.dtype) -> bool:
 
 
 def pack(entries: list[Entry], meta: dict | None) -> bytes:
-    """Magic and version, CRC-32 of the rest, DEFLATE of the JSON text, CRC-32 of every file.
+    """Magic and version, CRC-32 of the rest, DEFLATE of the JSON text, CRC-32 of every stream.
 
     Raises ManifestError for what JSON cannot hold, as NaN, or 64 MiB.
     """
+    lines = [entry.line() for entry in entries]
+    sums = np.array([entry.checksum for entry in entries if entry.has_stream], ">u4").tobytes()
+    bodies = []
     try:
-        document: dict = {"tensors": [entry.line() for entry in entries]}
-        document |= {"meta": meta} if meta else {}
-        text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+        for tensors in (lines, tree_of(lines)):
+            document = {"tensors": tensors, "meta": meta} if meta else {"tensors": tensors}
+            text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+            bodies.append(deflated(text, sums))
     except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(f"cannot store the meta data as JSON: {error}") from error
-    sums = np.array([entry.checksum for entry in entries if not entry.same], ">u4").tobytes()
-    body = deflated(text, sums)
+    body = min(bodies, key=len)
     if len(body) + 8 > MAX_MANIFEST_BYTES:
         raise ManifestError(f"names and meta data of more than {MAX_MANIFEST_BYTES >> 20} MiB")
     return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def tree_of(lines: list[list]) -> list[list] | dict[str, Any]:
+    """Lines as a tree by the parts of their names, {"layer1": {"0": {"weight": [TYPE, SHAPE]}}}, so
+    that layers alike have the same text; as they are where that would not say the same."""
+    root: dict[str, Any] = {}
+    for name, *fields in lines:
+        *above, last = name.split(".")
+        inner = root
+        for part in above:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):  # there is a tensor of this name
+                return lines
+        inner[last] = fields
+    return root if [*lines_of(root)] == lines else lines
+
+
+def lines_of(tree: dict[str, Any], above: str = "") -> Iterator[list]:
+    """The lines that `tree_of` was given; ManifestError for what it does not give."""
+    for name, inner in tree.items():
+        if isinstance(inner, dict):
+            yield from lines_of(inner, f"{above}{name}.")
+        elif isinstance(inner, list):
+            yield [above + name, *inner]
+        else:
+            raise ManifestError(f"{(above + name)[:80]!r}: neither a tensor nor names below it")
 
 
 def deflated(text: bytes, rest: bytes = b"") -> bytes:
@@ -147,48 +226,61 @@ def unpack(data: bytes) -> tuple[list[Entry], dict]:
         raise ManifestError("the checksum does not match: the file is damaged")
     text, checksums = inflated(data[8:])
     document = json.loads(text)
-    if not isinstance(document, dict) or not isinstance(document.get("tensors"), list):
+    if not isinstance(document, dict) or not isinstance(document.get("tensors"), list | dict):
         raise ManifestError("no list of tensors")
     tensors, meta = document["tensors"], document.get("meta", {})
+    if isinstance(tensors, dict):
+        tensors = [*lines_of(tensors)]
     if not isinstance(meta, dict) or document.keys() - {"tensors", "meta"}:
         raise ManifestError("fields that this version does not have")
-    stored = sum(isinstance(fields, list) and len(fields) == 3 for fields in tensors)
-    if len(checksums) != 4 * stored:
-        raise ManifestError("not one checksum for each tensor")
-    sums = iter(np.frombuffer(checksums, ">u4").tolist())
     entries: list[Entry] = []
     shapes: dict[tuple, tuple[int, ...]] = {}
+    firsts: dict[tuple[torch.dtype, str], Entry] = {}
     for fields in tensors:
-        entries.append(_entry(entries, fields, sums, shapes))
+        entries.append(_entry(entries, fields, shapes, firsts))
+    streams = [entry for entry in entries if entry.has_stream]
+    if len(checksums) != 4 * len(streams):
+        raise ManifestError("not one checksum for each tensor")
+    for entry, each in zip(streams, np.frombuffer(checksums, ">u4").tolist(), strict=True):
+        entry.checksum = each
+    for first in firsts.values():
+        if first.joined <= first.elements:
+            raise ManifestError(f"tensor {first.number}: joined to no other")
     if len({entry.name for entry in entries}) < len(entries):
         raise ManifestError("two tensors of the same name")
     return entries, meta
 
 
-LINE, TIE = [str, str, list], [str, int]  # what a tensor's line is made of
+LINE, JOINED, TIE = [str, str, list], [str, str, list, int], [str, int]  # lines are made of these
 
 
 def _entry(
     before: list[Entry],
     fields: Any,
-    sums: Iterator[int],
     shapes: dict[tuple, tuple[int, ...]],
+    firsts: dict[tuple[torch.dtype, str], Entry],
 ) -> Entry:
-    """The next one; `shapes` has those that are within the limits, by type."""
+    """The next one; `shapes` has those that are within the limits, by type, `firsts` the first
+    of those that are joined, by kind."""
     number = len(before)
     kinds = [*map(type, fields)] if isinstance(fields, list) else []
-    if kinds == LINE and fields[1] in DTYPES and len(extents := fields[2]) <= 64:
-        name, kind, _ = fields
+    joined = kinds == JOINED and fields[3] == 1
+    if (kinds == LINE or joined) and fields[1] in DTYPES and len(extents := fields[2]) <= 64:
+        name, kind, *_ = fields
         if {*map(type, extents)} <= {int}:  # True is as 1, but no extent
             shape = shapes.get(key := (kind, *extents))
             if shape is None and fits(extents, DTYPES[kind]):
                 shape = shapes[key] = key[1:]
             if shape is not None:
-                return Entry(number, name, DTYPES[kind], shape, next(sums))
+                entry = Entry(number, name, DTYPES[kind], shape)
+                if joined:
+                    entry.join(firsts.get(entry.kind))
+                    firsts.setdefault(entry.kind, entry)
+                return entry
     elif kinds == TIE and 0 <= fields[1] < number:
         name, same = fields[0], before[fields[1]]
         if same.same:
             raise ManifestError(f"tensor {number}: the same as one that has no file itself")
         same.tied.append(name)
-        return Entry(number, name, same.dtype, same.shape, same.checksum, same)
+        return Entry(number, name, same.dtype, same.shape, same=same)
     raise ManifestError(f"tensor {number}: not a name, a known type and a shape within the limits")
