@@ -8,6 +8,7 @@ import net
 from net.codec.tensors import write_tensor
 from net.errors import UserError
 from net.plan import plan
+from net.report.tables import sharing_notes
 from net.shards import Shards
 from net.sharing import SharedState, WeightSharing
 from net.treatments import SharingConfig
@@ -219,6 +220,8 @@ def test_zeros_of_few_values_lose_their_sign(bits):
     assert write_tensor(found).length < 0.9 * write_tensor(weight).length
     assert how({"x.weight": found})["x.weight"] == "exact"
     assert how({"x": weight})["x"] == "exact"
+    notes = sharing_notes(state.plan, {}, {}, {"x.weight": found, "y.weight": W})
+    assert notes == ["negative zeros became zeros: x.weight; otherwise as they are"]
 
 
 def test_constants_that_are_stored_as_weights():

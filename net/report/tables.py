@@ -148,8 +148,8 @@ def sharing_notes(
     state: Mapping[str, torch.Tensor],
 ) -> list[str]:
     """What a user may not expect: which tensors were rounded beside the weights, and by how much;
-    which are quantized already; and why others stay as they are that take over NOTED of the bytes.
-    `rounded` is {name: relative change}.
+    which have lost their negative zeros; which are quantized already; and why others stay as they
+    are that take over NOTED of the bytes. `rounded` is {name: relative change}.
     """
     notes = []
     if rounded:
@@ -158,6 +158,10 @@ def sharing_notes(
             f"rounded beside the weights: {len(rounded)} biases and parts of normalisation, by "
             f"{100 * rounded[worst]:.2g} % or less ({worst})"
         )
+    if unsigned := [
+        name for name, each in plan.items() if each.how == "unsigned" and not each.tied
+    ]:
+        notes.append(f"negative zeros became zeros: {some_names(unsigned)}; otherwise as they are")
     sizes: dict[str, float] = {}
     groups: dict[str, list[str]] = {}
     for name, treatment in plan.items():
