@@ -128,28 +128,32 @@ def text(points: list[dict]) -> str:
 
 
 def curve_page(figures: dict):
-    """Error against bytes of encoded models, beside what others report."""
+    """Error against bytes of encoded models, beside what others report.
+
+    A point may have a `name`, which is put before its ratio, and a `standard_error`."""
     from net.report.plots import LAYER_COLOURS, bare, log_scale, new_figure
 
     figure = new_figure(4.5)
     axes = figure.subplots()
     axes.set_title(f"{figures['arch']} on {figures['dataset']}", fontweight="bold")
     points = figures["points"]
-    curves = {"this suite, preset smallest": [(p["bytes"], p["error_percent"]) for p in points]}
+    curves = {"this suite": [(p["bytes"], p["error_percent"]) for p in points]}
     for i, (name, each) in enumerate((curves | figures["others"]).items()):
         style = "o" if i else "o-"  # the points of others are not of one curve
         axes.plot(*zip(*each, strict=True), style, color=LAYER_COLOURS[i], label=name)
     for p in points:
-        ratio = f"{p['original_bytes'] / p['bytes']:.0f}x"
+        note = f"{p.get('name', '')}{p['original_bytes'] / p['bytes']:.0f}x"
         at = (p["bytes"], p["error_percent"])
-        axes.annotate(ratio, at, xytext=(4, 6), textcoords="offset points", color="0.4")
+        if "standard_error" in p:
+            axes.errorbar(*at, p["standard_error"], color=LAYER_COLOURS[0])
+        axes.annotate(note, at, xytext=(4, 6), textcoords="offset points", color="0.4")
     dense = points[0]["dense_error_percent"]
     axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
     axes.set_ylim(bottom=0)
     log_scale(axes.xaxis, axes.set_xscale)
     axes.set_xlabel("bytes of the encoded model (log scale)")
     axes.set_ylabel("test error, percent")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize="small")
     bare(axes)
     return figure
 

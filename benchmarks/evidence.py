@@ -3,6 +3,7 @@
 
     python benchmarks/evidence.py --arch resnet-20 --data-dir data --output evidence
     python benchmarks/evidence.py --arch resnet-20 --output evidence --plot evidence.png
+    python benchmarks/evidence.py --arch benchmarks.networks:narrow_vgg16 --data-dir data --l1 0
     python benchmarks/evidence.py --quick
 
 A network is trained on four of CIFAR-10's training batches, compressed by the presets `trained`
@@ -20,6 +21,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from curve import curve_page
 
 import deep_compressing
 from net.report import plots
@@ -96,28 +99,21 @@ def text(points: list[dict], images: int) -> str:
 
 def page(points: list[dict], images: int, arch: str):
     """Error against bytes, with standard errors, beside what others report."""
-    figure = plots.new_figure(4.5)
-    axes = figure.subplots()
-    axes.set_title(f"{arch} on {images:,} images", fontweight="bold")
     dense, *ours = points
-    for i, p in enumerate(ours):
-        error = standard_error(p["error"], images)
-        colour = plots.LAYER_COLOURS[0]
-        label = None if i else "this suite, its presets"
-        axes.errorbar(p["bytes"], p["error"], error, fmt="o", color=colour, label=label)
-        note = f"{p['name']}, {dense['bytes'] / p['bytes']:.0f}x"
-        at = (p["bytes"], p["error"])
-        axes.annotate(note, at, xytext=(6, 6), textcoords="offset points", color="0.4")
-    for i, (name, each) in enumerate(OTHERS.items(), 1):
-        axes.plot(*zip(*each, strict=True), "s", color=plots.LAYER_COLOURS[i], label=name)
-    axes.axhline(dense["error"], color="0.6", linewidth=1, zorder=0, label="dense model")
-    axes.set_ylim(bottom=0)
-    plots.log_scale(axes.xaxis, axes.set_xscale)
-    axes.set_xlabel("bytes of the encoded model (log scale)")
-    axes.set_ylabel("error, percent")
-    axes.legend(frameon=False, fontsize="small")
-    plots.bare(axes)
-    return figure
+    found = [
+        {
+            "name": f"{p['name']}, ",
+            "bytes": p["bytes"],
+            "original_bytes": dense["bytes"],
+            "error_percent": p["error"],
+            "standard_error": standard_error(p["error"], images),
+            "dense_error_percent": dense["error"],
+        }
+        for p in ours
+    ]
+    return curve_page(
+        {"arch": arch, "dataset": f"{images:,} images", "points": found, "others": OTHERS}
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -128,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--data-dir", type=Path, default="data", help=f"where {BATCHES} is")
     found.add_argument("--output", type=Path, default="evidence", help="a folder for everything")
     found.add_argument("--epochs", type=int, default=30, help="of dense training")
+    found.add_argument("--l1", type=float, help="of dense training, in place of its default")
     found.add_argument("--seed", type=int, default=42, help="of everything that is random")
     found.add_argument("--plot", metavar="PNG", help="draw error against bytes")
     found.add_argument("--quick", action="store_true", help="a check, on the digits")
@@ -138,6 +135,7 @@ def main(argv=None) -> int:
     args = parser().parse_args(argv)
     common = ["--arch", args.arch, "--dataset", "cifar10", "--seed", str(args.seed)]
     first = ["--epochs", str(1 if args.quick else args.epochs)]
+    first += [] if args.l1 is None else ["--l1", str(args.l1)]
     with tempfile.TemporaryDirectory() as temporary:
         if args.quick:
             args.output, args.arch, images = Path(temporary), "lenet-300-100", 360
