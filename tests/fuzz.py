@@ -14,6 +14,7 @@ four times the bytes of the largest tensor and the files together.
 import argparse
 import copy
 import json
+import math
 import random
 import shutil
 import sys
@@ -228,6 +229,15 @@ def states() -> list[dict[str, torch.Tensor]]:
             "long": tensor((rng.random(200_000) < 1e-4).astype(np.float64)),
             "empty": torch.zeros(0, 3),
         },
+        {  # joined
+            f"{layer}.{name}": each
+            for layer in range(5)
+            for name, each in {
+                "weight": tensor(rng.normal(size=(2, layer)).astype(np.float32)),
+                "bias": tensor(rng.normal(size=8).astype(np.float16)),
+                "count": torch.tensor(1000),
+            }.items()
+        },
     ]
 
 
@@ -303,7 +313,8 @@ class Example:
         size = len(data)
         try:
             found = encoding.open(path)
-            size += max([0, *(found.info(name).bytes for name in found), *found.files.values()])
+            streams = (stream_bytes(found.info(name)) for name in found)
+            size += max([0, *streams, *found.files.values()])
             state = dict(found)
             files = {name: found.read_file(name) for name in found.files}
         except encoding.EncodingError as error:
@@ -316,27 +327,31 @@ class Example:
         document, contents = self._document()
         for _ in range(rng.randint(0, 2)):
             contents = forge_document(rng, document, contents)
-        lines = [line for line in document["tensors"] if is_tensor(line)]
-        for line in rng.sample(lines, min(len(lines), rng.randint(0, 2))):
-            contents[id(line)] = forged_tensor(rng, line)
-        datas = [contents.get(id(line), b"") for line in lines]
+        before = document["tensors"]
+        streams = streams_of(before)
+        for lines in rng.sample(streams, min(len(streams), rng.randint(0, 2))):
+            contents[id(lines[0])] = forged_tensor(rng, lines)
+        datas = [contents.get(id(lines[0]), b"") for lines in streams]
+        if rng.random() < 0.3:
+            document["tensors"] = as_tree(rng, document["tensors"])
         text = forge_text(rng, document)
         sums = [zlib.crc32(data) for data in datas]
         if rng.random() < 0.05:
             sums = sums[1:] if rng.random() < 0.5 else [*sums, 0]
         files = {encoding.MANIFEST: packed(text, sums, rng.choice([0, 6, 9]))}
-        for number, line in enumerate(document["tensors"]):
-            if is_tensor(line) and isinstance(line[0], str):
-                data = contents.get(id(line), b"")
+        numbers = {id(line): number for number, line in enumerate(before)}
+        for (line, *_), data in zip(streams, datas, strict=True):
+            if isinstance(line[0], str):
+                number = numbers[id(line)]
                 entry = manifest.Entry(number, line[0], torch.bool, (), zlib.crc32(data))
                 files[entry.file_name] = data
         state, size = self._loaded(files)
         if state is not None:
-            claims = json.loads(text)["tensors"]
+            claims = lines_in(json.loads(text))
             assert list(state) == [name for name, *_ in claims], "other names"
             for line in filter(is_tensor, claims):
                 tensor = state[line[0]]
-                assert [str(tensor.dtype)[6:], list(tensor.shape)] == line[1:], "another tensor"
+                assert [str(tensor.dtype)[6:], list(tensor.shape)] == line[1:3], "another tensor"
             if sum(tensor.numel() for tensor in state.values()) < 1000:
                 self._decoded_again(state)
         return size, state is None
@@ -350,9 +365,10 @@ class Example:
         """The manifest, and the bytes of the tensors by the id() of their lines."""
         text, _ = unpacked(self.files[encoding.MANIFEST])
         document = json.loads(text)
-        lines = (line for line in document["tensors"] if is_tensor(line))
+        document["tensors"] = lines_in(document)
+        streams = streams_of(document["tensors"])
         return document, {
-            id(line): self.files[name] for line, name in zip(lines, self.names, strict=True)
+            id(lines[0]): self.files[name] for lines, name in zip(streams, self.names, strict=True)
         }
 
     def _loaded(self, files: dict[str, bytes]) -> tuple[dict[str, torch.Tensor] | None, int]:
@@ -366,7 +382,7 @@ class Example:
             state, _ = encoding.load(self.scratch)
         except encoding.EncodingError as error:
             return one_line(error), size + promised(files[encoding.MANIFEST])
-        return state, size + max((tensor.nbytes for tensor in state.values()), default=0)
+        return state, size + promised(files[encoding.MANIFEST])
 
     def _repaired(self, rng: random.Random, other: "Example", files: dict[str, bytes]) -> None:
         """Change a tensor file or the text of the manifest, and make every checksum match."""
@@ -452,12 +468,22 @@ def packed(text: bytes, sums: list[int], level: int = 9) -> bytes:
 
 
 def promised(data: bytes) -> int:
-    """The bytes of the largest tensor in a manifest, if that can be read at all."""
+    """The bytes of the largest stream's elements in a manifest, if that can be read at all."""
     try:
         entries, _ = manifest.unpack(data)
     except (ValueError, RecursionError, zlib.error):
         return 0
-    return max((entry.bytes for entry in entries), default=0)
+    return max(map(stream_bytes, entries), default=0)
+
+
+def stream_bytes(entry: manifest.Entry) -> int:
+    """Of the elements in the stream of a tensor."""
+    return max(entry.home.joined * entry.dtype.itemsize, entry.bytes)
+
+
+def lines_in(document: dict) -> list[list]:
+    tensors = document["tensors"]
+    return [*manifest.lines_of(tensors)] if isinstance(tensors, dict) else tensors
 
 
 def mutate_text(rng: random.Random, text: bytes) -> bytes:
@@ -465,6 +491,7 @@ def mutate_text(rng: random.Random, text: bytes) -> bytes:
     if rng.random() < 0.3:
         return mutate(rng, text, b"[" * 100_000)
     document = json.loads(text)
+    document["tensors"] = lines_in(document)
     entry = rng.choice(document["tensors"])
     numbers = [0, 1, 2, 3, 7, 300, 2**20, 2**31, 2**40, 2**60, 2**63, -1, 1.5, True, "3", None]
     field = rng.randrange(3)
@@ -489,8 +516,37 @@ NUMBERS: list[Any] = [
 
 
 def is_tensor(line: object) -> bool:
-    """Whether a line of a manifest is to have a file."""
-    return isinstance(line, list) and len(line) == 3
+    """Whether a line of a manifest is that of a tensor, alone or joined to others."""
+    return isinstance(line, list) and (len(line) == 3 or is_joined(line))
+
+
+def is_joined(line: list) -> bool:
+    return len(line) == 4 and line[3] == 1 and type(line[3]) is int
+
+
+def streams_of(lines: list) -> list[list[list]]:
+    """The lines of the tensors in each stream that a manifest claims."""
+    found: list[list[list]] = []
+    joined: dict[tuple[str, str], list[list]] = {}
+    for line in filter(is_tensor, lines):
+        kind = str(line[1]), str(line[0]).rpartition(".")[2]
+        if is_joined(line) and kind in joined:
+            joined[kind].append(line)
+            continue
+        found.append([line])
+        if is_joined(line):
+            joined[kind] = found[-1]
+    return found
+
+
+def as_tree(rng: random.Random, lines: list) -> object:
+    """These lines as a tree, where they have names, now and then with what no tree has."""
+    if not all(isinstance(line, list) and line and isinstance(line[0], str) for line in lines):
+        return lines
+    tree = manifest.tree_of(lines)
+    if isinstance(tree, dict) and tree and rng.random() < 0.3:
+        tree[rng.choice([*tree, "other", "a.b", ""])] = rng.choice([3, {}, [], None, {"": {}}])
+    return tree
 
 
 def forge_document(
@@ -500,7 +556,7 @@ def forge_document(
     lines = document["tensors"]
     line = rng.choice([line for line in lines if line] or [["none", "bool", []]])
     at, first = rng.randrange(len(lines) + 1), rng.randrange(len(lines) + 1)
-    choice = rng.randrange(12)
+    choice = rng.randrange(13)
     if choice == 0:
         line[0] = rng.choice(NAMES)
     elif choice == 1 and is_tensor(line):
@@ -530,6 +586,10 @@ def forge_document(
     elif choice == 9:
         rng.shuffle(lines)
     elif choice == 10:
+        for line in rng.sample(lines, min(len(lines), rng.randint(1, 3))):
+            if is_tensor(line):
+                line[3:] = rng.choice([[], [1], [1], [0], [2], [True], [None], [1, 1]])
+    elif choice == 11:
         document["meta"] = rng.choice([[], 3, {"arch": 3}, {"a": [[[]]] * 99}, None, {"": {}}, ""])
     else:
         line[rng.randrange(len(line)) :] = rng.choice([[], [1, 2], [None], ["bool", [1], 3]])
@@ -572,13 +632,18 @@ def try_forged_stream(rng: random.Random) -> Attempt:
     return len(data) + (decoded.nbytes if decoded is not None else 0), decoded is None
 
 
-def forged_tensor(rng: random.Random, line: list) -> bytes:
-    """A bit string for the type and shape of a line, if it has any."""
-    _, kind, shape = line
+def forged_tensor(rng: random.Random, lines: list[list]) -> bytes:
+    """A bit string for the type and the shapes of the lines of a stream, if they have any."""
+    kind, shapes = lines[0][1], [line[2] for line in lines]
     dtype = DTYPES.get(kind) if isinstance(kind, str) else None
-    valid = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
-    if dtype is None or not valid or not manifest.fits(shape, dtype):
+    if dtype is None or not all(
+        isinstance(shape, list)
+        and all(type(n) is int and n >= 0 for n in shape)
+        and manifest.fits(shape, dtype)
+        for shape in shapes
+    ):
         return rng.randbytes(rng.randrange(9))
+    shape = [sum(map(math.prod, shapes))] if is_joined(lines[0]) else shapes[0]
     forger = Forger(rng)
     forger.tensor([*shape, 2] if dtype.is_complex else shape, 8 * patterns_bytes(dtype))
     return forger.finish()
