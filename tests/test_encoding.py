@@ -526,6 +526,7 @@ def test_small_vectors_of_a_kind_share_a_stream(name: str, tmp_path: Path) -> No
         described, info = decoded.describe(name)
         assert torch.equal(described, tensor)
         assert info.nonzero == tensor.count_nonzero()
+        assert info.shared_values in (0, len(tensor.unique()))
     slow = slow_decoder.folder(path)[0] if path.is_dir() else slow_decoder.one_file(path)[0]
     assert {name: list(tensor.shape) for name, tensor in state.items()} == {
         name: shape for name, (_, shape, _) in slow.items()

@@ -61,7 +61,8 @@ def tensor_infos(
     done = given = 0
     for entry in entries:
         until = done + entry.elements
-        present, negative = _counts(tensor[done:until])
+        part = tensor[done:until]
+        present, negative = _counts(part)
         upto = whole.encoded_bytes * until // len(tensor)
         share = (upto - given) / whole.encoded_bytes
         info = dataclasses.replace(
@@ -72,6 +73,7 @@ def tensor_infos(
             parameters=entry.elements,
             nonzero=len(present),
             negative_zeros=negative,
+            shared_values=len(np.unique(patterns(part))) if whole.shared_values else 0,
             dense_bytes=entry.bytes,
             encoded_bytes=upto - given,
             sections={name: each * share for name, each in whole.sections.items()},
