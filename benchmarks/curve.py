@@ -68,7 +68,7 @@ def body(args) -> None:
                 tables.write_json(shown.json, figures)
     print(text(found))
     if shown.plot:
-        plots.save(curve_page(figures), shown.plot)
+        plots.save(page(figures), shown.plot)
 
 
 def earlier(path: str | None, otherwise: list[dict] | None = None) -> list[dict]:
@@ -127,28 +127,39 @@ def text(points: list[dict]) -> str:
     return table(head, rows)
 
 
-def curve_page(figures: dict):
-    """Error against bytes of encoded models, beside what others report.
+def page(figures: dict):
+    points = figures["points"]
+    curve = [
+        p | {"note": f"{p['original_bytes'] / p['bytes']:.0f}x", "error": p["error_percent"]}
+        for p in points
+    ]
+    title = f"{figures['arch']} on {figures['dataset']}"
+    dense = points[0]["dense_error_percent"]
+    return curve_page(title, {"this suite": curve}, figures["others"], dense)
 
-    A point may have a `name`, which is put before its ratio, and a `standard_error`."""
+
+def curve_page(title: str, curves: dict, others: dict, dense: float | None = None):
+    """Error against bytes of encoded models, {label: points}, beside what others report, {source:
+    [(bytes, error percent)]}, and the error of a dense model.
+
+    A point has `bytes`, `error`, a `note` and, if it is known, a `standard_error`."""
     from net.report.plots import LAYER_COLOURS, bare, log_scale, new_figure
 
     figure = new_figure(4.5)
     axes = figure.subplots()
-    axes.set_title(f"{figures['arch']} on {figures['dataset']}", fontweight="bold")
-    points = figures["points"]
-    curves = {"this suite": [(p["bytes"], p["error_percent"]) for p in points]}
-    for i, (name, each) in enumerate((curves | figures["others"]).items()):
-        style = "o" if i else "o-"  # the points of others are not of one curve
-        axes.plot(*zip(*each, strict=True), style, color=LAYER_COLOURS[i], label=name)
-    for p in points:
-        note = f"{p.get('name', '')}{p['original_bytes'] / p['bytes']:.0f}x"
-        at = (p["bytes"], p["error_percent"])
-        if "standard_error" in p:
-            axes.errorbar(*at, p["standard_error"], color=LAYER_COLOURS[0])
-        axes.annotate(note, at, xytext=(4, 6), textcoords="offset points", color="0.4")
-    dense = points[0]["dense_error_percent"]
-    axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
+    axes.set_title(title, fontweight="bold")
+    colours = iter(LAYER_COLOURS)
+    for label, points in curves.items():
+        places = [(p["bytes"], p["error"]) for p in points]
+        axes.plot(*zip(*places, strict=True), "o-", color=(colour := next(colours)), label=label)
+        for p, place in zip(points, places, strict=True):
+            if "standard_error" in p:
+                axes.errorbar(*place, p["standard_error"], color=colour)
+            axes.annotate(p["note"], place, xytext=(4, 6), textcoords="offset points", color="0.4")
+    for label, places in others.items():  # not of one curve
+        axes.plot(*zip(*places, strict=True), "s", color=next(colours), label=label)
+    if dense is not None:
+        axes.axhline(dense, color="0.6", linewidth=1, zorder=0, label="dense model")
     axes.set_ylim(bottom=0)
     log_scale(axes.xaxis, axes.set_xscale)
     axes.set_xlabel("bytes of the encoded model (log scale)")

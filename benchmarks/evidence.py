@@ -2,7 +2,7 @@
 """Error against bytes on 10,000 images that the network has not seen, nor any part of the search.
 
     python benchmarks/evidence.py --arch resnet-20 --data-dir data --output evidence
-    python benchmarks/evidence.py --arch resnet-20 --output evidence --plot evidence.png
+    python benchmarks/evidence.py --arch resnet-20 --json evidence.json --plot evidence.png
     python benchmarks/evidence.py --arch benchmarks.networks:narrow_vgg16 --data-dir data --l1 0
     python benchmarks/evidence.py --quick
 
@@ -97,23 +97,29 @@ def text(points: list[dict], images: int) -> str:
     return table(head, rows)
 
 
-def page(points: list[dict], images: int, arch: str):
-    """Error against bytes, with standard errors, beside what others report."""
-    dense, *ours = points
-    found = [
-        {
-            "name": f"{p['name']}, ",
-            "bytes": p["bytes"],
-            "original_bytes": dense["bytes"],
-            "error_percent": p["error"],
-            "standard_error": standard_error(p["error"], images),
-            "dense_error_percent": dense["error"],
-        }
-        for p in ours
-    ]
-    return curve_page(
-        {"arch": arch, "dataset": f"{images:,} images", "points": found, "others": OTHERS}
-    )
+def page(networks: dict[str, dict]):
+    """Error against bytes of all networks, with standard errors, beside what others report."""
+    curves = {}
+    for arch, network in networks.items():
+        dense, *_ = points = network["points"]
+        curves[f"{arch}: dense, {', '.join(p['name'] for p in points[1:])}"] = [
+            p
+            | {
+                "note": f"{dense['bytes'] / p['bytes']:.0f}x" if p is not dense else "",
+                "standard_error": standard_error(p["error"], network["images"]),
+            }
+            for p in points
+        ]
+    return curve_page("CIFAR-10: training images that the network has not seen", curves, OTHERS)
+
+
+def added(file: Path | None, arch: str, network: dict) -> dict[str, dict]:
+    """The networks in the file, and this one, which it has from here on."""
+    before = json.loads(file.read_text()) if file and file.exists() else {}
+    networks = before | {arch: network}
+    if file:
+        write_json(file, networks)
+    return networks
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,13 +132,16 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--epochs", type=int, default=30, help="of dense training")
     found.add_argument("--l1", type=float, help="of dense training, in place of its default")
     found.add_argument("--seed", type=int, default=42, help="of everything that is random")
-    found.add_argument("--plot", metavar="PNG", help="draw error against bytes")
+    found.add_argument("--json", type=Path, metavar="FILE", help="the networks so far, this added")
+    found.add_argument("--plot", metavar="PNG", help="draw error against bytes of all of them")
     found.add_argument("--quick", action="store_true", help="a check, on the digits")
     return found
 
 
 def main(argv=None) -> int:
     args = parser().parse_args(argv)
+    if args.plot:
+        plots.require()
     common = ["--arch", args.arch, "--dataset", "cifar10", "--seed", str(args.seed)]
     first = ["--epochs", str(1 if args.quick else args.epochs)]
     first += [] if args.l1 is None else ["--l1", str(args.l1)]
@@ -152,9 +161,10 @@ def main(argv=None) -> int:
             first = ["--weights", str(dense), "--epochs", "0"]
         points = points_of(results)
         print(text(points, images))
+        network = {"images": images, "seed": args.seed, "points": points}
+        networks = added(args.json, args.arch, network)
         if args.plot:
-            plots.require()
-            plots.save(page(points, images, args.arch), args.plot)
+            plots.save(page(networks), args.plot)
     return 0
 
 

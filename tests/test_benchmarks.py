@@ -55,7 +55,7 @@ def test_the_curve_shows_every_point_and_those_of_others(tmp_path):
         "others": {"somebody else": [(20, 0.7)]},
     }
     curve = importlib.import_module("curve")
-    page = curve.curve_page(figures)
+    page = curve.page(figures)
     ours, others, dense = page.axes[0].lines
     assert ours.get_xydata().tolist() == [[10, 1.5], [40, 0.9]]
     assert others.get_xydata().tolist() == [[20, 0.7]]
@@ -127,3 +127,19 @@ def test_the_evidence_never_trains_on_what_it_is_tested_on(tmp_path, monkeypatch
     assert {len(each) for each in trained} == {4 * evidence.RECORD}
     assert set(b"".join(trained)) == {1, 2, 3, 4}
     assert (made / "test_batch.bin").read_bytes() == b"\5" * 5 * evidence.RECORD
+
+
+def test_the_evidence_of_several_networks_is_one_picture(tmp_path):
+    evidence = importlib.import_module("evidence")
+    points = [{"name": "dense", "bytes": 4000, "error": 10.0}]
+    points += [{"name": "trained", "bytes": 100, "error": 10.5, "seconds": 60.0}]
+    file = tmp_path / "evidence.json"
+    assert evidence.added(None, "a", {"points": points, "images": 900}).keys() == {"a"}
+    for arch in ("a", "b", "a"):
+        networks = evidence.added(file, arch, {"points": points, "images": 900})
+    assert networks.keys() == {"a", "b"}
+    plots.save(evidence.page(networks), tmp_path / "evidence.svg")
+    text = (tmp_path / "evidence.svg").read_text()
+    assert all(label in text for label in ("a: dense, trained", "b: dense, trained", "40x"))
+    assert evidence.standard_error(10.0, 900) == 1.0
+    assert "40.0" in evidence.text(points, 900)
