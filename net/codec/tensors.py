@@ -226,7 +226,8 @@ class _Distinct:
     @property
     def about(self) -> float:
         """The bits of the shared form, without the codebook: for many values 2 for each entry of
-        the table, and half a percent more than the entropy, as of large networks in bfloat16."""
+        the table, and half a percent more than the entropy (of tensors of five networks in 16 bits,
+        none reported, 0.4 to 1.0 %), so that it is seldom more than they take."""
         bits = entropy(self.counts)
         return 1.005 * bits + 2 * len(self.values) if len(self.values) > FEW else bits
 
