@@ -4,8 +4,9 @@ Every weight becomes a multiple of its tensor's step. That alone is what a unifo
 followed by an entropy coder does; three things make it smaller at the same noise: rounding errors
 cancel in what inputs have in common (net.compensation), a value is taken with the length of its
 code word in mind, so that zeros abound where they pay, and steps are larger in larger tensors,
-where a bit less saves most. Recurrent weights have steps by row. net.calibration goes further
-with sample inputs.
+where a bit less saves most, or in a transformer by what its matrices are for (net.roles).
+Recurrent weights have steps by row, and so has a vocabulary. net.calibration goes further with
+sample inputs.
 
 The vectors beside the weights (biases, normalisation and its running statistics) are rounded to a
 few binary digits. They are few and yet not free: in float32, the BatchNorm layers of a ResNet-20
@@ -83,6 +84,7 @@ def steps(
     spreads: Mapping[str, Spread],
     noise: float = NOISE,
     traces: Mapping[str, float] | None = None,
+    felt: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """The step of each tensor: `noise` deviations on average, more for larger tensors.
 
@@ -94,7 +96,8 @@ def steps(
     Where the sum is known, as trace * step**2 / 12 with the `traces` of net.sensitivity, the least
     has step**2 proportional to the number of weights over the trace, with the same mean of the
     step's logarithm over all weights. That holds for errors that are small beside the weights, and
-    for steps that cost a bit when they are halved: no step grows beyond COARSEST deviations.
+    for steps that cost a bit when they are halved: no step grows beyond COARSEST deviations. Where
+    only names tell what a relative error does (`felt`, of net.roles), that takes the trace's place.
     """
     live = {name: each for name, each in spreads.items() if each.parameters and each.deviation}
     if not noise > 0 or not math.isfinite(noise):
@@ -109,7 +112,11 @@ def steps(
 
     found = {name: step(each) for name, each in live.items()}
     known = {name: trace for name, trace in (traces or {}).items() if name in live}
-    return dict.fromkeys(spreads, 1.0) | found | _by_traces(found, known, live)
+    rest = {name: live[name] for name in felt or {} if name in live and name not in known}
+    told = {name: (felt or {})[name] / each.deviation**2 for name, each in rest.items()}
+    for own in (told, known):
+        found |= _by_traces(found, own, live)
+    return dict.fromkeys(spreads, 1.0) | found
 
 
 def _by_traces(
@@ -137,9 +144,10 @@ def steps_of(
     names: Iterable[str],
     noise: float = NOISE,
     traces: Mapping[str, float] | None = None,
+    felt: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """`steps` for the tensors of these names, read one at a time. An error names the tensor."""
-    return steps(spreads_of(tensors, names), noise, traces)
+    return steps(spreads_of(tensors, names), noise, traces, felt)
 
 
 def spreads_of(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, Spread]:
