@@ -31,12 +31,20 @@ from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, unwrapped
 from .parameters import copied as copied_model
 from .results import Counted, Result, Shared, Tell, write
-from .rounding import Spread, spreads_of, steps, steps_of
+from .rounding import Spread, spreads_of, steps
 from .samples import Samples
 from .shards import info_of
 from .sharing import SharedState, WeightSharing
 from .state_dicts import Renamed
-from .treatments import NOT_MEASURED, ByRate, Exact, SharingConfig, Treatment, treated
+from .treatments import (
+    NOT_MEASURED,
+    ByRate,
+    Exact,
+    SharingConfig,
+    Treatment,
+    felt_in,
+    treated,
+)
 
 # What is promised by default where a model can be run: nats of logits, 1 - cosine of all outputs.
 # A divergence of .02 is half a point of error (choose.PER_POINT).
@@ -296,7 +304,7 @@ class _Source:
             self.note(NOT_MEASURED.format(unmeasured))
         self.note("the model is calibrated block by block")
         traces = {own[name]: each for name, each in traces.items()}
-        found = steps(self.spreads, config.noise, traces)
+        found = steps(self.spreads, config.noise, traces, felt_in(self.plan))
         own_steps = {name: found[other] for name, other in own.items()}
         exact, work, on_disk = skeleton.passage(self.state), skeleton.passage(self.state), OnDisk()
         calibrate_passages(exact, work, inputs, kinds, own_steps, set(own), on_disk)
@@ -495,7 +503,7 @@ class _Work:
                 return self.finish(Shared(source.state), size)
             except TooLarge:
                 pass
-        units = steps_of(source.state, treated(source.plan, ByRate.how), 1.0)
+        units = steps(source.spreads, 1.0, felt=felt_in(source.plan))
         best: list[Shared] = []
 
         def encoded(noise: float) -> int:

@@ -39,6 +39,10 @@ PARAMETRIZED = re.compile(r"(.*?)parametrizations\.(\w+)\.original(\d*)")
 
 # The last part of a layer's name that holds embeddings, where there is no module to ask.
 EMBEDDING_NAME = re.compile(r"w[tp]e|shared|.*(^|_)emb(ed)?(s|_tokens|ding|dings)?(_table)?")
+# In that of one which holds a normalisation.
+NORM_NAME = re.compile(
+    r"(?<!de)norm(?!al(?!i[sz]ation))|(?:^|_)(?:ln|bn|gn|rms)(?:_|\d|$)", re.IGNORECASE
+)
 
 
 def compressible(

@@ -20,6 +20,7 @@ from torch import nn
 
 from .constants import is_table
 from .parameters import (
+    NORM_NAME,
     bias_of,
     check_used,
     is_chosen,
@@ -46,9 +47,6 @@ STATISTICS = ("running_mean", "running_var")
 AFFINE = {"weight": "bias", "bias": "weight", "gamma": "beta", "beta": "gamma"}
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 NORM_CLASS = re.compile(r"Norm(?!al)|LN$|BN$")
-NORM_NAME = re.compile(
-    r"(?<!de)norm(?!al(?!i[sz]ation))|(?:^|_)(?:ln|bn|gn|rms)(?:_|\d|$)", re.IGNORECASE
-)
 # A factor and a summand that bring outputs back to their units.
 NO_NORM = re.compile(r"scale|shift|affine|mean|std|energ|loss|criterion", re.IGNORECASE)
 

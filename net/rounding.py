@@ -4,8 +4,9 @@ Every weight becomes a multiple of its tensor's step. That alone is what a unifo
 followed by an entropy coder does; three things make it smaller at the same noise: rounding errors
 cancel in what inputs have in common (net.compensation), a value is taken with the length of its
 code word in mind, so that zeros abound where they pay, and steps are larger in larger tensors,
-where a bit less saves most. Recurrent weights have steps by row. net.calibration goes further
-with sample inputs.
+where a bit less saves most, or in a transformer by what its matrices are for (net.roles).
+Recurrent weights have steps by row, and so has a vocabulary. net.calibration goes further with
+sample inputs.
 
 The vectors beside the weights (biases, normalisation and its running statistics) are rounded to a
 few binary digits. They are few and yet not free: in float32, the BatchNorm layers of a ResNet-20
@@ -32,7 +33,8 @@ TYPICAL = 1.3  # the root mean square is taken for typical up to so many medians
 FINEST = 6  # the largest power of two by which a row's step is finer than its tensor's
 # From so many rows on an embedding is that of a vocabulary, whose tokens are numbered by how often
 # they were met: the first quarter of it is finer, the 16th more so, and the 64th (docs/results.md).
-VOCABULARY, FREQUENT = 4096, (4, 16, 64)
+# First is what has the least place times size**FREQUENT_SIZE.
+VOCABULARY, FREQUENT, FREQUENT_SIZE = 4096, (4, 16, 64), 4
 SIZE_POWER = 1.5  # of the number of weights, that step**2 is proportional to (docs/results.md)
 COARSEST = 0.8  # deviations, of a step that sensitivity alone makes coarser (docs/results.md)
 HALVINGS = 60  # of a range of logarithms: to the last digit
@@ -83,6 +85,7 @@ def steps(
     spreads: Mapping[str, Spread],
     noise: float = NOISE,
     traces: Mapping[str, float] | None = None,
+    felt: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """The step of each tensor: `noise` deviations on average, more for larger tensors.
 
@@ -94,7 +97,8 @@ def steps(
     Where the sum is known, as trace * step**2 / 12 with the `traces` of net.sensitivity, the least
     has step**2 proportional to the number of weights over the trace, with the same mean of the
     step's logarithm over all weights. That holds for errors that are small beside the weights, and
-    for steps that cost a bit when they are halved: no step grows beyond COARSEST deviations.
+    for steps that cost a bit when they are halved: no step grows beyond COARSEST deviations. Where
+    only names tell what a relative error does (`felt`, of net.roles), that takes the trace's place.
     """
     live = {name: each for name, each in spreads.items() if each.parameters and each.deviation}
     if not noise > 0 or not math.isfinite(noise):
@@ -109,7 +113,11 @@ def steps(
 
     found = {name: step(each) for name, each in live.items()}
     known = {name: trace for name, trace in (traces or {}).items() if name in live}
-    return dict.fromkeys(spreads, 1.0) | found | _by_traces(found, known, live)
+    rest = {name: live[name] for name in felt or {} if name in live and name not in known}
+    told = {name: (felt or {})[name] / each.deviation**2 for name, each in rest.items()}
+    for own in (told, known):
+        found |= _by_traces(found, own, live)
+    return dict.fromkeys(spreads, 1.0) | found
 
 
 def _by_traces(
@@ -137,9 +145,10 @@ def steps_of(
     names: Iterable[str],
     noise: float = NOISE,
     traces: Mapping[str, float] | None = None,
+    felt: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """`steps` for the tensors of these names, read one at a time. An error names the tensor."""
-    return steps(spreads_of(tensors, names), noise, traces)
+    return steps(spreads_of(tensors, names), noise, traces, felt)
 
 
 def spreads_of(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, Spread]:
@@ -201,20 +210,40 @@ def fineness(tensor: torch.Tensor, kind: str) -> torch.Tensor:
     is nearly linear has far smaller ones than those that saturate, and as much to say. A published
     speaker encoder, an LSTM of three layers, so keeps a cosine of 0.94 to its own answers in
     860 kB; with one step for each tensor, 0.5. In the embedding of a vocabulary the rows of
-    frequent tokens, which are the first, have finer ones: an error costs as often as it is met.
+    frequent tokens have finer ones: an error costs as often as it is met, and is larger beside a
+    row of small weights.
     """
     rows = len(tensor) if tensor.dim() > 1 else 1
-    if kind == "embedding" and rows >= VOCABULARY:
-        place = torch.arange(rows) / rows
-        return torch.stack([place < 1 / part for part in FREQUENT]).sum(0)
-    if kind != "rnn":
+    vocabulary = kind == "embedding" and rows >= VOCABULARY
+    if kind != "rnn" and not vocabulary:
         return torch.zeros(rows, dtype=torch.int64)
     counts, powers = _rows(tensor)
     sizes = (powers / counts.clamp_min(1)).sqrt()
+    if vocabulary:
+        place = _frequency_order(sizes) / rows
+        return torch.stack([place < 1 / part for part in FREQUENT]).sum(0)
     whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
     finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
     finer[sizes == 0] = 0
     return finer.long()
+
+
+def _frequency_order(sizes: torch.Tensor) -> torch.Tensor:
+    """The place of each row of a vocabulary's embedding, int64 [rows], by how often its token may
+    be met, from the `sizes` of the rows [rows].
+
+    Frequent tokens come first, and as a rule they have small weights as well, which tells them from
+    rare characters and from unused ones; where the first quarter has no smaller weights than the
+    others, the order of the rows is all that counts. Rows of zeros are the last.
+    """
+    rows = len(sizes)
+    place, quarter = torch.arange(rows), rows // 4
+    if float(sizes[:quarter].mean()) >= float(sizes[quarter:].mean()):
+        return place
+    rarity = torch.where(sizes > 0, (place + 1) * sizes**FREQUENT_SIZE, math.inf)
+    order = torch.empty_like(place)
+    order[rarity.argsort(stable=True)] = place
+    return order
 
 
 def scales(finer: torch.Tensor) -> np.ndarray:

@@ -40,7 +40,7 @@ from .shared_tensor import Clustering
 from .sharing import SharedState
 from .state_dicts import Renamed
 from .tensors import memory
-from .treatments import ByRate, Exact, SharingConfig, Treatment, treated
+from .treatments import ByRate, Exact, SharingConfig, Treatment, felt_in, treated
 
 LONGEST = timedelta(hours=6)  # for which a process waits for others, whose share takes longer
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)*\.tmp")  # what killed processes leave
@@ -305,7 +305,7 @@ class _Job:
         if without_loss <= most and self.make(None) <= most:
             self.notes.append("it fits without loss")
             return
-        units = steps(self.spreads, 1.0)
+        units = steps(self.spreads, 1.0, felt=felt_in(self.plan))
         estimates = {
             shard.target.name: Estimate(
                 self.state, {n: units[n] for n in shard.names if n in units}

@@ -21,6 +21,7 @@ from .constants import few_values
 from .hooks import normed_axes
 from .parameters import Patterns, listed
 from .quantization import INITS
+from .roles import felt
 from .rounding import NOISE, Spread, round_vector, scale_of, share_tensor, steps, steps_of
 from .shared_tensor import SharedTensor
 
@@ -145,10 +146,11 @@ class Work:
 
             model = self.model
             traces, self.unmeasured = known_traces(lambda: model, self.samples, names)
+        told = felt_in(self.plan)
         if self.spreads is None:
-            self.steps = steps_of(self.tensors, names, self.config.noise, traces)
+            self.steps = steps_of(self.tensors, names, self.config.noise, traces, told)
         else:
-            self.steps = steps(self.spreads, self.config.noise, traces)
+            self.steps = steps(self.spreads, self.config.noise, traces, told)
         # Where errors of the weights are compensated, those of the vectors would show.
         compensated = self.samples is not None or bool(self.calibrated)
         self.noise = self.config.noise / 2 if compensated else self.config.noise
@@ -355,3 +357,8 @@ TREATMENTS: tuple[type[Treatment], ...] = (Unsigned, Exact, ByRate, PerTensor, R
 def treated(plan: Mapping[str, Treatment], how: str) -> list[str]:
     """The names of the tensors that `plan` treats in this way, of tied ones the first."""
     return [name for name, each in plan.items() if each.how == how and not each.tied]
+
+
+def felt_in(plan: Mapping[str, Treatment]) -> dict[str, float]:
+    """What names tell of the sensitivity of weights that are shared by rate (net.roles.felt)."""
+    return felt(plan, {name: plan[name].kind for name in treated(plan, ByRate.how)})

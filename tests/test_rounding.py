@@ -236,6 +236,21 @@ def test_the_first_rows_of_a_vocabulary_are_finer():
     assert not fineness(torch.zeros(6400, 2), "linear").any()
 
 
+def test_rows_of_small_weights_are_those_of_frequent_tokens():
+    sizes = torch.ones(6400, 1)
+    sizes[100:1600] = 0.1  # behind unused ones
+    sizes[3000] = 0.0  # padding
+    finer = fineness(sizes * torch.tensor([1.0, -1.0]), "embedding")
+    assert finer[100:200].tolist() == [3] * 100
+    assert finer[200:500].tolist() == [2] * 300
+    assert finer[500:1600].tolist() == [1] * 1100
+    assert finer[:100].tolist() == [1] * 100
+    assert not finer[1600:].any()
+    # Where the first have larger weights, nothing follows from the sizes.
+    first = fineness(2 - sizes.flip(0), "embedding")
+    assert first.tolist() == [3] * 100 + [2] * 300 + [1] * 1200 + [0] * 4800
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_small_gates_of_recurrent_weights_survive(dtype):
     weights = gates().to(dtype)
