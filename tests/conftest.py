@@ -1,5 +1,6 @@
 """What several tests share: data sets too small to wait for, and one run of the whole pipeline."""
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,15 @@ from hypothesis import settings
 import deep_compressing
 from net.training import datasets
 from net.training.splits import Dataset, Split
+
+gc.disable()
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays: looking through it for garbage only takes time."""
+    gc.freeze()
+    gc.enable()
+
 
 torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring
 
