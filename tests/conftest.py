@@ -17,6 +17,7 @@ gc.disable()
 def pytest_collection_finish():
     """What is imported and collected stays: looking through it for garbage only takes time."""
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
     gc.enable()
 
 
