@@ -24,7 +24,7 @@ def pytest_collection_finish():
 torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring
 
 # Of the tests that draw their examples; --hypothesis-profile many, as .ci/run does, draws more.
-settings.register_profile("few", max_examples=30, deadline=None)
+settings.register_profile("few", max_examples=20, deadline=None)
 settings.register_profile("many", max_examples=300, deadline=None)
 settings.load_profile("few")
 
