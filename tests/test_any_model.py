@@ -160,7 +160,7 @@ def test_published_weights_are_fed_as_they_expect_in_every_stage(tmp_path, monke
     path = tmp_path / "torch" / "hub" / "checkpoints" / url.rpartition("/")[2]
     path.parent.mkdir(parents=True)
     torch.save(state, path)
-    write_images(tmp_path / "images" / "train", {"a": 6, "b": 6})
+    write_images(tmp_path / "images" / "train", {"a": 3, "b": 3})
     seen = []
     load = datasets.load
     monkeypatch.setattr(datasets, "load", lambda *args: seen.append(load(*args)) or seen[-1])
