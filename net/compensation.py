@@ -116,7 +116,8 @@ def _walk(
                 if whole < after[then]:
                     after[then] = whole
                     back[r, then, 0], back[r, then, 1] = label[state >> 1, parity], state
-        costs[:] = after
+        for other in range(4):  # costs[:] = after takes two seconds to compile: the words of errors
+            costs[other] = after[other]
     state = 0
     for other in range(1, 4):  # np.argmin takes a quarter of a second to compile
         if costs[other] < costs[state]:

@@ -561,7 +561,7 @@ def transpose(starts, columns, column_sums):
     Example: (0, 1), (0, 3), (1, 0) -> starts [0, 1, 2, 2, 3], rows [1, 0, 0], order [2, 0, 1]
     """
     begins = np.zeros(len(column_sums) + 1, np.int64)
-    for i in range(len(column_sums)):  # np.cumsum takes two seconds to compile
+    for i in range(len(column_sums)):  # an array into a slice takes two seconds to compile
         begins[i + 1] = begins[i] + column_sums[i]
     at, rows, order = begins.copy(), np.empty_like(columns), np.empty(len(columns), np.uint32)
     for row in range(len(starts) - 1):
