@@ -90,8 +90,9 @@ def _walk(
     the state before it, of every state. A label of -1 is pruned, and becomes that of zero.
     """
     rows, m = w.size, (levels.size - 1) // 2
-    costs, after = np.full(4, np.inf), np.empty(4)
+    costs, after = np.empty(4), np.empty(4)
     label, cost = np.empty((2, 2), np.int64), np.empty((2, 2))  # [quantizer, parity]
+    costs[:] = np.inf
     costs[0] = 0.0
     for r in range(rows):
         if labels[r] < 0:
@@ -115,8 +116,12 @@ def _walk(
                 if whole < after[then]:
                     after[then] = whole
                     back[r, then, 0], back[r, then, 1] = label[state >> 1, parity], state
-        costs[:] = after
-    state = int(np.argmin(costs))
+        for other in range(4):  # costs[:] = after takes two seconds to compile: the words of errors
+            costs[other] = after[other]
+    state = 0
+    for other in range(1, 4):  # np.argmin takes a quarter of a second to compile
+        if costs[other] < costs[state]:
+            state = other
     for r in range(rows - 1, -1, -1):
         labels[r], state = back[r, state, 0], back[r, state, 1]
 

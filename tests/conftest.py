@@ -1,5 +1,6 @@
 """What several tests share: data sets too small to wait for, and one run of the whole pipeline."""
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,20 @@ import deep_compressing
 from net.training import datasets
 from net.training.splits import Dataset, Split
 
+gc.disable()
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays: looking through it for garbage only takes time."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+    gc.enable()
+
+
 torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring
 
 # Of the tests that draw their examples; --hypothesis-profile many, as .ci/run does, draws more.
-settings.register_profile("few", max_examples=30, deadline=None)
+settings.register_profile("few", max_examples=20, deadline=None)
 settings.register_profile("many", max_examples=300, deadline=None)
 settings.load_profile("few")
 

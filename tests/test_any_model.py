@@ -14,7 +14,7 @@ import pruning
 import weight_share
 from net import checkpoint
 from net.report import plots
-from net.training import architectures, datasets, splits, weights
+from net.training import architectures, datasets, reading, splits, weights
 from tests.training.test_folder import write_images
 
 QUICK = (
@@ -125,6 +125,7 @@ def test_a_model_of_torchvision_stage_by_stage(few_digits, tmp_path):
 def test_a_text_classifier_on_token_ids(tmp_path, monkeypatch, in_memory):
     if not in_memory:
         monkeypatch.setattr(splits, "IN_MEMORY", 0)
+        monkeypatch.setattr(reading, "FEW", 10**6)  # workers: tests/training/test_own_data.py
     options = ["--arch", "tests.own_text:Text", "--dataset", "tests.own_text:data"]
     options += ["--epochs", "5", "--lr", "0.01", "--retrain-epochs", "1", "--prune-epochs", "1"]
     options += ["--bits", "4", "--distortion", "1"]
@@ -160,7 +161,7 @@ def test_published_weights_are_fed_as_they_expect_in_every_stage(tmp_path, monke
     path = tmp_path / "torch" / "hub" / "checkpoints" / url.rpartition("/")[2]
     path.parent.mkdir(parents=True)
     torch.save(state, path)
-    write_images(tmp_path / "images" / "train", {"a": 6, "b": 6})
+    write_images(tmp_path / "images" / "train", {"a": 3, "b": 3})
     seen = []
     load = datasets.load
     monkeypatch.setattr(datasets, "load", lambda *args: seen.append(load(*args)) or seen[-1])

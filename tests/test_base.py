@@ -59,6 +59,7 @@ for target in ("encodings", "model.dc"):
     loaded, _ = net.encoding.load(target)
     assert torch.equal(net.encoding.open(target)["0.weight"], loaded["0.weight"])
     net.load_into(model, target)
+assert str(net.report(target, target)).startswith("model.dc: 4 tensors")
 net.Pruner(model, density=0.2)
 net.WeightSharing(model, bits=3)
 sparse.SAMPLES = 3

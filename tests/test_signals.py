@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from net import checkpoint, encoding, unfinished
 from net.files import atomic_write
-from net.pipeline.process import INTERRUPTED
+from net.pipeline.process import INTERRUPTED, start
 
 ROOT = Path(__file__).parents[1]
 COMMON = ("--dataset", "digits", "--device", "cpu")
@@ -99,16 +100,29 @@ def test_what_is_not_finished_is_removed(tmp_path, kind):
 
 
 def test_the_files_of_an_encoding_that_is_not_finished_are_removed(tmp_path):
-    body = (
-        "import time, torch; from net import encoding; torch.set_num_threads(1)\n"
-        "class State(dict):\n"
-        "  def __getitem__(self, name):\n"
-        "    if name == 'c': print('here', flush=True); time.sleep(9)\n"
-        "    return torch.ones(5)\n"
-        "encoding.save(State.fromkeys('abc'), '.')"
-    )
-    assert as_a_script(body, tmp_path, signal.SIGINT) == (130, f"\n{INTERRUPTED}\n")
-    assert not list(tmp_path.iterdir())
+    """In a copy of this process, which has loaded torch."""
+    folder, error = tmp_path / "encodings", tmp_path / "error"
+    folder.mkdir()
+
+    class State(dict):
+        def __getitem__(self, name):
+            if name == "c":
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(9)
+            return torch.ones(5)
+
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(os.open(error, os.O_CREAT | os.O_WRONLY), 2)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            start()
+            encoding.save(State.fromkeys("abc"), folder)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert error.read_text() == f"\n{INTERRUPTED}\n"
+    assert not list(folder.iterdir())
 
 
 def test_a_file_that_another_thread_is_about_to_make_is_removed(tmp_path):

@@ -1,13 +1,14 @@
 import pytest
 import torch
 
+import pruning
 import weight_share
 from net import checkpoint
 from net.pipeline import choosing
 from net.training import weights
 from net.training.architectures import build
 from net.training.resume import RunProgress
-from tests.conftest import FAST
+from tests.conftest import FAST, use_few_digits
 
 OPTIONS = ["--device", "cpu", "--seed", "7", "--batch-size", "64", "--epochs", "1"]
 
@@ -212,56 +213,81 @@ def test_a_dense_model_of_another_network_is_no_teacher(few_digits, pipeline, tm
     assert used == empty
 
 
+LAYERS = ("--include", "stem,grouped,line")
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """The file of a pruned model of so few weights that to share it by rate takes no second."""
+    folder = tmp_path_factory.mktemp("pruned")
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_digits(patch)
+        options = ["--arch", "tests.own_net:OwnNet", "--dataset", "digits", "--retrain-epochs", "1"]
+        assert pruning.main([*OPTIONS, *options, "--output", str(folder)]) == 0
+    return folder / checkpoint.RETRAINED
+
+
 @pytest.mark.parametrize("bits", ["3", "auto"])
-def test_shared_in_parts_with_training_between(few_digits, pipeline, tmp_path, bits, capsys):
-    source = pipeline.saves / checkpoint.RETRAINED
-    options = [*OPTIONS[:-1], "5", "--bits", bits, "--share-parts", "2", "--bias-bits", "0"]
-    assert share(source, tmp_path / "m", *options) == 0
+def test_shared_in_parts_with_training_between(few_digits, pruned, tmp_path, bits, capsys):
+    options = [
+        *OPTIONS[:-1],
+        "5",
+        *LAYERS,
+        "--bits",
+        bits,
+        "--share-parts",
+        "2",
+        "--bias-bits",
+        "0",
+    ]
+    assert share(pruned, tmp_path / "m", *options) == 0
     printed = capsys.readouterr().out
     # Two of the five epochs between, three when all is shared.
     for phase in ("share 1/2 epoch  2/2", "finetune  epoch  3/3"):
         assert " ".join(phase.split()) in " ".join(printed.split())
     assert ("nats before training" in printed) == (bits == "auto")
     shared = checkpoint.load(tmp_path / "m").state_dict
-    pruned = checkpoint.load(source).state_dict
-    for name in ("fc1.weight", "fc2.weight", "fc3.weight"):
+    before = checkpoint.load(pruned).state_dict
+    for name in ("stem.weight", "grouped.weight", "line.weight"):
         kept = shared[name] != 0
-        assert not (kept & (pruned[name] == 0)).any()
+        assert not (kept & (before[name] == 0)).any()
         if bits == "3":
             assert len(shared[name][kept].unique()) <= 8
 
 
 @pytest.mark.exhaustive
 def test_what_the_budget_chooses_does_not_depend_on_what_ran_before(
-    few_digits, pipeline, tmp_path, capsys
+    few_digits, pruned, tmp_path, capsys
 ):
-    source = pipeline.saves / checkpoint.RETRAINED
-    options = [*OPTIONS[:-1], "2", "--bits", "auto", "--share-parts", "2"]
+    options = [*OPTIONS[:-1], "2", *LAYERS, "--bits", "auto", "--share-parts", "2"]
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        assert share(source, tmp_path / "m", *options) == 0
+        assert share(pruned, tmp_path / "m", *options) == 0
         printed = capsys.readouterr().out.splitlines()
         found.append([line for line in printed if "nats" in line])
     assert found[0] == found[1] != []
+
+
+EXHAUSTIVE = pytest.mark.exhaustive
 
 
 class Killed(BaseException):
     pass
 
 
-AUTO = [*OPTIONS, "--bits", "auto", "--share-parts", "3", "--epochs", "4", "--error-budget", "9"]
+AUTO = [*OPTIONS, "--bits", "auto", "--share-parts", "3", "--epochs", "4", *LAYERS]
+AUTO += ["--error-budget", "9"]
 
 
 @pytest.fixture(scope="module")
-def in_parts(pipeline, tmp_path_factory):
-    """The file of a run that shares by rate in three parts, and what it has printed."""
+def in_parts(pruned, tmp_path_factory):
+    """The file of a run that shares by rate in three parts."""
     path = tmp_path_factory.mktemp("parts") / "m"
-    assert share(pipeline.saves / checkpoint.RETRAINED, path, *AUTO) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_digits(patch)
+        assert share(pruned, path, *AUTO) == 0
     return path
-
-
-EXHAUSTIVE = pytest.mark.exhaustive
 
 
 @pytest.mark.parametrize(
@@ -272,9 +298,9 @@ EXHAUSTIVE = pytest.mark.exhaustive
     ],
 )
 def test_resume_after_a_kill_gives_the_same_model(
-    pipeline, in_parts, tmp_path, monkeypatch, capsys, die_in
+    few_digits, pruned, in_parts, tmp_path, monkeypatch, capsys, die_in
 ):
-    source, save = pipeline.saves / checkpoint.RETRAINED, RunProgress.save
+    save = RunProgress.save
 
     def save_and_die(self, phase, epoch, parts):
         save(self, phase, epoch, parts)
@@ -284,20 +310,20 @@ def test_resume_after_a_kill_gives_the_same_model(
     with monkeypatch.context() as patch:
         patch.setattr(RunProgress, "save", save_and_die)
         with pytest.raises(Killed):
-            share(source, tmp_path / "m", *AUTO)
+            share(pruned, tmp_path / "m", *AUTO)
     monkeypatch.setattr(choosing, "noise", lambda *args: pytest.fail("searched again"))
-    assert share(source, tmp_path / "m", *AUTO, "--resume") == 0
+    assert share(pruned, tmp_path / "m", *AUTO, "--resume") == 0
     assert (tmp_path / "m").read_bytes() == in_parts.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["m"]  # no progress is left
     capsys.readouterr()
-    assert share(source, tmp_path / "m", *AUTO, "--resume") == 0
+    assert share(pruned, tmp_path / "m", *AUTO, "--resume") == 0
     assert "m: finished already" in capsys.readouterr().out
 
 
-def test_resume_of_another_source_starts_anew(pipeline, in_parts, tmp_path, capsys):
+def test_resume_of_another_source_starts_anew(few_digits, pruned, in_parts, tmp_path, capsys):
     (tmp_path / "m").write_bytes(in_parts.read_bytes())
-    source = checkpoint.load(pipeline.saves / checkpoint.RETRAINED)
-    source.state_dict["fc1.bias"] = source.state_dict["fc1.bias"] + 1
+    source = checkpoint.load(pruned)
+    source.state_dict["stem.bias"] = source.state_dict["stem.bias"] + 1
     checkpoint.save(tmp_path / "other", source)
     assert share(tmp_path / "other", tmp_path / "m", *AUTO, "--resume") == 0
     assert "finished already" not in capsys.readouterr().out

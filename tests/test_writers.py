@@ -21,6 +21,11 @@ from net.errors import UserError
 from tests import fuzz
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+# SIGTERM is handled as SIGINT is: see `in_child`.
+NUMBERS = pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)],
+)
 
 
 def rounds(few: int, many: int) -> pytest.MarkDecorator:
@@ -82,7 +87,7 @@ def expected_codes(number: int) -> tuple[int, ...]:
 
 @rounds(4, 500)
 @FORMS
-@pytest.mark.parametrize("number", SIGNALS)
+@NUMBERS
 def test_a_signal_at_the_rename(number: int, form: str, count: int, tmp_path: Path) -> None:
     models = [model(0), model(1)]
     path = tmp_path / form
@@ -112,7 +117,7 @@ def test_a_signal_at_the_rename(number: int, form: str, count: int, tmp_path: Pa
 
 
 @rounds(3, 500)
-@pytest.mark.parametrize("number", SIGNALS)
+@NUMBERS
 @pytest.mark.parametrize("kind", ["encoding", "model.dc", "ptmodel", "safetensors"])
 def test_a_signal_at_any_moment(kind: str, number: int, count: int, tmp_path: Path) -> None:
     models = [model(0), model(1)]

@@ -561,7 +561,8 @@ def transpose(starts, columns, column_sums):
     Example: (0, 1), (0, 3), (1, 0) -> starts [0, 1, 2, 2, 3], rows [1, 0, 0], order [2, 0, 1]
     """
     begins = np.zeros(len(column_sums) + 1, np.int64)
-    begins[1:] = np.cumsum(column_sums)
+    for i in range(len(column_sums)):  # an array into a slice takes two seconds to compile
+        begins[i + 1] = begins[i] + column_sums[i]
     at, rows, order = begins.copy(), np.empty_like(columns), np.empty(len(columns), np.uint32)
     for row in range(len(starts) - 1):
         for i in range(starts[row], starts[row + 1]):
@@ -583,7 +584,10 @@ def block_gaps(starts, columns, row_class, row_rank, column_class, column_rank, 
     Example: one block of width 4, (0, 1), (0, 3), (1, 0) -> [3], gaps [1, 1, 0], order [0, 1, 2]
     """
     classes = len(widths) - 1
-    sizes = np.zeros(row_class.max() * classes, np.int64)
+    most = 0
+    for row in range(len(row_class)):  # its max() takes half a second to compile
+        most = max(most, row_class[row])
+    sizes = np.zeros(most * classes, np.int64)
     gaps, order = np.empty(len(columns), np.int64), np.empty(len(columns), np.uint32)
     for row in range(len(starts) - 1):
         first = (row_class[row] - 1) * classes - 1

@@ -191,9 +191,9 @@ def test_an_architecture_is_run(here, capsys):
 @pytest.mark.parametrize("kind", ["pt", "npz", "folder"])
 def test_inputs_of_ones_own(here, capsys, kind):
     torch.manual_seed(0)
-    network = architectures.build("lenet-5")
-    torch.save(network.state_dict(), "lenet.pth")
-    images = torch.rand(12, 1, 28, 28)
+    arch = "tests.own_net:OwnNet"
+    torch.save(architectures.build(arch).state_dict(), "own.pth")
+    images = torch.rand(12, 1, 16, 16)
     if kind == "pt":
         torch.save(images, "inputs.pt")
     elif kind == "npz":
@@ -203,10 +203,10 @@ def test_inputs_of_ones_own(here, capsys, kind):
         for number, image in enumerate(images):
             pixels = (255 * image[0]).byte().numpy()
             Image.fromarray(pixels).save(here / "inputs.folder" / "a" / f"{number}.png")
-    arguments = ["compress", "lenet.pth", "--arch", "lenet-5", "--inputs", f"inputs.{kind}"]
+    arguments = ["compress", "own.pth", "--arch", arch, "--inputs", f"inputs.{kind}"]
     assert main([*arguments, "--noise", "0.5", "-o", "a.dc"]) == 0
     assert f"(inputs of inputs.{kind})" in capsys.readouterr().out
-    assert main(["compress", "lenet.pth", "--noise", "0.5", "-o", "b.dc"]) == 0
+    assert main(["compress", "own.pth", "--noise", "0.5", "-o", "b.dc"]) == 0
     assert (here / "a.dc").read_bytes() != (here / "b.dc").read_bytes()  # it was calibrated
 
 

@@ -10,6 +10,7 @@ import pruning
 import weight_share
 from net import files
 from net.pipeline import runs
+from net.report import plots
 from tests.conftest import FAST
 
 
@@ -52,7 +53,8 @@ def test_of_several_processes_the_writer_alone_locks(held, monkeypatch):
         pass
 
 
-def test_one_folder_for_all_files(few_digits, tmp_path):
+def test_one_folder_for_all_files(few_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "available", lambda: False)  # which takes most of the time
     arguments = [*FAST, "--epochs", "1", "--output", str(tmp_path), "--directory", str(tmp_path)]
     assert deep_compressing.main(arguments) == 0
 

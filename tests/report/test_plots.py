@@ -43,6 +43,7 @@ def test_the_pipeline_draws_into_its_folder(pipeline):
 
 def test_same_figures_give_the_same_bytes(figures, tmp_path, draw):
     # SVG has ids and a date; for PNG see test_deep_compressing.test_run_twice_the_same_bytes.
+    figures |= {key: figures[key][:1] for key in ("layers", "distributions")}
     for name in ("a.svg", "b.svg"):
         draw(figures, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
