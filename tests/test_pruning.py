@@ -178,9 +178,9 @@ def test_the_phases_are_known_in_their_order(few_digits, tmp_path, monkeypatch):
     ("die_in", "lost"),
     [
         (("train", 1), False),
-        (("teacher", 2), False),
         (("prune", 1), True),
         (("retrain", 1), False),
+        pytest.param(("teacher", 2), False, marks=pytest.mark.exhaustive),
         pytest.param(("train", 3), False, marks=pytest.mark.exhaustive),
         pytest.param(("prune", 1), False, marks=pytest.mark.exhaustive),
     ],

@@ -32,7 +32,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
     assert kernel(add_one)(np.array([0, 2])).tolist() == [1, 3]
 
 
-@pytest.mark.exhaustive  # as test_a_cache_that_is_no_folder
+@pytest.mark.exhaustive  # as test_a_cache_on_a_full_disk
 def test_coding_without_a_writable_cache(tmp_path: Path) -> None:
     # as in a container of another user: neither beside the code nor at home
     shutil.copytree(ROOT / "net", tmp_path / "net", ignore=shutil.ignore_patterns("__pycache__"))
@@ -78,5 +78,6 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
     assert {path: path.stat().st_size for path in tmp_path.rglob("*.nb?")} == whole
 
 
+@pytest.mark.exhaustive  # as test_a_cache_on_a_full_disk
 def test_a_cache_that_is_no_folder() -> None:
     counted(Path("/dev/full/cache"))

@@ -58,7 +58,7 @@ def test_any_count_type_and_alphabet(
 
 @settings(max_examples=settings.default.max_examples // 8)
 @given(
-    st.integers(0, 600_000),
+    st.integers(0, 200_000),  # streams have lanes from 2**17 on
     st.sampled_from([0.0, 1e-4, 0.02, 0.3, 0.9, 1.0]),
     st.sampled_from([1, 2, 32, 257, 70_000]),
     st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.float64]),

@@ -41,6 +41,7 @@ def test_the_pipeline_draws_into_its_folder(pipeline):
     assert len(data) < 200_000
 
 
+@pytest.mark.exhaustive
 def test_same_figures_give_the_same_bytes(figures, tmp_path, draw):
     # SVG has ids and a date; for PNG see test_deep_compressing.test_run_twice_the_same_bytes.
     figures |= {key: figures[key][:1] for key in ("layers", "distributions")}
