@@ -28,7 +28,7 @@ import torch
 
 from . import container, unfinished
 from .codec import manifest
-from .codec.bits import PAD, BitReader, HuffmanError
+from .codec.bits import PAD, BitReader, BitWriter, HuffmanError
 from .codec.codes import Empty
 from .codec.costs import Stream, TensorInfo, fixed_index_bits, tensor_infos
 from .codec.manifest import MANIFEST, Entry
@@ -329,27 +329,33 @@ class _Writing:
 
     def streams(
         self, state: Mapping[str, torch.Tensor]
-    ) -> Iterator[tuple[list[Entry], torch.Tensor]]:
+    ) -> Iterator[tuple[list[Entry], torch.Tensor, BitWriter | None]]:
         """The tensors of ``state``, in the end the small ones: those of a kind in one stream, where
-        that takes fewer bytes."""
+        that takes fewer bytes, and what has been written to see that."""
         small: dict[tuple, list[tuple[Entry, torch.Tensor]]] = {}
         for entry, tensor in self.distinct(state):
             short = tensor.dim() < 2 and 0 < tensor.numel() <= LARGEST_JOINED
             if short and not tensor.is_complex():
                 small.setdefault(entry.kind, []).append((entry, tensor))
             else:
-                yield [entry], tensor
+                yield [entry], tensor, None
         for pairs in small.values():
             ends = accumulate(tensor.numel() for _, tensor in pairs)
             most = sum(end <= manifest.MAX_JOINED for end in ends)
-            joined = _if_shorter([tensor for _, tensor in pairs[:most]]) if most > 1 else None
-            if joined is not None:
-                entries = [entry for entry, _ in pairs[:most]]
-                for entry in entries:
-                    entry.join(None if entry is entries[0] else entries[0])
-                yield entries, joined
-                pairs = pairs[most:]
-            yield from (([entry], tensor) for entry, tensor in pairs)
+            written = [write_tensor(tensor) for _, tensor in pairs]
+            if most > 1:
+                joined = torch.cat(
+                    [tensor.detach().cpu().reshape(-1) for _, tensor in pairs[:most]]
+                )
+                one = write_tensor(joined)
+                if _stream_bytes(one) < sum(map(_stream_bytes, written[:most])):
+                    entries = [entry for entry, _ in pairs[:most]]
+                    for entry in entries:
+                        entry.join(None if entry is entries[0] else entries[0])
+                    yield entries, joined, one
+                    pairs, written = pairs[most:], written[most:]
+            for (entry, tensor), each in zip(pairs, written, strict=True):
+                yield [entry], tensor, each
 
     def distinct(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[Entry, torch.Tensor]]:
         """Every tensor of ``state`` once, with its entry; further names become entries too."""
@@ -368,8 +374,10 @@ class _Writing:
                 seen[identity(tensor)] = entry.number, weakref.ref(tensor)
                 yield entry, tensor
 
-    def encode(self, entries: list[Entry], tensor: torch.Tensor) -> tuple[Entry, int, Any]:
-        padded = write_tensor(tensor).finish()
+    def encode(
+        self, entries: list[Entry], tensor: torch.Tensor, written: BitWriter | None
+    ) -> tuple[Entry, int, Any]:
+        padded = (written or write_tensor(tensor)).finish()
         data, first = padded[:-PAD].data, entries[0]
         first.checksum = zlib.crc32(data)
         if self.verify or self.describe:
@@ -565,11 +573,9 @@ def _tensor_bytes(job: tuple) -> int:
     return sum(entry.bytes for entry in job[0])
 
 
-def _if_shorter(tensors: list[torch.Tensor]) -> torch.Tensor | None:
-    """Their elements one after the other, if one stream of these takes fewer bytes than theirs."""
-    joined = torch.cat([tensor.detach().cpu().reshape(-1) for tensor in tensors])
-    one, *alone = (-(-write_tensor(each).length // 8) + BESIDE for each in (joined, *tensors))
-    return joined if one < sum(alone) else None
+def _stream_bytes(written: BitWriter) -> int:
+    """What a stream takes, here and elsewhere."""
+    return -(-written.length // 8) + BESIDE
 
 
 def _write_file(path: Path, data: bytes | memoryview, sync: bool = True) -> None:

@@ -25,9 +25,9 @@ TAILS = 64  # a block's symbol is this times the number of its table, plus the b
 LEAST = 2 * BLOCK  # values; fewer are written in another form
 
 # Chosen on the voice encoder of Resemblyzer and on CHGNet, in float32 and bfloat16: 10 or 12 bits
-# take 0.01 to 0.04 % more, one table for a tensor of 262,144 values 0.2 to 0.6 %. From where on there
-# are 8, on word tables of WordLlama and of a BERT for names, and on AntiBERTy: of a million values and
-# more they save 0.02 to 0.24 % over 2, and 16 no more than 0.2 % over 8.
+# take 0.01 to 0.04 % more, one table for a tensor of 262,144 values 0.2 to 0.6 %. From where on
+# there are 8, on the word tables of WordLlama and of a BERT, and on AntiBERTy: of a million values
+# and more they save 0.02 to 0.24 % over 2, and 16 no more than 0.2 % over 8.
 HEAD = 11
 GROUP = 16  # blocks that choose a code together
 TABLES = {1 << 20: 8, 1 << 18: 2, 0: 1}  # from so many values on; each costs a reader 0.1 ms
