@@ -483,7 +483,7 @@ def stream_bytes(entry: manifest.Entry) -> int:
 
 def lines_in(document: dict) -> list[list]:
     tensors = document["tensors"]
-    return [*manifest.lines_of(tensors)] if isinstance(tensors, dict) else tensors
+    return manifest.lines_of(tensors, math.inf) if isinstance(tensors, dict) else tensors
 
 
 def mutate_text(rng: random.Random, text: bytes) -> bytes:

@@ -475,6 +475,8 @@ def normalised(layers: int = 9, channels: int = 16) -> dict[str, torch.Tensor]:
         ["", ".", "..", "a.", ".a"],
         ["1.2", "1.3", "x"],
         ["a.b.c", "a.b.d", "b.a.c", "b.a.d"],
+        ["a." * 3000 + "b", "a." * 3000 + "c", "a"],
+        [f"{'a' * 30_000}.{i}" for i in range(100)],
     ],
 )
 def test_any_names_in_any_order_come_back(names: list[str], tmp_path: Path) -> None:
@@ -856,6 +858,12 @@ BAD_LINE = "tensor 0: not a name, a known type and a shape within the limits"
         (b'{"tensors":[["a","bool",%s]]}' % json.dumps([1] * 65).encode(), 1, BAD_LINE),
         (b" " * ((1 << 21) + 1), 0, "more text than a file of this size may hold"),
         (b'{"tensors":{"a":["bool"]}}', 0, BAD_LINE),
+        (
+            b'{"tensors":{"%s":{%s}}}'
+            % (b"a" * 100_000, b",".join(b'"%d":["bool",[]]' % i for i in range(50))),
+            50,
+            "longer names than a file of this size may hold",
+        ),
         (b'{"tensors":{"a":{"b":[1,[1]]}}}', 1, BAD_LINE),
         (b'{"tensors":{"a":{"b":3}}}', 0, "'a.b': neither a tensor nor names below it"),
         (b'{"tensors":%s}' % (b'{"a":' * 9_000), 0, "nested too deeply"),

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ READS = (b"\x03", b"\x04", b"\x05", b"\x06")  # the versions; each reads as thos
 MAX_TENSOR_BYTES = 1 << 34
 MAX_MANIFEST_BYTES = 1 << 26  # of the file
 MAX_JOINED = 1 << 17  # elements of one stream of several tensors
+DEEPEST = 64  # of the trees of names that are written
 # A text that is far larger than its file, and a tree that is far larger than its text, are left
 # to those who want to fill a memory: most files have 15 bytes of text in a byte.
 SPARE_TEXT, MAX_EXPANSION = 1 << 20, 32
@@ -137,18 +138,23 @@ def pack(entries: list[Entry], meta: dict | None) -> bytes:
     """
     lines = [entry.line() for entry in entries]
     sums = np.array([entry.checksum for entry in entries if entry.has_stream], ">u4").tobytes()
-    bodies = []
-    try:
-        for tensors in (lines, tree_of(lines)):
-            document = {"tensors": tensors, "meta": meta} if meta else {"tensors": tensors}
-            text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-            bodies.append(deflated(text, sums))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ManifestError(f"cannot store the meta data as JSON: {error}") from error
-    body = min(bodies, key=len)
+    body = _body(lines, meta, sums)
+    if isinstance(tree := tree_of(lines), dict):
+        shorter = _body(tree, meta, sums)
+        if len(shorter) < len(body) and _has_room(tree, most_text(len(shorter))):
+            body = shorter
     if len(body) + 8 > MAX_MANIFEST_BYTES:
         raise ManifestError(f"names and meta data of more than {MAX_MANIFEST_BYTES >> 20} MiB")
     return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def _body(tensors: list | dict, meta: dict | None, sums: bytes) -> bytes:
+    document = {"tensors": tensors, "meta": meta} if meta else {"tensors": tensors}
+    try:
+        text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ManifestError(f"cannot store the meta data as JSON: {error}") from error
+    return deflated(text, sums)
 
 
 def tree_of(lines: list[list]) -> list[list] | dict[str, Any]:
@@ -157,24 +163,46 @@ def tree_of(lines: list[list]) -> list[list] | dict[str, Any]:
     root: dict[str, Any] = {}
     for name, *fields in lines:
         *above, last = name.split(".")
+        if len(above) > DEEPEST:
+            return lines
         inner = root
         for part in above:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):  # there is a tensor of this name
                 return lines
         inner[last] = fields
-    return root if [*lines_of(root)] == lines else lines
+    return root if lines_of(root, math.inf) == lines else lines
 
 
-def lines_of(tree: dict[str, Any], above: str = "") -> Iterator[list]:
-    """The lines that `tree_of` was given; ManifestError for what it does not give."""
-    for name, inner in tree.items():
-        if isinstance(inner, dict):
-            yield from lines_of(inner, f"{above}{name}.")
-        elif isinstance(inner, list):
-            yield [above + name, *inner]
+def lines_of(tree: dict[str, Any], most: float) -> list[list]:
+    """The lines that `tree_of` was given, whose names have at most so many characters, those of the
+    nodes counted; ManifestError for what it does not give."""
+    lines: list[list] = []
+    nodes = [("", iter(tree.items()))]
+    while nodes:
+        above, below = nodes[-1]
+        for part, inner in below:
+            name = above + part
+            most -= len(name)  # a long name above many others would fill a memory
+            if most < 0:
+                raise ManifestError("longer names than a file of this size may hold")
+            if isinstance(inner, dict):
+                nodes.append((f"{name}.", iter(inner.items())))
+                break
+            if not isinstance(inner, list):
+                raise ManifestError(f"{name[:80]!r}: neither a tensor nor names below it")
+            lines.append([name, *inner])
         else:
-            raise ManifestError(f"{(above + name)[:80]!r}: neither a tensor nor names below it")
+            nodes.pop()
+    return lines
+
+
+def _has_room(tree: dict[str, Any], most: int) -> bool:
+    try:
+        lines_of(tree, most)
+    except ManifestError:
+        return False
+    return True
 
 
 def deflated(text: bytes, rest: bytes = b"") -> bytes:
@@ -230,7 +258,7 @@ def unpack(data: bytes) -> tuple[list[Entry], dict]:
         raise ManifestError("no list of tensors")
     tensors, meta = document["tensors"], document.get("meta", {})
     if isinstance(tensors, dict):
-        tensors = [*lines_of(tensors)]
+        tensors = lines_of(tensors, most_text(len(data) - 8))
     if not isinstance(meta, dict) or document.keys() - {"tensors", "meta"}:
         raise ManifestError("fields that this version does not have")
     entries: list[Entry] = []
