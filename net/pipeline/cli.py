@@ -43,7 +43,7 @@ MADE_BY = {
     "model_after_weight_sharing.ptmodel": "weight_share.py",
     "model_after_decoding.ptmodel": "huffman_decode.py",
 }
-WAIT = 2.0  # seconds, in which another process of torchrun says what is wrong
+WAIT = 5.0  # seconds, in which another process of torchrun says what is wrong
 NO_ROOM = re.compile(r"out of memory|an(no|')t allocate|failed to map segment")  # for data, or code
 
 
