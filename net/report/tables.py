@@ -19,7 +19,7 @@ from ..files import atomic_write
 from ..plan import QUANTIZED
 from ..shards import info_of
 from ..shared_tensor import COUNTED, Clustering
-from ..treatments import Treatment
+from ..treatments import Treatment, Unsigned, treated
 from .names import shorten
 
 NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
@@ -158,9 +158,7 @@ def sharing_notes(
             f"rounded beside the weights: {len(rounded)} biases and parts of normalisation, by "
             f"{100 * rounded[worst]:.2g} % or less ({worst})"
         )
-    if unsigned := [
-        name for name, each in plan.items() if each.how == "unsigned" and not each.tied
-    ]:
+    if unsigned := treated(plan, Unsigned.how):
         notes.append(f"negative zeros became zeros: {some_names(unsigned)}; otherwise as they are")
     sizes: dict[str, float] = {}
     groups: dict[str, list[str]] = {}
