@@ -29,7 +29,7 @@ from .codec.adaptive import STRIP
 from .compensation import compensate, settled_prices
 from .extras import ProgressBar
 from .parameters import copied
-from .rounding import fineness, grid, largest, scales, share_tensor, tells_its_steps, walkable
+from .rounding import fineness, grid, largest, scales, share_tensor, tells_its_steps, trellis_pays
 from .samples import Call, Samples, first_that_runs
 from .threads import in_order
 
@@ -339,10 +339,10 @@ def _share(
         rows[use.first : use.first + use.rows] += 1
     if not usable or rows.max() > 1 or any(use.kind == "columns" for use in usable):
         usable = _merged(parameter, usable)
-    # The trellis walks down all rows, or all columns, of a tensor, and of parts only whole strips.
-    trellis &= walkable(parameter.shape)
-    trellis &= all(use.kind == "columns" or use.first % STRIP == 0 for use in usable)
     scale, source, asked = scales(fineness(parameter, kind)), parameter, step
+    # The trellis walks down all rows, or all columns, of a tensor, and of parts only whole strips.
+    trellis &= all(use.kind == "columns" or use.first % STRIP == 0 for use in usable)
+    trellis = trellis and trellis_pays(parameter.detach().cpu(), step, scale)
     if (rows == 0).any() or scale.max() > 1:  # it is still needed when it has been written to
         source = parameter.clone()
     if not usable or (rows == 0).any():

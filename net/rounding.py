@@ -43,6 +43,8 @@ CHUNK = 1 << 22  # weights in float64 at a time and thread
 # Of the trellis: its step over that of weights which are rounded one by one, with the same squared
 # error on Gaussian weights (.57 to .60 for noises of .2 to .8); and the fewest rows to walk down.
 TRELLIS_STEP, TRELLIS_ROWS = 0.58, 16
+# From so many zeros on it is tried whether the trellis pays, on so many weights.
+MANY_PRUNED, PROBE = 1 / 8, 1 << 18
 FOLDED = ("weight", "bias", "running_mean", "running_var")  # of a batch normalisation
 
 
@@ -170,8 +172,8 @@ def share_tensor(
     """`tensor` with its values shared: multiples of `step`, of the same shape and type.
 
     With `trellis`, for values that nothing will train, they are multiples of TRELLIS_STEP of it
-    that a trellis admits (net.compensation): at the same error an eighth of a bit less for each
-    weight. Not where there are few rows, nor in recurrent weights.
+    that a trellis admits (net.compensation), where these pay: at the same error an eighth of a bit
+    less for each weight, as long as few have been pruned (`trellis_pays`).
 
     The first dimension is that of the outputs, the second of the inputs, others are a
     convolution's kernel; of a stack of matrices (`kind` "linear", as of parameters.compressible)
@@ -193,13 +195,36 @@ def share_tensor(
         matrix = share_tensor(source.flatten(0, -2), step, trellis=trellis)
         return matrix.reshape(source.shape).to(tensor.device)
     finer = fineness(source, kind) if finer is None else finer
-    walks = trellis and walkable(source.shape)
-    return _shared(source, step, walks, scales(finer)).to(tensor.device)
+    scale = scales(finer)
+    walks = trellis and trellis_pays(source, step, scale)
+    return _shared(source, step, walks, scale).to(tensor.device)
 
 
-def walkable(shape: Sequence[int]) -> bool:
-    """Whether the trellis has enough rows to walk down."""
-    return len(shape) > 1 and shape[0] >= TRELLIS_ROWS
+def trellis_pays(source: torch.Tensor, step: float, scale: np.ndarray) -> bool:
+    """Whether `source`, whose rows are multiplied by `scale` [rows], is to follow the trellis.
+
+    Not with few rows to walk down. Where many weights have been pruned, those that are left have a
+    gap around zero, of which the steps one by one may make better use, and their places take most of
+    the bytes: a part of the tensor is shared either way, and that is better of which error and
+    bytes together are less, a bit being worth what halving a step costs (step**2 ln 2 / 6).
+    """
+    from .codec.adaptive import STRIP
+    from .codec.tensors import write_tensor
+
+    if len(source.shape) < 2 or source.shape[0] < TRELLIS_ROWS:
+        return False
+    if int(source.count_nonzero()) > source.numel() * (1 - MANY_PRUNED):
+        return True
+    inputs = max(1, PROBE // STRIP // math.prod(source.shape[2:]))
+    height = max(1, PROBE // math.prod(source[0, :inputs].shape) // STRIP) * STRIP
+    part, own = source[:height, :inputs], scale[:height]
+    costs = []
+    for walks in (False, True):
+        shared = _shared(part, step, walks, own)
+        change = (shared.double() - part.double()).flatten(1) * torch.from_numpy(own)[:, None]
+        bits = write_tensor(shared).length
+        costs.append(float(change.square().sum()) + math.log(2) / 6 * step**2 * bits)
+    return costs[1] < costs[0]
 
 
 def fineness(tensor: torch.Tensor, kind: str) -> torch.Tensor:

@@ -1,11 +1,12 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from net import compensation
+from net import compensation, rounding
 from net.codec import adaptive
 from net.codec.tensors import write_tensor
 from net.compensation import compensate, prices, prior
@@ -419,19 +420,55 @@ def follows(levels: np.ndarray) -> bool:
     return adaptive.walks(levels.ravel(), (rows, columns), (columns, 1))
 
 
+@pytest.mark.parametrize("density", [0.05, 0.15, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("step", [0.2, 0.6])
+@pytest.mark.parametrize("rows", [30, 300])
+def test_pruned_weights_follow_the_trellis_only_where_that_pays(monkeypatch, density, step, rows):
+    """A gap around zero suits steps of its width, and places cost more than values do."""
+    torch.manual_seed(0)
+    tensor = torch.randn(rows, 8, 3, 3)
+    tensor[tensor.abs() < tensor.abs().quantile(1 - density)] = 0
+
+    def cost(shared):
+        error = float((shared - tensor).double().square().sum())
+        return error + math.log(2) / 6 * step**2 * write_tensor(shared).length
+
+    chosen = cost(share_tensor(tensor, step, trellis=True))
+    alone = cost(share_tensor(tensor, step))
+    monkeypatch.setattr(rounding, "MANY_PRUNED", 1)
+    walking = cost(share_tensor(tensor, step, trellis=True))
+    assert chosen == pytest.approx(min(alone, walking), rel=0.01)
+    if density <= 0.15 and step == 0.6:
+        assert chosen < 0.99 * walking
+
+
+def test_whether_the_trellis_pays_is_seen_in_a_part(monkeypatch):
+    torch.manual_seed(0)
+    tensor = torch.randn(400, 40)
+    tensor[tensor.abs() < 1.5] = 0
+    sizes = []
+    shared = rounding._shared
+    monkeypatch.setattr(rounding, "PROBE", 128 * 20)
+    monkeypatch.setattr(
+        rounding, "_shared", lambda *args: sizes.append(args[0].numel()) or shared(*args)
+    )
+    share_tensor(tensor, 0.6, trellis=True)
+    assert sizes == [128 * 20, 128 * 20, tensor.numel()]
+
+
 @pytest.mark.parametrize("shape", [(16, 1), (200, 40), (130, 6, 3, 3), (40, 2, 5), (3, 20, 9)])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_values_follow_the_trellis(shape, dtype):
     torch.manual_seed(0)
     tensor = torch.randn(shape).to(dtype)
-    tensor[:, 0] = 0
+    tensor[0, 0] = 0
     kind = "linear" if shape == (3, 20, 9) else ""
     shared = share_tensor(tensor, 0.3, kind, trellis=True)
     assert shared.shape == tensor.shape
     assert shared.dtype == dtype
-    assert not shared[:, 0].any()
+    assert not shared[0, 0].any()
     matrix = shared.flatten(0, -2) if kind else shared.flatten(1)
-    assert follows(levels_of(matrix, 0.3 * TRELLIS_STEP)) == bool(shared.any())
+    assert follows(levels_of(matrix, 0.3 * TRELLIS_STEP))
     if len(shape) == 2 and shape[0] > 16:  # as far from the weights as without
         error = (shared - tensor).double().square().mean()
         alone = (share_tensor(tensor, 0.3) - tensor).double().square().mean()
