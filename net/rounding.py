@@ -43,8 +43,8 @@ CHUNK = 1 << 22  # weights in float64 at a time and thread
 # Of the trellis: its step over that of weights which are rounded one by one, with the same squared
 # error on Gaussian weights (.57 to .60 for noises of .2 to .8); and the fewest rows to walk down.
 TRELLIS_STEP, TRELLIS_ROWS = 0.58, 16
-# From so many zeros on it is tried whether the trellis pays, on so many weights.
-MANY_PRUNED, PROBE = 1 / 8, 1 << 18
+# From so many zeros on it is tried whether the trellis pays (docs/results.md), on so many weights.
+MANY_PRUNED, PROBE = 2 / 3, 1 << 18
 FOLDED = ("weight", "bias", "running_mean", "running_var")  # of a batch normalisation
 
 

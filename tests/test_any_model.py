@@ -319,6 +319,13 @@ def test_a_last_layer_of_other_classes_starts_from_random_values(few_digits, tmp
     assert initial["fc2.weight"].shape == (10, 500)
 
 
+def test_missing_weights_are_all_that_is_said(tmp_path, capsys):
+    assert start(tmp_path / "none.pt", tmp_path / "s") == 1
+    said = capsys.readouterr()
+    advice = "give the path of a saved model"
+    assert said.out + said.err == f"error: no model at {tmp_path / 'none.pt'}; {advice}\n"
+
+
 def test_weights_of_another_architecture(tmp_path, capsys):
     torch.save(architectures.build("lenet-5").state_dict(), tmp_path / "m.pt")
     assert start(tmp_path / "m.pt", tmp_path / "s") == 1

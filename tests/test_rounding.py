@@ -420,7 +420,7 @@ def follows(levels: np.ndarray) -> bool:
     return adaptive.walks(levels.ravel(), (rows, columns), (columns, 1))
 
 
-@pytest.mark.parametrize("density", [0.05, 0.15, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("density", [0.05, 0.15, 0.3])
 @pytest.mark.parametrize("step", [0.2, 0.6])
 @pytest.mark.parametrize("rows", [30, 300])
 def test_pruned_weights_follow_the_trellis_only_where_that_pays(monkeypatch, density, step, rows):

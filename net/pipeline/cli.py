@@ -278,12 +278,15 @@ def new_run(
     """A net.pipeline.runs.Run in `folder`, of --arch, or of `arch` where a checkpoint names it.
 
     The data set gives --arch its classes and channels where the user has not."""
+    from ..formats import weights_file
     from ..training import architectures
     from ..training.weights import is_published
     from .runs import Run, load_data
 
     weights = getattr(args, "weights", None)
     published = weights if weights and is_published(weights) else None
+    if weights and not published:
+        weights_file(weights)  # before anything is read, timed and announced
     model = built(args, ModelOptions)
     described = arch or architectures.describe(
         model.arch or preset(args).arch or DEFAULT_ARCH,
