@@ -14,7 +14,7 @@ take 15 % of its compressed file.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -204,9 +204,9 @@ def trellis_pays(source: torch.Tensor, step: float, scale: np.ndarray) -> bool:
     """Whether `source`, whose rows are multiplied by `scale` [rows], is to follow the trellis.
 
     Not with few rows to walk down. Where many weights have been pruned, those that are left have a
-    gap around zero, of which the steps one by one may make better use, and their places take most of
-    the bytes: a part of the tensor is shared either way, and that is better of which error and
-    bytes together are less, a bit being worth what halving a step costs (step**2 ln 2 / 6).
+    gap around zero, which may suit single steps better, and their places take most of the bytes.
+    So a part of the tensor is shared and coded either way: less of the error is better, and of the
+    bits, one of them for step**2 ln 2 / 6, which halving a step would take off the error.
     """
     from .codec.adaptive import STRIP
     from .codec.tensors import write_tensor
