@@ -205,8 +205,8 @@ def trellis_pays(source: torch.Tensor, step: float, scale: np.ndarray) -> bool:
 
     Not with few rows to walk down. Where many weights have been pruned, those that are left have a
     gap around zero, which may suit single steps better, and their places take most of the bytes.
-    So a part of the tensor is shared and coded either way: less of the error is better, and of the
-    bits, one of them for step**2 ln 2 / 6, which halving a step would take off the error.
+    So a part of the tensor is shared and coded either way, and that is better which has the less of
+    error + bits * step**2 ln 2 / 6, the slope of one against the other where steps are small.
     """
     from .codec.adaptive import STRIP
     from .codec.tensors import write_tensor
