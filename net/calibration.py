@@ -342,13 +342,13 @@ def _share(
     scale, source, asked = scales(fineness(parameter, kind)), parameter, step
     # The trellis walks down all rows, or all columns, of a tensor, and of parts only whole strips.
     trellis &= all(use.kind == "columns" or use.first % STRIP == 0 for use in usable)
-    trellis = trellis and trellis_pays(parameter.detach().cpu(), step, scale)
     if (rows == 0).any() or scale.max() > 1:  # it is still needed when it has been written to
         source = parameter.clone()
     if not usable or (rows == 0).any():
         parameter.copy_(share_tensor(source, step, kind, trellis))
     if not usable:
         return "its inputs are zero or not finite" if moments else UNREACHED
+    trellis = trellis and trellis_pays(source, step, scale)
     sizes = largest(source.flatten(1)).double().cpu().numpy()
     step, levels = grid(step, float((sizes * scale).max()), source.dtype, trellis)
     for use, found in usable.items():

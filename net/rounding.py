@@ -215,9 +215,10 @@ def trellis_pays(source: torch.Tensor, step: float, scale: np.ndarray) -> bool:
         return False
     if int(source.count_nonzero()) > source.numel() * (1 - MANY_PRUNED):
         return True
-    inputs = max(1, PROBE // STRIP // math.prod(source.shape[2:]))
-    height = max(1, PROBE // math.prod(source[0, :inputs].shape) // STRIP) * STRIP
-    part, own = source[:height, :inputs], scale[:height]
+    kernel = math.prod(source.shape[2:])
+    inputs = min(max(1, PROBE // (STRIP * kernel)), source.shape[1])
+    height = max(1, PROBE // (inputs * kernel) // STRIP) * STRIP
+    part, own = source[:height, :inputs].detach().cpu(), scale[:height]
     costs = []
     for walks in (False, True):
         shared = _shared(part, step, walks, own)

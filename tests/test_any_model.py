@@ -326,6 +326,14 @@ def test_missing_weights_are_all_that_is_said(tmp_path, capsys):
     assert said.out + said.err == f"error: no model at {tmp_path / 'none.pt'}; {advice}\n"
 
 
+def test_a_finished_run_resumes_without_its_weights(few_digits, tmp_path):
+    path = tmp_path / "m.pt"
+    torch.save(architectures.build("lenet-300-100").state_dict(), path)
+    assert start(path, tmp_path / "s") == 0
+    path.unlink()
+    assert start(path, tmp_path / "s", "--resume") == 0
+
+
 def test_weights_of_another_architecture(tmp_path, capsys):
     torch.save(architectures.build("lenet-5").state_dict(), tmp_path / "m.pt")
     assert start(tmp_path / "m.pt", tmp_path / "s") == 1

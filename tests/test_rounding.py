@@ -461,14 +461,14 @@ def test_whether_the_trellis_pays_is_seen_in_a_part(monkeypatch):
 def test_values_follow_the_trellis(shape, dtype):
     torch.manual_seed(0)
     tensor = torch.randn(shape).to(dtype)
-    tensor[0, 0] = 0
+    tensor[:, 0] = 0
     kind = "linear" if shape == (3, 20, 9) else ""
     shared = share_tensor(tensor, 0.3, kind, trellis=True)
     assert shared.shape == tensor.shape
     assert shared.dtype == dtype
-    assert not shared[0, 0].any()
+    assert not shared[:, 0].any()
     matrix = shared.flatten(0, -2) if kind else shared.flatten(1)
-    assert follows(levels_of(matrix, 0.3 * TRELLIS_STEP))
+    assert follows(levels_of(matrix, 0.3 * TRELLIS_STEP)) == bool(shared.any())
     if len(shape) == 2 and shape[0] > 16:  # as far from the weights as without
         error = (shared - tensor).double().square().mean()
         alone = (share_tensor(tensor, 0.3) - tensor).double().square().mean()

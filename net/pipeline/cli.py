@@ -285,7 +285,7 @@ def new_run(
 
     weights = getattr(args, "weights", None)
     published = weights if weights and is_published(weights) else None
-    if weights and not published:
+    if weights and not published and not args.resume:  # which may not need them any more
         weights_file(weights)  # before anything is read, timed and announced
     model = built(args, ModelOptions)
     described = arch or architectures.describe(
