@@ -69,8 +69,7 @@ def density(model: nn.Module, dataset: Dataset, options: PruningOptions, log: Lo
         Pruner(changed, density=value, include=options.include, exclude=options.exclude)
         measure_statistics(changed, known, BATCH)
 
-    retrained = options.prune_epochs + options.retrain_epochs > 0
-    nats = choose.PER_POINT_RETRAINED if retrained else choose.PER_POINT
+    nats = choose.per_point(options.prune_epochs + options.retrain_epochs)
     return search(model, dataset, options, log, "density", prune, DENSITIES, nats)
 
 

@@ -46,7 +46,7 @@ def moved(model, data, change):
 
 @pytest.mark.parametrize(
     ("budget", "epochs", "nats"),
-    [(0.1, 0, 0.04), (0.5, 0, 0.04), (2.0, 0, 0.04), (0.1, 1, 1.0), (0.5, 1, 1.0)],
+    [(0.1, 0, 0.04), (0.5, 0, 0.04), (2.0, 0, 0.04), (0.1, 8, 1.0), (0.5, 8, 1.0)],
 )
 def test_the_density_is_the_least_within_the_limit(trained, budget, epochs, nats):
     """Training afterwards takes most of it back, so that more is allowed before it."""
@@ -104,6 +104,11 @@ def test_statistics_of_other_inputs_do_not_count_as_the_price_of_pruning(trained
         model(4 * data.train.inputs + 1)
     options = PruningOptions(density="auto", error_budget=2.0, distortion=0.0)
     assert choosing.density(model, data, options, SILENT) < 0.95
+
+
+def test_more_training_afterwards_is_allowed_more_before_it_up_to_a_bound():
+    found = [choose.per_point(epochs) for epochs in (0, 2, 8, 12, 100)]
+    assert found == [choose.PER_POINT, 0.25, 1.0, choose.MOST_PER_POINT, choose.MOST_PER_POINT]
 
 
 def test_farthest_tells_what_it_tried_and_keeps_to_the_safe_side():
