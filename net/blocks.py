@@ -299,7 +299,7 @@ class Skeleton:
         self.blocks = repeated(model)
         if not self.blocks:
             raise NoBlocks("it has no repeated blocks with most of its parameters")
-        self.names = names_in(model, state)
+        self.names = names_by_prefix(model, state)
 
     def passage(self, state: Mapping[str, torch.Tensor]) -> Passage:
         """A passage with the tensors of `state`, which has the names of the skeleton's own."""
@@ -348,7 +348,7 @@ def block_of(name: str, blocks: list[str]) -> int:
     return next((i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), OUTSIDE)
 
 
-def names_in(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def names_by_prefix(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """{name in the state dict of `model`: name in `state`}: the same, or all of them with the same
     prefix here or there. NoBlocks where a tensor is missing, or of another shape."""
     places = places_of(model)

@@ -370,7 +370,7 @@ class _Work:
                 self.subject = outputs.of_module(source.module, inputs, about)
             elif module is not None:
                 model = module(source.state)
-                names = outputs.names_in(model, source.state)
+                names = outputs.names_by_value(model, source.state)
                 self.subject = outputs.of_module(model, inputs, about, names)
             else:
                 if source.path is None:

@@ -258,7 +258,7 @@ def rows_of(output: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, bool]
 # --- whose tensors these are ----------------------------------------------------------------------
 
 
-def names_in(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def names_by_value(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """{name of a tensor in the model: name in `state`} of equal values; the model was loaded from
     it, under longer or shorter names, or others.
 
@@ -334,7 +334,7 @@ def of_folder(
         except Exception as error:  # whatever a library raises for a folder that it does not take
             raise Unseen(f"transformers cannot load it ({_line(error)})") from None
         if not skeleton:
-            names = names_in(model, state)
+            names = names_by_value(model, state)
         if inputs is None and hasattr(config, "vocab_size"):
             inputs, about = documentation(), f"{TEXTS} texts of Python's own documentation"
             batches = tokens(folder, inputs)

@@ -194,12 +194,12 @@ def test_which_models_have_blocks(model):
 def test_names_with_a_prefix_here_or_there(model):
     state = model.state_dict()
     longer = {f"model.{name}": each for name, each in state.items()}
-    assert blocks.names_in(model, longer) == dict(zip(state, longer, strict=True))
+    assert blocks.names_by_prefix(model, longer) == dict(zip(state, longer, strict=True))
     within = nn.ModuleDict({"model": model})
-    assert blocks.names_in(within, state) == dict(zip(longer, state, strict=True))
-    assert blocks.names_in(model, state) == {name: name for name in state}
+    assert blocks.names_by_prefix(within, state) == dict(zip(longer, state, strict=True))
+    assert blocks.names_by_prefix(model, state) == {name: name for name in state}
     with pytest.raises(NoBlocks, match="other names"):
-        blocks.names_in(model, {n: each for n, each in state.items() if "up" not in n})
+        blocks.names_by_prefix(model, {n: each for n, each in state.items() if "up" not in n})
 
 
 def test_what_a_block_gave_may_be_larger_than_what_the_one_before_gave(model, monkeypatch):

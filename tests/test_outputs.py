@@ -159,13 +159,13 @@ def test_rows_that_judge_are_every_so_many_of_all(monkeypatch):
 def test_names_with_other_prefixes_and_other_names():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     state = {f"module.net.{name}": each for name, each in model.state_dict().items()}
-    found = outputs.names_in(model, state)
+    found = outputs.names_by_value(model, state)
     assert found == {name: f"module.net.{name}" for name in model.state_dict()}
     gamma = torch.full((4,), 2.0)
     model[1].weight.data.copy_(gamma)
     renamed = {name.replace("1.weight", "1.gamma"): each for name, each in state.items()}
     renamed["module.net.1.gamma"] = gamma
-    assert outputs.names_in(model, renamed)["1.weight"] == "module.net.1.gamma"
+    assert outputs.names_by_value(model, renamed)["1.weight"] == "module.net.1.gamma"
 
 
 def test_a_model_of_other_weights_is_none():
@@ -173,14 +173,14 @@ def test_a_model_of_other_weights_is_none():
     state = copy.deepcopy(model.state_dict())
     state["weight"] += 1
     with pytest.raises(Unseen, match="weight of the model is not in the file"):
-        outputs.names_in(model, state)
+        outputs.names_by_value(model, state)
 
 
 def test_tied_weights_are_found_by_one_name():
     model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
     model[1].weight = model[0].weight
     state = {name: each for name, each in model.state_dict().items() if name != "1.weight"}
-    assert "0.weight" in outputs.names_in(model, state)
+    assert "0.weight" in outputs.names_by_value(model, state)
 
 
 # Inputs that every installation has
