@@ -175,12 +175,12 @@ def add_source(parser: Parser) -> None:
     )
 
 
-def add_preset(parser: Parser) -> None:
+def add_preset(parser: Parser, default: str = "trained with --weights, else paper") -> None:
     parser.add_argument(
         "--preset",
         metavar="NAME",
         help=f"what the options below are by default: {', '.join(presets.GENERAL)}, or a file such "
-        "as presets/records/lenet-5.json (default: trained with --weights, else paper)",
+        f"as presets/records/lenet-5.json (default: {default})",
     )
 
 
@@ -261,9 +261,11 @@ def runtime(args: Namespace, folder: str | Path | None = None) -> Iterator["Runt
 
 def data_options(args: Namespace, trained_on: str | None = None) -> DataOptions:
     """`trained_on` is what --dataset auto stands for, where it is known."""
+    from ..training import datasets
+
     found = built(args, DataOptions)
-    # With how its inputs were normalised, if by an option (net.training.datasets.NORMALISED).
-    if trained_on and found.dataset in ("auto", trained_on.partition("(normalise=")[0]):
+    # With how it was normalised and divided, if by an option.
+    if trained_on and found.dataset in ("auto", datasets.described(trained_on)[0]):
         return replace(found, dataset=trained_on)
     return found
 

@@ -38,7 +38,7 @@ def patterns(text: str) -> tuple[str, ...]:
     return found
 
 
-# --- what no result depends on: not recorded ------------------------------------------------------
+# --- not recorded: no result depends on it, or the data set's name tells --------------------------
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,11 @@ class DataOptions:
         check=dataset_name,
     )
     data_dir: str = option("data", "where data sets are, or are downloaded to", metavar="DIR")
-    val_fraction: float = expert(
-        0.2, "part of folder:PATH to test on where it has no val/", low=0.01, high=0.99
+    val_fraction: float | None = expert(
+        None,
+        "part of folder:PATH to test on where it has no val/ (0.2, or what the model had)",
+        low=0.01,
+        high=0.99,
     )
     skip_broken: bool = expert(
         False, "pass over images of folder:PATH that cannot be read; otherwise they end the run"

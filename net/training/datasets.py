@@ -23,8 +23,12 @@ from .splits import Dataset, Split, adapted, with_held_out
 DOWNLOADABLE = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = ("auto", *DOWNLOADABLE, "cifar10", "digits", "folder:PATH", "package.module:factory")
 
-# A data set whose inputs an option has normalised: a later stage must do the same.
-NORMALISED = re.compile(rf"(.*)\(normalise=({'|'.join(NORMALISE)})\)")
+VAL_FRACTION = 0.2
+# A data set that an option has normalised, or divided, otherwise than by default: a later stage
+# must do the same, or it would test on images that an earlier one has trained on.
+DESCRIBED = re.compile(
+    rf"(.*?)(?:\(val_fraction=(0\.\d+)\))?(?:\(normalise=({'|'.join(NORMALISE)})\))?"
+)
 
 # (training images, their labels, test images, their labels): images [N, C, H, W]
 Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -35,40 +39,49 @@ def load(
     data_dir: str | Path,
     device: torch.device | str,
     wanted: Input | None = None,
-    val_fraction: float = 0.2,
+    val_fraction: float | None = None,
     skip_broken: bool = False,
     normalise: Normalise = "auto",
     log: Log | None = None,
 ) -> Dataset:
     """The data set `name` on `device`, its images as the model `wanted` them (None: as they are).
 
-    `normalise` says how (net.training.inputs); other than "auto" it becomes a part of the name of
-    what is returned, and may be one of `name`. The log says what is done. "auto" is MNIST where its
-    files are in `data_dir` or can be downloaded, and scikit-learn's digits otherwise, of which a
-    note tells. For folder:PATH, `val_fraction`, `skip_broken` and package.module:factory see
-    own_data.load. Raises UserError for an unknown name, a named data set that is neither there nor
-    to be had, and one that cannot be adapted to the model.
+    `normalise` says how (net.training.inputs). It and `val_fraction`, other than "auto" and
+    VAL_FRACTION, become parts of the name of what is returned, and may be parts of `name`. The log
+    says what is done. "auto" is MNIST where its files are in `data_dir` or can be downloaded, and
+    scikit-learn's digits otherwise, of which a note tells. For folder:PATH, `val_fraction`,
+    `skip_broken` and package.module:factory see own_data.load. Raises UserError for an unknown
+    name, a named data set that is neither there nor to be had, and one that cannot be adapted to
+    the model.
     """
     wanted, log = wanted or Input(), log or Log()
-    if described := NORMALISED.fullmatch(name):
-        name = described[1]
-        normalise = cast(Normalise, described[2]) if normalise == "auto" else normalise
+    name, *parts = described(name)
+    normalise = cast(Normalise, parts[1] or "auto") if normalise == "auto" else normalise
+    fraction = val_fraction or float(parts[0] or VAL_FRACTION)
     how: str = normalise
     if how == "auto":
         by_default = "none" if own_data.is_factory(name) else "data"
         how = "model" if wanted.mean and wanted.std else by_default
     if ":" in name:
-        found = own_data.load(name, device, wanted, how, val_fraction, skip_broken, log)
+        found = own_data.load(name, device, wanted, how, fraction, skip_broken, log)
     elif name in NAMES:
         found = load_named(name, Path(data_dir), device, wanted, how, log)
     else:
         raise UserError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
     found = adapted(found, wanted)
+    if name.startswith(own_data.FOLDER) and fraction != VAL_FRACTION:
+        found = replace(found, name=f"{found.name}(val_fraction={fraction})")
     if normalise != "auto":
         found = replace(found, name=f"{found.name}(normalise={normalise})")
     text = f"inputs of {found.name}: {found.treatment}"
     log.result(text, event="inputs", dataset=found.name, treatment=found.treatment)
     return found
+
+
+def described(name: str) -> tuple[str, str | None, str | None]:
+    """(the data set, `val_fraction`, `normalise`) of the `name` of a Dataset; None: by default."""
+    found = DESCRIBED.fullmatch(name)
+    return (found[1], found[2], found[3]) if found else (name, None, None)
 
 
 def load_named(

@@ -30,7 +30,11 @@ def images(tmp_path):
 
 
 def load(path, **options):
-    return datasets.load(f"folder:{path}", "unused", torch.device("cpu"), SMALL, **options)
+    return load_named(f"folder:{path}", **options)
+
+
+def load_named(name, **options):
+    return datasets.load(name, "unused", torch.device("cpu"), SMALL, **options)
 
 
 def test_the_splits(images):
@@ -67,6 +71,14 @@ def test_without_val_a_fraction_is_the_test_set(tmp_path, part):
     write_images(tmp_path / part, {"a": 30, "b": 30})
     found = load(tmp_path, val_fraction=0.5)
     assert [len(split) for split in found.splits] == [28, 2, 30]
+    # Its name tells a later stage, which would test on images of the training set otherwise.
+    again, usual = (load_named(found.name), load_named(found.name, val_fraction=0.2))
+    assert found.name == again.name == f"folder:{tmp_path}(val_fraction=0.5)"
+    assert torch.equal(again.test.inputs, found.test.inputs)
+    assert (usual.name, len(usual.test)) == (f"folder:{tmp_path}", 12)
+    both = load(tmp_path, val_fraction=0.25, normalise="unit")
+    assert both.name == f"folder:{tmp_path}(val_fraction=0.25)(normalise=unit)"
+    assert (load_named(both.name).name, len(both.test)) == (both.name, 15)
 
 
 @pytest.mark.parametrize("few", [0, 512])
