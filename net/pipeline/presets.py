@@ -50,15 +50,17 @@ def load(name: str) -> Preset:
     path = known.get(name, Path(name))
     if path.suffix != ".json":
         raise UserError(f"no preset {name!r}; there are {', '.join(known)}, and files .json")
-    try:
-        return _read(path)
+    own = known.get(path.stem)
+    is_known = own is not None and path.exists() and path.samefile(own)
+    try:  # what is recorded is what a later stage can be given
+        return _read(path, path.stem if is_known else str(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a preset that is there") from None
     except Exception as error:  # JSON of any other shape
         raise UserError(f"{path} is not a preset: {error}") from None
 
 
-def _read(path: Path) -> Preset:
+def _read(path: Path, called: str) -> Preset:
     content = json.loads(read_file(path, MAX_BYTES))
     about, shared = str(content.pop("about", "")), dict(content.pop("options", {}))
     arch = shared.pop("arch", None)
@@ -73,12 +75,12 @@ def _read(path: Path) -> Preset:
         values = {name: value for name, value in shared.items() if name in known} | own
         # As the command line would take them.
         values = {name: reader(group, name)(shown(value)) for name, value in values.items()}
-        stages[stage] = group(preset=path.stem, **values)
+        stages[stage] = group(preset=called, **values)
     for name in (*content, *unknown):
         raise ValueError(f"unknown {name!r}")
     if arch is not None:
         arch = reader(ModelOptions, "arch")(arch)
-    return Preset(path.stem, about, arch, **stages)
+    return Preset(called, about, arch, **stages)
 
 
 def folder() -> Path:

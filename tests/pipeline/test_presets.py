@@ -46,10 +46,14 @@ def test_a_file_of_ones_own(tmp_path):
         "sharing": {"seed": 4, "bits": 3, "fold_norms": True},
     }
     found = presets.load(write(tmp_path / "mine.json", content))
-    assert (found.name, found.arch) == ("mine", "resnet-20")
+    assert (found.name, found.arch) == (str(tmp_path / "mine.json"), "resnet-20")
+    # What a checkpoint records is what a later stage can be given.
+    assert presets.load(found.pruning.recorded()["preset"]) == found
     assert (found.pruning.seed, found.sharing.seed) == (3, 4)
     assert found.pruning.density == {"*": 0.1, "head": 0.5}
     assert (found.sharing.bits, found.sharing.fold_norms) == (3, True)
+    like_ours = presets.load(write(tmp_path / "trained.json", content))
+    assert like_ours.name == str(tmp_path / "trained.json")  # not taken for ours
 
 
 @pytest.mark.parametrize(
