@@ -30,7 +30,7 @@ OUTPUT = "saves/model_after_weight_sharing.ptmodel"
 def parser() -> Parser:
     parser = Parser(__doc__)
     cli.add_source(parser)
-    cli.add_preset(parser)
+    cli.add_preset(parser, "that of MODEL; of a state dict untrained")
     cli.add_path(parser, "--output", OUTPUT, "the model with shared values", metavar="FILE")
     rename = {"finetune_epochs": "epochs", "finetune_lr": "lr"}
     parser.add_fields("weight sharing", SharingOptions, rename=rename, defaults=defaults)

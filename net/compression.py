@@ -165,6 +165,7 @@ def compress(
     why = conflict(
         **options, lossless=lossless, inputs=inputs, evaluate=evaluate, tolerance=tolerance,
         include=include, exclude=exclude, arch=module, one_file=Path(target).suffix == SUFFIX,
+        called=lambda name: "module" if name == "arch" else name,
     )  # fmt: skip
     if why:
         raise ValueError(why)

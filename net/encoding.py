@@ -565,7 +565,8 @@ def _check_tensor(name: object, tensor: torch.Tensor) -> None:
     if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
         raise EncodingError(f"cannot encode {name!r}: no form for {tensor.dtype}")
     if not manifest.fits(tuple(tensor.shape), tensor.dtype):
-        raise EncodingError(f"cannot encode {name!r}: more than {manifest.MAX_TENSOR_BYTES} bytes")
+        most = f"64 dimensions and {manifest.MAX_TENSOR_BYTES >> 30} GiB"
+        raise EncodingError(f"cannot encode {name!r}: a tensor has at most {most}")
 
 
 def _tensor_bytes(job: tuple) -> int:

@@ -199,6 +199,7 @@ def test_a_path_is_run_by_the_module_that_it_is_given(digits, tmp_path):
         ({"max_bytes": 100, "max_divergence": 1.0}, "max_bytes decides alone"),
         ({"lossless": True, "inputs": torch.ones(2, 1, 8, 8)}, "inputs has no effect"),
         ({"lossless": True, "exclude": "5.*"}, "exclude has no effect"),
+        ({"lossless": True, "module": nn.Module}, "module has no effect with lossless"),
         ({"tolerance": 1.0}, "tolerance is for evaluate"),
         ({"noise": 0.0}, "noise must be a positive number"),
         ({"max_bytes": -1}, "max_bytes must be a positive number"),

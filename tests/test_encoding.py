@@ -694,6 +694,10 @@ def test_other_files_stay(tmp_path: Path) -> None:
         ({"a": torch.eye(3).to_sparse()}, "cannot encode 'a': .*; make it a dense"),
         ({"a": torch.ones(2, device="meta")}, "cannot encode 'a': on the meta device"),
         (
+            {"a": torch.ones([1] * 65)},
+            "cannot encode 'a': a tensor has at most 64",
+        ),
+        (
             {"a": torch.ones(1).expand(2**32)},
             "cannot encode 'a': an expanded tensor of 17179869184",
         ),
