@@ -9,7 +9,7 @@ outputs; both are measured, neither is predicted. docs/python.md has every way t
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from .container import SUFFIX
 from .encoding import TooLarge
 from .errors import UserError
 from .files import check_output
+from .hooks import SCRIPTED
 from .limits import free_memory
 from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, unwrapped
@@ -36,6 +37,7 @@ from .samples import Samples
 from .shards import info_of
 from .sharing import SharedState, WeightSharing
 from .state_dicts import Renamed
+from .tensors import tie_of
 from .treatments import (
     NOT_MEASURED,
     ByRate,
@@ -216,6 +218,8 @@ class _Source:
     ) -> None:
         self.config = config
         self.module = unwrapped(model) if isinstance(model, nn.Module) else None
+        if isinstance(self.module, torch.jit.ScriptModule):
+            raise UserError(f"{SCRIPTED}, or its state_dict()")
         self.path = None if isinstance(model, nn.Module | Mapping) else Path(model)
         self.layout: dict = {}
         self.files: Mapping[str, Path] = {}
@@ -230,7 +234,8 @@ class _Source:
             assert self.path is not None
             self.state, self.layout, self.files = layouts.read(self.path, key)
         self.notes: list[str] = list(self.layout.pop("notes", ()))
-        infos = (info_of(self.state, name) for name in self.state)
+        names = {tie_of(self.state, name): name for name in self.state}.values()  # each once
+        infos = (info_of(self.state, name) for name in names)
         self.dense_bytes = sum(math.prod(i.shape) * i.dtype.itemsize for i in infos)
 
     def read_from(self) -> list[Path]:
@@ -328,12 +333,16 @@ class _Calibrated(Mapping[str, torch.Tensor]):
     """The tensors of a file, those that were calibrated in a model in their place."""
 
     def __init__(self, rest: SharedState, own: Mapping[str, torch.Tensor]) -> None:
-        self.rest, self.own = rest, own
+        self.rest = rest
+        self.own = {rest.tie(name): tensor for name, tensor in own.items()}
+
+    def tie(self, name: str) -> Hashable:
+        """Equal for the names of one tensor (net.tensors.tie_of)."""
+        return self.rest.tie(name)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.own:
-            return self.rest[name]
-        return self.own[name].to(self.rest.info(name).dtype)
+        own = self.own.get(self.tie(name))
+        return self.rest[name] if own is None else own.to(self.rest.info(name).dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.rest)

@@ -17,7 +17,7 @@ import re
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -165,6 +165,11 @@ class Encoding(Mapping[str, torch.Tensor]):
     def info(self, name: str) -> Entry:
         """The ``dtype``, ``shape`` and ``bytes`` of a tensor."""
         return self._contents.named[name]
+
+    def tie(self, name: str) -> int:
+        """Equal for the names of one tensor (net.tensors.tie_of)."""
+        entry = self._contents.named[name]
+        return (entry.same or entry).number
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -359,20 +364,24 @@ class _Writing:
 
     def distinct(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[Entry, torch.Tensor]]:
         """Every tensor of ``state`` once, with its entry; further names become entries too."""
-        seen: dict[tuple, tuple[int, weakref.ref]] = {}
+        seen: dict[tuple, tuple[Entry, weakref.ref]] = {}
+        told: dict[Hashable, Entry] = {}  # by what a mapping says of the names itself
+        tie = getattr(state, "tie", lambda name: None)
         for name in state:
             tensor = state[name]
             _check_tensor(name, tensor)
             # an address says nothing once the tensor that was there is gone
-            before = seen.get(identity(tensor))
-            same = self.entries[before[0]] if before and before[1]() is not None else None
+            before, key = seen.get(identity(tensor)), tie(name)
+            same = before[0] if before and before[1]() is not None else told.get(key)
             entry = Entry(len(self.entries), name, tensor.dtype, tuple(tensor.shape), same=same)
             self.entries.append(entry)
             if same:
                 same.tied.append(name)
-            else:
-                seen[identity(tensor)] = entry.number, weakref.ref(tensor)
-                yield entry, tensor
+                continue
+            seen[identity(tensor)] = entry, weakref.ref(tensor)
+            if key is not None:
+                told[key] = entry
+            yield entry, tensor
 
     def encode(
         self, entries: list[Entry], tensor: torch.Tensor, written: BitWriter | None

@@ -10,13 +10,13 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from .errors import UserError, some_names
-from .tensors import identity, is_computed
+from .tensors import check_shaped, is_computed, tie_of
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
 Patterns = str | Sequence[str]
@@ -215,36 +215,38 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, of a model whose layers keep the results of computations, too: the weights that
-    torch.nn.utils.weight_norm and spectral_norm leave in theirs."""
-    computed = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(model, computed)
+    torch.nn.utils.weight_norm and spectral_norm leave in theirs, activations in a list."""
+    found: list[torch.Tensor] = []
+    for module in model.modules():
+        _computed(list(vars(module).values()), found, set())
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in found})
+
+
+def _computed(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
+    """Append the tensors within a value, and the containers in it, that are results."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_leaf:
+            found.append(value)
+    elif isinstance(value, list | tuple | set | dict) and id(value) not in seen:
+        seen.add(id(value))
+        for each in value.values() if isinstance(value, dict) else value:
+            _computed(each, found, seen)
 
 
 def tensors_of(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple]:
     """(name, what has its type and shape, the module that owns it, equal for tied ones) of the
     parameters of a module, or of all that a state dict holds, whose owners are not known.
 
-    A mapping with a method `info` (net.shards) is asked for that: it reads tensors anew each time,
-    so that an address would say nothing.
+    A mapping with a method `info` (net.shards) is asked for that, and not for the tensors.
     """
     if isinstance(source, nn.Module):
         for prefix, module in source.named_modules():
             for name, parameter in module.named_parameters(prefix, recurse=False):
-                if isinstance(parameter, nn.parameter.UninitializedParameter):
-                    raise UserError(
-                        f"{name} is lazy and has no shape yet; run the model once first"
-                    )
+                check_shaped(name, parameter)
                 yield plain_name(name), parameter, module, id(parameter)
-    elif info := getattr(source, "info", None):
-        yield from ((name, info(name), None, name) for name in source)
     else:
-        for name, tensor in source.items():
-            yield name, tensor, None, identity(tensor) if is_computed(tensor) else name
+        of = getattr(source, "info", source.__getitem__)
+        yield from ((name, of(name), None, tie_of(source, name)) for name in source)
 
 
 def _kind(name: str, dimensions: int, owner: nn.Module | None) -> str:

@@ -35,7 +35,7 @@ from .parameters import (
     weights_of,
 )
 from .sharded import check, full
-from .tensors import is_computed
+from .tensors import check_shaped, is_computed
 from .treatments import TREATMENTS, Asked, Exact, SharingConfig, Treatment
 
 ONE = "one element"
@@ -265,6 +265,7 @@ def _of_module(model: nn.Module) -> dict[str, _Tensor]:
     first: dict[int, str] = {}
     found = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
+        check_shaped(name, tensor)
         if isinstance(tensor, torch.Tensor):  # no extra state
             found[name] = _Tensor(
                 tensor,

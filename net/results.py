@@ -1,6 +1,6 @@
 """What a compression writes, and what it says of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +63,12 @@ class Counted(Mapping[str, torch.Tensor]):
 
     def __init__(self, state: Mapping[str, torch.Tensor], what: str, tell: Tell) -> None:
         self.state, self.what, self.tell, self.done = state, what, tell, 0
+
+    @property
+    def tie(self) -> Callable[[str], Hashable]:
+        """That of the mapping, if it has one (net.tensors.tie_of)."""
+        state: Any = self.state
+        return state.tie
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self.state[name]

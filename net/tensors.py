@@ -1,5 +1,6 @@
 """Which tensors have values of their own that can be read: one gate for all that take a tensor."""
 
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,12 @@ def is_computed(tensor: Any) -> bool:
     ones of a type with an arithmetic. All others are kept exactly."""
     layout = getattr(tensor, "layout", torch.strided)
     return getattr(tensor, "dtype", None) in COMPUTED and layout is torch.strided
+
+
+def check_shaped(name: str, tensor: Any) -> None:
+    """Raise UserError for a parameter or buffer of a lazy module that has not run yet."""
+    if nn.parameter.is_lazy(tensor):
+        raise UserError(f"{name} is lazy and has no shape yet; run the model once first")
 
 
 def check_dense(
@@ -50,6 +57,20 @@ def identity(tensor: torch.Tensor) -> tuple:
     # A lazy conjugate or negative has the memory of what it was made of.
     seen_as = tensor.is_conj(), tensor.is_neg()
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), seen_as
+
+
+def tie_of(state: Mapping[str, torch.Tensor], name: str) -> Hashable:
+    """Equal for the names of one tensor in a state dict, as those of tied weights are.
+
+    A mapping with a method `info` reads tensors anew each time, so that an address would say
+    nothing: its method `tie` tells, or else no two names are tied.
+    """
+    if tie := getattr(state, "tie", None):
+        return tie(name)
+    if hasattr(state, "info"):
+        return name
+    tensor = state[name]
+    return identity(tensor) if is_computed(tensor) else name
 
 
 def fault(tensor: object) -> str | None:

@@ -1,6 +1,7 @@
 """net.compress: budgets to the byte, promises that hold on other inputs, and what is refused."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -295,3 +296,63 @@ def test_a_state_dict_is_compressed_as_a_file_of_it_is(tmp_path):
     assert net.compress(tmp_path / "m.pth", tmp_path / "n.dc").noise == result.noise
     same = net.encoding.load(tmp_path / "n.dc")[0]
     assert all(tensor.equal(same[n]) for n, tensor in net.encoding.load(result.path)[0].items())
+
+
+class Tied(nn.Module):
+    """Words in and out by one table."""
+
+    def __init__(self, words=400):
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(words, 32), nn.Linear(32, 32)
+        self.head = nn.Linear(32, words, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embedding(tokens)))
+
+    @classmethod
+    def of(cls, state):
+        model = cls()
+        model.load_state_dict(state)
+        return model
+
+
+@pytest.mark.parametrize("inputs", [None, torch.arange(400).view(20, 20)])
+def test_tied_weights_of_a_file_are_one_tensor(tmp_path, inputs):
+    torch.manual_seed(0)
+    model, path = Tied(), tmp_path / "model.pth"
+    torch.save(model.state_dict(), path)
+    module = None if inputs is None else Tied.of
+    of_file = net.compress(path, tmp_path / "a.dc", noise=0.3, inputs=inputs, module=module)
+    of_model = net.compress(model, tmp_path / "b.dc", noise=0.3, inputs=inputs)
+    beside = 200  # the layout of a file
+    assert of_model.bytes <= of_file.bytes <= of_model.bytes + beside
+    assert of_file.dense_bytes == of_model.dense_bytes == 4 * (400 * 32 + 32 * 32 + 32)
+    net.load_into(Tied(), tmp_path / "a.dc")
+    again = net.encoding.save(net.encoding.open(tmp_path / "a.dc"), tmp_path / "c.dc")
+    assert again <= of_file.bytes
+
+
+def test_a_torchscript_module_is_refused_in_a_line(tmp_path, digits):
+    scripted = torch.jit.trace(digits[0].eval(), digits[1][:2])
+    for give in (partial(net.compress, target=tmp_path / "a.dc"), net.WeightSharing):
+        with pytest.raises(UserError, match="a TorchScript module cannot be changed; give the mod"):
+            give(scripted)
+    with pytest.raises(UserError, match="a TorchScript module cannot be changed"):
+        net.Pruner(scripted, density=0.5)
+
+
+def test_activations_that_a_module_keeps(tmp_path, digits):
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.kept = digits[0], {}
+
+        def forward(self, images):
+            self.kept["all"] = [images.sum(), self.inner(images)]
+            return self.kept["all"][1]
+
+    model = Keeping()
+    model(digits[1][:4])
+    assert net.compress(model, tmp_path / "a.dc", noise=0.5, inputs=digits[1][:64]).moved
+    assert model.kept["all"][1].requires_grad
