@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import UserError
-from .hooks import StepHooks, normed_axes, parameters_of
+from .hooks import StepHooks, check_written, normed_axes, parameters_of, version_of
 from .parameters import Patterns, compressible, parameters_by_name, resolve
 from .plan import constants
-from .sharded import check, full, kth_greatest, laid, local, part, summed, total
+from .sharded import full, kth_greatest, laid, local, part, summed, total
 
 UPDATES = 100  # steps down of a gradual schedule
 MEMORY = 0.999  # decay of the mean squared gradient, Adam's beta2
@@ -40,15 +40,28 @@ def top_masks(
     """Bool masks of the weights with the greatest scores, {name: mask} for {name: score}.
 
     A number as `density` is the fraction to keep of all tensors together; {name: fraction} that of
-    each. A weight with the score 0 is never kept.
+    each, to one weight; a weight with the score 0 is never kept.
     """
     if isinstance(density, Mapping):
         return {n: top_masks({n: s}, density[n])[n] for n, s in scores.items()}
     if not scores:
         return {}
-    keep = max(1, round(density * sum(score.numel() for score in scores.values())))
+    count = sum(score.numel() for score in scores.values())
+    if not count:
+        return {name: score > 0 for name, score in scores.items()}
+    keep = max(1, round(density * count))
     threshold = kth_greatest(list(scores.values()), keep)
-    return {name: (score >= threshold) & (score > 0) for name, score in scores.items()}
+    masks = {name: score > threshold for name, score in scores.items()}
+    left = keep - sum(int(full(total(mask))) for mask in masks.values())
+    for name, score in scores.items():  # of equal ones, as of shared weights, the first
+        equal = (score == threshold) & (score > 0)
+        if (found := int(full(total(equal)))) > left:
+            every = full(equal)
+            first = every.flatten().cumsum(0).view(every.shape) <= left
+            equal = laid(every & first, score)
+        masks[name] |= equal
+        left = max(0, left - found)
+    return masks
 
 
 def cubic_density(done: float, start: float, end: float) -> float:
@@ -152,7 +165,7 @@ class Pruner(StepHooks):
         parameters = parameters_by_name(self._model)
         self._parameters = {name: parameters[name] for name in kinds}
         for name, weight in self.weights():
-            check(name, weight)
+            check_written(name, weight)
             _check_finite(name, weight)
         self.steps = steps
         self._squares: dict[str, torch.Tensor] = {}
@@ -168,7 +181,11 @@ class Pruner(StepHooks):
         else:
             self.masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights()}
         self._keep_directions({name: weight.abs() for name, weight in self.weights()})
+        # What goes at once, until a first step: a state that is loaded yet may have kept it.
+        self._gone = {n: _Gone.of(w, self.masks[n]) for n, w in self.weights()} if not steps else {}
         self.apply()
+        for name, gone in self._gone.items():
+            gone.version = version_of(self._parameters[name])
 
     @torch.no_grad()
     def _keep_directions(self, scores: Mapping[str, torch.Tensor]) -> None:
@@ -229,11 +246,13 @@ class Pruner(StepHooks):
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the squared gradients into their running mean, which optimizers other than Adam
         do not have."""
+        self._gone = {}
         if self.finished:
             return
         scale = getattr(optimizer, "grad_scale", None)  # a scaler's, of a fused optimizer
+        own = self._stepped_by(optimizer)
         for name, weight in self.weights():
-            if weight.grad is None:
+            if weight.grad is None or id(weight) not in own:
                 continue
             gradient = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
             gradient = local(laid(gradient, weight))
@@ -311,13 +330,40 @@ class Pruner(StepHooks):
         masks = {name: (mask.dtype, mask.shape) for name, mask in state["masks"].items()}
         if masks != {name: (torch.bool, weight.shape) for name, weight in self.weights()}:
             raise ValueError("these masks belong to other parameters than those pruned here")
+        self._squares, self._not_finite = {}, {}
         for name, weight in self.weights():
+            if name in self._gone:
+                self._gone[name].give_back(weight)
             self.masks[name] = laid(state["masks"][name], weight)
             squares = state["squares"].get(name)
             if squares is not None and bool(total(squares)):
-                self._squares[name] = laid(squares, weight)
+                self._squares[name] = laid(squares, weight).clone()  # it changes in place
+        self._gone = {}
         self.steps_done = state["steps_done"]
         self.apply()
+
+
+class _Gone:
+    """The values of a weight that were pruned when its Pruner was made.
+
+    One that is made to go on with a pruned model prunes that anew, by what its weights are now,
+    before it is told the masks that it had.
+    """
+
+    def __init__(self, mask: torch.Tensor, values: torch.Tensor) -> None:
+        self.mask, self.values = mask, values  # of this process's part
+        self.version: tuple[int, int] | None = None  # of the weight, once they have gone
+
+    @classmethod
+    def of(cls, weight: nn.Parameter, mask: torch.Tensor) -> "_Gone":
+        own = local(mask).clone()
+        return cls(own, local(weight.detach())[~own].clone())
+
+    @torch.no_grad()
+    def give_back(self, weight: nn.Parameter) -> None:
+        """Put them where they were, unless the weight has changed since."""
+        if version_of(weight) == self.version:
+            local(weight).masked_scatter_(~self.mask, self.values)
 
 
 def prunable(

@@ -147,7 +147,7 @@ def _groups(tensor: torch.Tensor) -> tuple:
     return tuple(tensor.device_mesh.get_group(i) for i, each in placements if each.is_shard())
 
 
-def kth_greatest(tensors: Sequence[torch.Tensor], k: int) -> torch.Tensor | float:
+def kth_greatest(tensors: Sequence[torch.Tensor], k: int) -> float:
     """The k-th greatest of all entries; of DTensors, compared as float32, and 0 if that is less.
 
     Numbers that are not negative are in the order of their bits: the first byte of the k-th follows
@@ -155,7 +155,9 @@ def kth_greatest(tensors: Sequence[torch.Tensor], k: int) -> torch.Tensor | floa
     four collectives, and no tensor is ever in one place.
     """
     if not any(map(is_sharded, tensors)):
-        return torch.cat([each.flatten() for each in tensors]).topk(k).values[-1]
+        device = tensors[0].device  # a model may be on several
+        every = torch.cat([each.detach().flatten().to(device) for each in tensors])
+        return float(every.topk(k).values[-1])
     # Zeros have two signs, and one of them would come first.
     positive = [torch.where(each > 0, each, 0.0).float() for each in map(local, tensors)]
     bits = [each.flatten().view(torch.int32) for each in positive]

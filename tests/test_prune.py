@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from net import Pruner
+from net import Pruner, WeightSharing
 from net.errors import UserError
 from net.prune import cubic_density, saliency, shrink, storage_bits, threshold_mask, top_masks
 from tests.optimizers import OPTIMIZERS
@@ -35,6 +35,17 @@ def test_top_masks_over_all_tensors_or_each():
     assert each["b"].tolist() == [True, True, True, False]
     assert top_masks(scores, 1.0)["b"].tolist() == [True, True, True, False]  # never a score of 0
     assert top_masks({}, 0.5) == {}
+
+
+def test_of_equal_scores_the_first_are_kept():
+    scores = {"a": torch.ones(3, 4), "b": torch.tensor([[2.0, 1.0, 0.0]])}
+    found = top_masks(scores, 7 / 15)
+    assert found["b"].tolist() == [[True, False, False]]
+    assert found["a"].flatten().tolist() == [True] * 6 + [False] * 6
+    assert top_masks({"a": torch.ones(0, 4)}, 0.5)["a"].shape == (0, 4)
+    shared = nn.Linear(16, 16)
+    WeightSharing(shared, bits=1)
+    assert int(Pruner(shared, density=0.25).masks["weight"].sum()) == 64
 
 
 def test_cubic_schedule():
@@ -229,6 +240,88 @@ def test_an_overflow_that_a_scaler_skips_does_not_count(model):
     assert overflows == 1
     assert pruner.steps_done == 3
     assert sum(int(mask.sum()) for mask in pruner.masks.values()) == round(0.5 * 87)
+
+
+def test_each_optimizer_s_gradients_count_in_its_own_step():
+    """Under a scaler those of the other are scaled yet, or have been skipped."""
+
+    def pruned(scaled, overflow):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+        optimizers = [torch.optim.SGD(layer.parameters(), 1e-3) for layer in (model[0], model[2])]
+        pruner = Pruner(model, density=0.2, steps=20)
+        for each in optimizers:
+            pruner.attach(each)
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**16)
+        for step in range(20 + overflow):
+            for each in optimizers:
+                each.zero_grad()
+            x = torch.randn(16, 32)
+            scaler.scale((model(x) - x).square().mean()).backward()
+            if overflow and step == 3:
+                model[2].weight.grad[0, 0] = float("inf")
+            for each in optimizers:
+                scaler.step(each)
+            scaler.update()
+        return pruner.masks
+
+    plain, scaled = pruned(False, False), pruned(True, False)
+    assert all(torch.equal(mask, scaled[name]) for name, mask in plain.items())
+    assert sum(int(mask.sum()) for mask in pruned(True, True).values()) == round(0.2 * 2048)
+
+
+@pytest.mark.parametrize("options", [{"sensitivity": 1.5}, {"density": 0.3}])
+@pytest.mark.parametrize("loaded_first", [True, False])
+def test_a_pruner_made_to_go_on_takes_no_more(options, loaded_first):
+    torch.manual_seed(0)
+    model, again = nn.Linear(64, 8), nn.Linear(64, 8)
+    pruner = Pruner(model, **options)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    pruner.attach(optimizer)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (model(torch.randn(8, 64)) - 1).square().mean().backward()
+        optimizer.step()
+    saved = copy.deepcopy((model.state_dict(), pruner.state_dict()))
+    if loaded_first:
+        again.load_state_dict(saved[0])
+    other = Pruner(again, **options)
+    if loaded_first and "sensitivity" in options:  # by the deviation of what is left
+        assert (again.weight == 0)[saved[1]["masks"]["weight"]].any()
+    if not loaded_first:
+        again.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    assert all(torch.equal(each, saved[0][n]) for n, each in again.state_dict().items())
+
+
+def test_a_state_can_be_gone_back_to(model):
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    pruner = Pruner(model, density=0.3, steps=10)
+    pruner.attach(optimizer)
+    start = copy.deepcopy((model.state_dict(), pruner.state_dict()))
+    list(train(model, optimizer, 5))
+    middle = copy.deepcopy((model.state_dict(), pruner.state_dict()))
+
+    def run():
+        torch.manual_seed(3)
+        list(train(model, optimizer, 5))
+        return {name: mask.clone() for name, mask in pruner.masks.items()}
+
+    def go_back(to):
+        model.load_state_dict(to[0])
+        pruner.load_state_dict(to[1])
+
+    first = run()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    pruner.steps_done = 8  # so that this step is one of the schedule
+    with pytest.raises(UserError, match="finite"):
+        optimizer.step()
+    for _ in range(2):
+        go_back(middle)
+        assert all(torch.equal(mask, first[name]) for name, mask in run().items())
+    go_back(start)
+    assert not any(bool(squares.any()) for squares in pruner.state_dict()["squares"].values())
 
 
 def test_a_resumed_pruner_goes_on_as_if_never_stopped(model):
