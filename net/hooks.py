@@ -12,9 +12,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from .errors import UserError
 from .parameters import CHECKPOINTED, parameters_by_name, unwrapped
-from .sharded import is_sharded, lies_alike, reshard
+from .sharded import check, is_sharded, lies_alike, local, reshard
+from .tensors import TensorError
 
 EVALUATIONS = 2  # of a closure in one step: SAM's; more is a search along a line
+SCRIPTED = "a TorchScript module cannot be changed; give the module that it was made of"
 SCALER_FRAMES = 16  # between the step of an optimizer and that of the scaler that calls it
 
 
@@ -38,6 +40,8 @@ class StepHooks:
             raise ValueError(f"give a module, not {type(model).__name__}")
         self.steps_done = 0
         self._model = unwrapped(model)
+        if isinstance(self._model, torch.jit.ScriptModule):
+            raise UserError(f"{SCRIPTED}, and script that in the end")
         reshard(self._model)
         self._parameters: dict[str, nn.Parameter] = {}
         self._attached: list[_Attached] = []
@@ -202,6 +206,13 @@ class StepHooks:
             return _ids(optimizer)
         return attached.parameter_ids()
 
+    def _stepped_by(self, optimizer: Any) -> set[int]:
+        """Ids of the parameters whose gradients are there, as they are to be, when `optimizer`
+        steps: those of another one may be scaled yet, or of another loss."""
+        attached = self._attached_as(optimizer)
+        others = [_ids(each) for each in attached.stepping if each is not optimizer]
+        return attached.parameter_ids().difference(*others) | _ids(optimizer)
+
     def _attached_as(self, optimizer: Any) -> "_Attached":
         return next(
             attached
@@ -263,6 +274,24 @@ def attached_to(model: nn.Module) -> Iterator[StepHooks]:
     """What is attached to optimizers for a model."""
     inner = unwrapped(model)
     return (each for each in list(_ALIVE) if each._attached and each._model is inner)
+
+
+def version_of(parameter: nn.Parameter) -> tuple[int, int]:
+    """Another one after every change of a parameter that autograd knows of; of a DTensor it is the
+    same on every process, which that of its part is not where that is empty."""
+    return id(parameter), 0 if parameter.is_inference() else parameter._version
+
+
+def check_written(name: str, parameter: nn.Parameter) -> None:
+    """Raises TensorError for a parameter that has no plain values, or that cannot be written in
+    place."""
+    check(name, parameter)
+    own = local(parameter.detach())
+    if any(size > 1 and stride == 0 for size, stride in zip(own.shape, own.stride(), strict=True)):
+        raise TensorError(
+            f"{name!r}: an expanded tensor, elements of which share memory; make it one of its own "
+            "(contiguous())"
+        )
 
 
 def parameter_of(model: nn.Module, name: str) -> nn.Parameter | None:

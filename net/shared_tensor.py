@@ -231,18 +231,25 @@ class SharedTensor:
         return state if self.latent is None else {**state, "latent": self.latent}
 
     @torch.no_grad()
-    def load_state_dict(
-        self, state: Mapping[str, Any], tensor: torch.Tensor, strict: bool = True
+    def check_state(
+        self, state: Mapping[str, Any], tensor: torch.Tensor, strict: bool, rounds: bool
     ) -> None:
         """Raises ValueError for a state of another tensor than `tensor`, that this is of, and, if
-        `strict`, for one of other zeros."""
+        `strict`, for one of other zeros; where sharing `rounds` to zero, too, as it does anew when
+        what has been shared is shared to go on, for one with zeros that this has not."""
         expected = self.state_dict(tensor)
-        if state.keys() != expected.keys() or state["numbers"].shape != tensor.shape:
+        if {*state} ^ {*expected} == {"latent"}:
             raise ValueError("a state with latent weights, or without, where it is the other way")
-        numbers = laid(state["numbers"], tensor)
-        if strict and bool(total((numbers != 0) != (expected["numbers"] != 0))):
+        if state.keys() != expected.keys() or state["numbers"].shape != tensor.shape:
+            raise ValueError(f"a state of another tensor than this, of {tuple(tensor.shape)}")
+        pruned, zero = laid(state["numbers"], tensor) == 0, expected["numbers"] == 0
+        if strict and bool(total(pruned & ~zero if rounds else pruned ^ zero)):
             raise ValueError("a state of a tensor with other zeros")
-        self._set_numbers(numbers)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], tensor: torch.Tensor) -> None:
+        """Take a state that `check_state` lets pass."""
+        self._set_numbers(laid(state["numbers"], tensor))
         centroids = torch.tensor(state["centroids"], dtype=torch.float64).to(self.values())
         if len(centroids) == len(self.centroids):
             self.values().copy_(centroids)

@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,16 @@ from torch import nn
 from torch.amp.grad_scaler import OptState
 
 from .errors import UserError, naming
-from .hooks import StepHooks, attached_to, gradient_scaler, parameters_of
+from .hooks import StepHooks, attached_to, check_written, gradient_scaler, parameters_of, version_of
 from .parameters import parameters_by_name
 from .plan import plan
 from .prune import Pruner
 from .rounding import FOLDED, Spread, fold_statistics, scale_of
-from .sharded import Gathered, check, full, is_sharded, laid, local, put, summed
+from .sharded import Gathered, full, is_sharded, laid, local, put, summed
 from .shards import Info, info_of
 from .shared_tensor import Clustering, SharedTensor, relative_change
-from .tensors import TensorError, check_dense
-from .treatments import TREATMENTS, Bits, Exact, SharingConfig, Treatment, Work, treated
+from .tensors import TensorError, check_dense, tie_of
+from .treatments import TREATMENTS, Bits, ByRate, Exact, SharingConfig, Treatment, Work, treated
 
 if TYPE_CHECKING:
     from .samples import Samples
@@ -133,7 +133,7 @@ class WeightSharing(StepHooks):
         parameters = parameters_by_name(self._model)
         for name, each in self.plan.items():
             if each.kind and name in parameters:
-                check(name, parameters[name])
+                check_written(name, parameters[name])
                 if calibrated and is_sharded(parameters[name]):
                     raise UserError(
                         f"{name} is divided among processes, and calibration takes a whole model: "
@@ -166,6 +166,9 @@ class WeightSharing(StepHooks):
         """
         if not self._parts:
             return False
+        for name in (name for part in self._parts for name in part):  # before any is changed
+            if not bool(full(self._parameters[name].detach().isfinite().all())):
+                raise UserError(f"cannot share {name}: not all values are finite")
         names = self._parts.pop(0)
         with self._at_work() as work:
             for each in TREATMENTS:
@@ -202,7 +205,7 @@ class WeightSharing(StepHooks):
         if is_sharded(parameter):
             shared.lie_as(parameter)
         self.tensors[name] = shared
-        self._versions[name] = _version(parameter)
+        self._versions[name] = version_of(parameter)
 
     @torch.no_grad()
     def _round_vectors(self) -> None:
@@ -230,9 +233,9 @@ class WeightSharing(StepHooks):
         only what autograd knows of."""
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
-            if not known or self._versions[name] != _version(parameter):
+            if not known or self._versions[name] != version_of(parameter):
                 shared.settle(parameter)
-                self._versions[name] = _version(parameter)
+                self._versions[name] = version_of(parameter)
 
     @property
     def unfinished(self) -> str:
@@ -429,7 +432,7 @@ class WeightSharing(StepHooks):
         self._follow()
         for name, shared in self.tensors.items():
             shared.write(self._parameters[name])
-            self._versions[name] = _version(self._parameters[name])
+            self._versions[name] = version_of(self._parameters[name])
         with torch.no_grad():
             for name, mask in self._masks.items():
                 parameter = self._parameters[name]
@@ -457,15 +460,21 @@ class WeightSharing(StepHooks):
         """Go on where `state_dict` was taken; call it before you make the optimizer.
 
         Raises ValueError for another model's state, and, if `strict`, where this sharing has other
-        zeros than that one had.
+        zeros than that one had; nothing has changed then.
         """
         if not isinstance(state, Mapping) or not {"tensors", "vectors", "steps_done"} <= set(state):
             raise ValueError("this is no state of a WeightSharing")
         if state["tensors"].keys() != self.tensors.keys():
             raise ValueError("this state belongs to other parameters than those shared here")
+        model = self._model.state_dict()
+        if any(n not in model or model[n].shape != v.shape for n, v in state["vectors"].items()):
+            raise ValueError("this state has vectors that the model has not")
+        for name, shared in self.tensors.items():  # all of it, before anything is changed
+            rounds = self.plan[name].how == ByRate.how
+            shared.check_state(state["tensors"][name], self._parameters[name], strict, rounds)
         for name, shared in self.tensors.items():
             parameter = self._parameters[name]
-            shared.load_state_dict(state["tensors"][name], parameter, strict)
+            shared.load_state_dict(state["tensors"][name], parameter)
             local(parameter.detach()).zero_()  # `write` leaves pruned ones as they are
         self._model.load_state_dict(state["vectors"], strict=False)
         self.steps_done = state["steps_done"]
@@ -480,18 +489,12 @@ SCALED = (
 )
 
 
-def _version(parameter: nn.Parameter) -> tuple[int, int]:
-    """Another one after every change of a parameter that autograd knows of; of a DTensor it is the
-    same on every process, which that of its part is not where that is empty."""
-    return id(parameter), 0 if parameter.is_inference() else parameter._version
-
-
 class SharedState(Mapping[str, torch.Tensor]):
     """A state dict with shared values, without architecture, data and training; state[name] reads,
     shares and returns one tensor.
 
     Nothing is kept, so that a checkpoint larger than memory can be shared and encoded, but for
-    tied tensors of a plain dict, which stay one tensor. The options are those of WeightSharing, the
+    tied tensors, which stay one tensor. The options are those of WeightSharing, the
     fields of SharingConfig, or one of these in place of `bits`; `plan` is {name: Treatment}.
     `clusterings` and `rounded`, {name: relative change}, fill with every tensor that was asked for.
     `survey` has the plan, and the spreads of what is shared by rate, where these are known;
@@ -534,6 +537,10 @@ class SharedState(Mapping[str, torch.Tensor]):
     def info(self, name: str) -> Info:
         """The type and shape of a tensor."""
         return info_of(self.source, name)
+
+    def tie(self, name: str) -> Hashable:
+        """Equal for the names of one tensor (net.tensors.tie_of)."""
+        return tie_of(self.source, name)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         treatment = self.plan.get(name)

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -355,11 +356,48 @@ def test_a_state_of_something_else_is_refused(tagger):
             other.load_state_dict(saved)
 
 
-def test_a_weight_that_is_not_finite(tagger):
+def test_a_state_that_is_refused_changes_nothing():
+    def model(classes):
+        return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, classes))
+
+    saved, other = WeightSharing(model(4), bits=3).state_dict(), model(7)
+    sharing = WeightSharing(other, bits=3)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=r"a state of another tensor than this, of \(7, 32\)"):
+        sharing.load_state_dict(saved)
+    assert all(torch.equal(each, before[name]) for name, each in other.state_dict().items())
+
+
+def test_sharing_by_rate_takes_its_own_state():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    sharing = WeightSharing(model, bits="auto")
+    optimizer = torch.optim.Adam(sharing.parameters(), 1e-2)
+    sharing.attach(optimizer)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (model(torch.randn(8, 16)) - 1).square().mean().backward()
+        optimizer.step()
+    again = copy.deepcopy(model)
+    resumed = WeightSharing(again, bits="auto")
+    assert any(
+        not torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True)
+    )
+    resumed.load_state_dict(sharing.state_dict())
+    assert all(
+        torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_weight_that_is_not_finite(tagger, parts):
     with torch.no_grad():
         tagger.head.weight[0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"cannot share head\.weight: k-means needs finite values"):
-        WeightSharing(tagger, bits=2)
+    before = copy.deepcopy(tagger.state_dict())
+    with pytest.raises(UserError, match=r"cannot share head\.weight: not all values are finite"):
+        WeightSharing(tagger, bits=2, parts=parts)
+    after = tagger.state_dict()
+    assert all(torch.equal(after[n], before[n]) for n in after if n != "head.weight")
 
 
 def test_bits_that_are_another_word_than_auto(tagger):
@@ -800,3 +838,16 @@ def test_weights_divided_by_their_norm_have_no_trellis():
     walks = {name: shared._work.walks(name) for name in shared.tensors}
     assert len(walks) > 1
     assert [name for name, walk in walks.items() if walk] == ["0.weight"]
+
+
+def test_what_cannot_be_written_is_refused_in_a_line():
+    lazy = nn.Sequential(nn.Linear(4, 4), nn.LazyBatchNorm1d(affine=False))
+    with pytest.raises(UserError, match=r"1\.running_mean is lazy and has no shape yet; run the"):
+        WeightSharing(lazy, bits=2)
+    expanded = nn.Linear(3, 3)
+    expanded.weight = nn.Parameter(torch.randn(1, 3).expand(3, 3))
+    for make in (partial(WeightSharing, bits=2), partial(Pruner, density=0.5)):
+        with pytest.raises(
+            UserError, match="'weight': an expanded tensor, elements of which share"
+        ):
+            make(expanded)
