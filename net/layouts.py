@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from .files import atomic_folder, one_line
 from .formats import CheckpointError
 from .shards import METADATA, SUFFIX, Info, info_of
 from .state_dicts import from_json, plain, to_json
+from .tensors import tie_of
 
 # Files of a folder that hold the weights in a form that torch does not load.
 OTHER_FORMS = re.compile(
@@ -57,6 +58,11 @@ class Tensors(Mapping[str, torch.Tensor]):
         """The type and shape of a tensor, without reading it where that can be had."""
         return info_of(*self._parts[name])
 
+    def tie(self, name: str) -> Hashable:
+        """Equal for the names of one tensor (net.tensors.tie_of)."""
+        state, own = self._parts[name]
+        return id(state), tie_of(state, own)
+
     def __getitem__(self, name: str) -> torch.Tensor:
         state, own = self._parts[name]
         return state[own]
@@ -89,10 +95,13 @@ def read(
     path = Path(path)
     is_folder = os.path.isdir(path)
     if not is_folder and not formats.is_index(path):
-        found = _read_weights(path, path.name, key)
+        # It comes back under any name, where files of a folder have to keep theirs.
+        called = path.name, f"model{path.suffix}", "model.pth"
+        name = next(each for each in called if not container.unsafe(each))
+        found = _read_weights(path, name, key)
         tensors = Tensors()
         tensors.add("", found.state)
-        layout = {"name": path.name, "weights": [found.line]}
+        layout = {"name": name, "weights": [found.line]}
         return tensors, layout | ({"notes": found.notes} if found.notes else {}), {}
     folder = path if is_folder else path.parent
     names, left_out = _listed(folder)
@@ -108,13 +117,23 @@ def _listed(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
     """The files in a folder and below, and what is not taken, by the reason."""
     names: list[str] = []
     left_out: dict[str, list[str]] = {}
-    for where, below, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror or error}")
+
+    for where, below, files in os.walk(folder, onerror=refuse, followlinks=True):
         inside = Path(where).relative_to(folder)
+        around = {os.path.realpath(folder / each) for each in (inside, *inside.parents)}
         for name in sorted(below):
             if match := APART.fullmatch(name):
                 why = "a trainer's checkpoints" if match[1] else "hidden"
-                left_out.setdefault(why, []).append((inside / name).as_posix())
-        below[:] = sorted(name for name in below if not APART.fullmatch(name))
+            elif os.path.realpath(Path(where) / name) in around:
+                why = "a link to a folder that it is in"
+            else:
+                continue
+            below.remove(name)
+            left_out.setdefault(why, []).append((inside / name).as_posix())
+        below.sort()
         for file in sorted(files):
             name, path = (inside / file).as_posix(), folder / inside / file
             if not os.path.isfile(path) or container.unsafe(name):
@@ -140,7 +159,8 @@ def _read_folder(
         try:
             found[name] = _read_weights(folder / name, name, key)
         except UserError:
-            if name.endswith(SUFFIX) or (name == wanted[-1] and not found):
+            is_shard = (match := WEIGHTS.fullmatch(Path(name).name)) and match[3]
+            if name.endswith(SUFFIX) or is_shard or (name == wanted[-1] and not found):
                 raise  # what else is no state dict is one of the other files
     files = {}
     for name in names:
@@ -331,9 +351,10 @@ def restore(encoding: Encoding, target: str | Path) -> list[Path]:
     with one_line(encoding.path, EncodingError, AGAIN):
         layout = encoding.layout or _plain_layout(encoding, target)
         parts = _parts(encoding, layout["weights"])
-        container.check_names({line["path"]: 0 for line, _ in parts} | encoding.files)
         is_folder = layout.get("folder", False) or bool(encoding.files)
-        if not is_folder and len(parts) != 1:
+        if is_folder:
+            container.check_names({line["path"]: 0 for line, _ in parts} | encoding.files)
+        elif len(parts) != 1 or not isinstance(parts[0][0]["path"], str):
             raise ValueError("a layout of several files and no folder")
     if not is_folder:
         [(line, names)] = parts

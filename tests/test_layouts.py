@@ -562,3 +562,54 @@ def test_a_large_file_beside_is_left_out(tmp_path: Path, monkeypatch: pytest.Mon
     _, layout, attached = layouts.read(tmp_path / "m")
     assert not attached
     assert re.search(r"left out, too large: data\.json", layout["notes"][0])
+
+
+def test_folders_that_are_links_are_followed(tmp_path: Path) -> None:
+    model, store = tmp_path / "model", tmp_path / "store" / "vae"
+    for folder in (model / "unet", store):
+        folder.mkdir(parents=True)
+        save_file(tensors(), folder / "model.safetensors")
+    (store / "config.json").write_text("{}")
+    (model / "vae").symlink_to(store)
+    (model / "unet" / "back").symlink_to(model)
+    state, layout, attached = layouts.read(model)
+    assert {name.partition("/")[0] for name in state} == {"unet", "vae"}
+    assert list(attached) == ["vae/config.json"]
+    assert layout["notes"] == ["left out, a link to a folder that it is in: unet/back"]
+    through(model, tmp_path / "again")
+    assert "vae/model.safetensors" in tree(tmp_path / "again")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "model", model_SAFE=tensors(), vae__model_SAFE=tensors())
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("vae"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"model/vae cannot be read: Permission denied"):
+        layouts.read(tmp_path / "model")
+
+
+def test_a_damaged_shard_is_no_other_file(tmp_path: Path) -> None:
+    for number in (1, 2):
+        torch.save(tensors(number), tmp_path / f"pytorch_model-0000{number}-of-00002.bin")
+    path = tmp_path / "pytorch_model-00002-of-00002.bin"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"pytorch_model-00002-of-00002\.bin"):
+        layouts.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["run_12:00:00.pth", "a\\b.safetensors", "tab\t.pt", "x.a:b"])
+def test_a_file_of_any_name_comes_back(name: str, tmp_path: Path) -> None:
+    source, target = tmp_path / name, tmp_path / f"again{Path(name).suffix}"
+    if name.endswith(shards.SUFFIX):
+        save_file(tensors(), source)
+    else:
+        torch.save(tensors(), source)
+    through(source, target)
+    before, after = (dict(checkpoint.load(path).state_dict) for path in (source, target))
+    assert fuzz.same(after, before)
