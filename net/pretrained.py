@@ -5,7 +5,7 @@ model = net.from_pretrained(transformers.AutoModel, "model.dc")
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from .tensors import COMPUTED, fault
 from .threads import in_order
 
 SHOWN = 3  # names in an error
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 CONFIG, GENERATION, ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
 
 
@@ -47,10 +48,11 @@ def load_into(
 
     As ``model.load_state_dict(net.encoding.load(path)[0])`` without a second copy of the model in
     memory: with it there is at most the largest of its tensors. The model may be in a wrapper
-    (DistributedDataParallel, torch.compile). Values go into the memory of the model and become of
-    its floating-point type; with `assign` the tensors of the file take the place of the model's, in
-    the type that they have there, which None does for those on the meta device alone. Tied weights
-    stay tied, and need one of their names in the file. BatchNorm's counters may be missing.
+    (DistributedDataParallel, torch.compile), and the names in the file those of one. Values go
+    into the memory of the model and become of its floating-point type; with `assign` the tensors
+    of the file take the place of the model's, in the type that they have there, which None does for
+    those on the meta device alone. Tied weights stay tied, and need one of their names in the file.
+    BatchNorm's counters may be missing.
 
     Returns the names that were left out, which must be none with `strict`. Raises UserError, before
     anything is changed, for these, for other shapes and types, and for tensors on the meta device
@@ -59,18 +61,19 @@ def load_into(
     source, inner = encoding.open(path), unwrapped(model)
     places = places_of(inner)
     named = {name for place in places for name in place.names}
+    stored = _unwrapped_names(source, named)
     missing: list[str] = []
     problems: list[str] = []
     jobs: list[tuple[str, Place, bool]] = []
     for place in places:
-        given = [name for name in place.names if name in source]
+        given = [stored[name] for name in place.names if name in stored]
         if given:
             replace = place.tensor.is_meta if assign is None else assign
             problems += _misfits(place, source, given, replace)
             jobs.append((given[0], place, replace))
         elif not place.names[0].endswith("num_batches_tracked"):
             missing.append(place.names[0])
-    unexpected = [name for name in source if name not in named]
+    unexpected = [own for name, own in stored.items() if name not in named]
     if strict:
         stranded = [n for n, buffer in inner.named_buffers() if buffer.is_meta and n not in named]
         problems += [
@@ -99,6 +102,20 @@ def load_into(
     except EncodingError as error:
         raise EncodingError(f"{error}; a part of the model is loaded already") from None
     return Loaded(missing, unexpected)
+
+
+def _unwrapped_names(source: Iterable[str], wanted: Set[str]) -> dict[str, str]:
+    """{name in a module: name in `source`}: without what wrappers begin all of them with, unless
+    the module has such names, too."""
+    names = {name: name for name in source}
+    while wanted.isdisjoint(names):
+        for prefix in WRAPPERS:
+            if names and all(name.startswith(prefix) for name in names):
+                names = {name.removeprefix(prefix): own for name, own in names.items()}
+                break
+        else:
+            break
+    return names
 
 
 def places_of(model: nn.Module) -> list[Place]:

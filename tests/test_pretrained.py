@@ -303,3 +303,19 @@ def test_memory_that_cannot_be_written_to_is_refused_before_anything_changes(kin
     assert torch.equal(model[0].weight, before)
     net.load_into(model, tmp_path / "m.dc", assign=True)
     assert torch.equal(model[1].weight, source[1].weight)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_the_names_of_a_wrapper(tmp_path, prefix):
+    model, other = Net().eval(), Net().eval()
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    net.encoding.save(state, tmp_path / "model.dc")
+    assert net.load_into(other, tmp_path / "model.dc") == ([], [])
+    assert torch.equal(other(X), model(X))
+    own = nn.ModuleDict({"module": Net()})  # whose names are such
+    net.encoding.save(own.state_dict(), tmp_path / "own.dc")
+    assert net.load_into(own, tmp_path / "own.dc") == ([], [])
+    del state[f"{prefix}scale"]
+    net.encoding.save(state | {f"{prefix}more": X}, tmp_path / "model.dc")
+    with pytest.raises(UserError, match=f"the file lacks scale; the model lacks {prefix}more"):
+        net.load_into(other, tmp_path / "model.dc")
