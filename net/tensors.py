@@ -62,15 +62,15 @@ def identity(tensor: torch.Tensor) -> tuple:
 def tie_of(state: Mapping[str, torch.Tensor], name: str) -> Hashable:
     """Equal for the names of one tensor in a state dict, as those of tied weights are.
 
-    A mapping with a method `info` reads tensors anew each time, so that an address would say
-    nothing: its method `tie` tells, or else no two names are tied.
+    An address says nothing of a mapping that reads its tensors anew each time, as those with a
+    method `info` do: a method `tie` tells there, or else no two names are tied.
     """
     if tie := getattr(state, "tie", None):
         return tie(name)
     if hasattr(state, "info"):
         return name
     tensor = state[name]
-    return identity(tensor) if is_computed(tensor) else name
+    return identity(tensor) if is_computed(tensor) and state[name] is tensor else name
 
 
 def fault(tensor: object) -> str | None:

@@ -50,9 +50,9 @@ def load(name: str) -> Preset:
     path = known.get(name, Path(name))
     if path.suffix != ".json":
         raise UserError(f"no preset {name!r}; there are {', '.join(known)}, and files .json")
-    own = known.get(path.stem)
-    is_known = own is not None and path.exists() and path.samefile(own)
-    try:  # what is recorded is what a later stage can be given
+    try:
+        is_known = path.stem in known and path.samefile(known[path.stem])
+        # What is recorded is what a later stage can be given.
         return _read(path, path.stem if is_known else str(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a preset that is there") from None
