@@ -1,13 +1,14 @@
 """What meets each weight while a network runs: the inputs of the products that it is part of."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 EMBEDDING = "an embedding"  # of which a row is its inputs' output; these are the rows' numbers
@@ -73,6 +74,24 @@ def _some(count: int, limit: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(count, (limit,), generator=generator)
 
 
+class Foreign(TorchDispatchMode):
+    """While active, notes in `met` whether anything is computed with the memory of `tensors`: those
+    of a model of which a copy is run, say, whose own are elsewhere."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.pointers = {each.untyped_storage().data_ptr() for each in tensors if each.numel()}
+        self.met = False
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        for each in tree_leaves((args, kwargs)):
+            if isinstance(each, torch.Tensor) and each.layout is torch.strided:
+                self.met |= each.untyped_storage().data_ptr() in self.pointers
+        return function(*args, **(kwargs or {}))
+
+
 class Watch(TorchDispatchMode):
     """While active, calls `note`(use, inputs) for each product with one of `parameters`.
 
@@ -108,9 +127,7 @@ class Watch(TorchDispatchMode):
         elif packet is aten.convolution:
             self._convolution(*args)
         elif packet is aten.embedding:
-            name, _, _ = self._find(args[0])
-            if name is not None:
-                self.note(Use(name, EMBEDDING), Inputs(args[1]))
+            self._embedding(args[0], args[1])
         return function(*args, **(kwargs or {}))
 
     def _find(self, tensor: torch.Tensor) -> tuple[str | None, torch.Tensor, int]:
@@ -120,6 +137,17 @@ class Watch(TorchDispatchMode):
             if 0 <= first < parameter.numel():
                 return name, parameter, first
         return None, tensor, 0
+
+    def _embedding(self, table: torch.Tensor, numbers: torch.Tensor) -> None:
+        name, parameter, first = self._find(table)
+        if name is None:
+            return
+        if table.dim() == parameter.dim() == 2 and table.stride() == parameter.stride():
+            row, column = divmod(first, parameter.stride(0))
+            if column == 0 and table.shape[1] == parameter.shape[1]:
+                self.note(Use(name, EMBEDDING), Inputs(numbers + row))
+                return
+        self.note(Use(name, "an embedding by a view of it"), Inputs(numbers))
 
     def _product(self, inputs: torch.Tensor, matrix: torch.Tensor) -> None:
         name, parameter, first = self._find(matrix)
@@ -150,11 +178,14 @@ class Watch(TorchDispatchMode):
         output_padding: Sequence[int],
         groups: int,
     ) -> None:
-        name, parameter, _ = self._find(weight)
-        if name is None or weight.numel() != parameter.numel():
+        name, parameter, first = self._find(weight)
+        if name is None:
             return
         if transposed:
             self.note(Use(name, "a transposed convolution"), Inputs(inputs))
+            return
+        if (weight.shape, weight.stride(), first) != (parameter.shape, parameter.stride(), 0):
+            self.note(Use(name, "a convolution with a view of it"), Inputs(inputs))
             return
         x = nn.functional.pad(inputs.detach(), [p for p in reversed(padding) for _ in range(2)])
         use = Use(name, "convolution", 0, weight.shape[0], groups)

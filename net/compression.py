@@ -7,9 +7,10 @@ One number decides: the noise in the weights (net.rounding). More of it, fewer b
 outputs; both are measured, neither is predicted. docs/python.md has every way to choose it.
 """
 
+import glob
 import math
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +27,10 @@ from .container import SUFFIX
 from .encoding import TooLarge
 from .errors import UserError
 from .files import check_output
-from .hooks import SCRIPTED
+from .hooks import check_not_scripted
 from .limits import free_memory
 from .outputs import Moved, Subject, Unseen
-from .parameters import Patterns, unwrapped
+from .parameters import Patterns, bias_of, listed, matches, unwrapped
 from .parameters import copied as copied_model
 from .results import Counted, Result, Shared, Tell, write
 from .rounding import Spread, spreads_of, steps
@@ -218,8 +219,8 @@ class _Source:
     ) -> None:
         self.config = config
         self.module = unwrapped(model) if isinstance(model, nn.Module) else None
-        if isinstance(self.module, torch.jit.ScriptModule):
-            raise UserError(f"{SCRIPTED}, or its state_dict()")
+        if self.module is not None:
+            check_not_scripted(self.module)
         self.path = None if isinstance(model, nn.Module | Mapping) else Path(model)
         self.layout: dict = {}
         self.files: Mapping[str, Path] = {}
@@ -287,7 +288,7 @@ class _Source:
         if subject is None or inputs is None:
             return Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
         model = copied_model(subject.model)
-        sharing = self.calibrated(model, config, inputs)
+        sharing = self.calibrated(model, self.in_model(config, subject.names), inputs)
 
         def renamed(found: Mapping[str, Any]) -> dict[str, Any]:
             return {subject.names[name]: found[name] for name in found if name in subject.names}
@@ -295,6 +296,25 @@ class _Source:
         state = _Calibrated(rest, renamed(model.state_dict()))
         plan = {**rest.plan, **renamed(sharing.plan)}
         return Shared(state, noise, plan, renamed(sharing.clusterings), renamed(sharing.rounded))
+
+    def in_model(self, config: SharingConfig, names: Mapping[str, str]) -> SharingConfig:
+        """The same with the tensors that its patterns mean in the file, by their names in a model:
+        {name in the model: name in the file}."""
+
+        kinds = {name: each.kind or "" for name, each in self.plan.items()}
+        biases = {bias_of(name) for name, kind in kinds.items() if kind}  # follow their weights
+
+        def meant(patterns: Patterns, leave: Collection[str] = ()) -> tuple[str, ...]:
+            return tuple(
+                glob.escape(name)
+                for name, other in names.items()
+                if other in kinds.keys() - leave
+                and any(matches(other, kinds[other], each) for each in listed(patterns))
+            )
+
+        exact = {name for name, each in self.plan.items() if each.how == Exact.how}
+        include = None if config.include is None else meant(config.include, exact | biases)
+        return replace(config, include=include, exclude=meant(config.exclude))
 
     def by_blocks(self, config: SharingConfig, skeleton: Skeleton, inputs: Samples) -> Shared:
         """With calibration of one block at a time; what comes of it is on the disk."""
@@ -399,7 +419,16 @@ class _Work:
             own = self.subject.model if self.subject else source.module
             if own is None:
                 raise UserError(f"evaluate has nothing to run: {self.unseen}")
-            self.evaluate, self.figure = evaluate, float(evaluate(copied_model(own).eval()))
+            model = copied_model(own).eval()
+            try:
+                with outputs.own_weights(own, model):
+                    self.evaluate, self.figure = evaluate, float(evaluate(model))
+            except Unseen:
+                self.notes.append(
+                    "evaluate computes with weights of the model itself: unless it compares with "
+                    "that, a function is in the place of a method (torch.compile(model.forward), a "
+                    "closure), and what it gives says nothing of other weights"
+                )
         self.tell("looking at the outputs", 1, 1)
 
     def evaluated(self, state: Mapping[str, torch.Tensor]) -> float:

@@ -16,7 +16,6 @@ from .sharded import check, is_sharded, lies_alike, local, reshard
 from .tensors import TensorError
 
 EVALUATIONS = 2  # of a closure in one step: SAM's; more is a search along a line
-SCRIPTED = "a TorchScript module cannot be changed; give the module that it was made of"
 SCALER_FRAMES = 16  # between the step of an optimizer and that of the scaler that calls it
 
 
@@ -40,8 +39,7 @@ class StepHooks:
             raise ValueError(f"give a module, not {type(model).__name__}")
         self.steps_done = 0
         self._model = unwrapped(model)
-        if isinstance(self._model, torch.jit.ScriptModule):
-            raise UserError(f"{SCRIPTED}, and script that in the end")
+        check_not_scripted(self._model)
         reshard(self._model)
         self._parameters: dict[str, nn.Parameter] = {}
         self._attached: list[_Attached] = []
@@ -274,6 +272,16 @@ def attached_to(model: nn.Module) -> Iterator[StepHooks]:
     """What is attached to optimizers for a model."""
     inner = unwrapped(model)
     return (each for each in list(_ALIVE) if each._attached and each._model is inner)
+
+
+def check_not_scripted(model: nn.Module) -> None:
+    """Raises UserError for a model that is TorchScript, or some part of which is."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"{name or 'the model'} is a TorchScript module, which cannot be changed; give "
+                "the module that it was made of, and script that in the end"
+            )
 
 
 def version_of(parameter: nn.Parameter) -> tuple[int, int]:

@@ -19,15 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .activations import Foreign
 from .blocks import NoBlocks, OnDisk, Passage, Skeleton, without_parameters
 from .choose import divergence
 from .errors import UserError
 from .parameters import copied
 from .samples import Call, Samples, first_that_runs
+from .sharded import is_sharded
 from .tensors import is_computed
 
 PHOTOGRAPHS = 48  # crops of scikit-learn's two
@@ -71,6 +74,11 @@ class Answers(NamedTuple):
     def moved(self, before: "Answers") -> Moved:
         if not bool(self.rows.isfinite().all()):
             return Moved(-1.0, math.inf, math.inf if self.logits else None)
+        if self.rows.shape != before.rows.shape:
+            raise UserError(
+                "the model gives other numbers of outputs once its weights change, so that nobody "
+                "can compare them; give noise=, or evaluate="
+            )
         count, width = before.rows.shape
         # One figure for each input has a sign and no direction: all of them together have one.
         height = count if width == 1 else max(1, CHUNK // width)
@@ -117,7 +125,8 @@ class Subject:
         self.calibration = None if calibrate is None else Samples(model, calibrate)
         # Of a copy: a run may change buffers.
         source = skeleton.passage(skeleton.state) if skeleton else copied(model)
-        self._before, self._rows = answers(source, self.judging), OnDisk()
+        with own_weights(model, source):
+            self._before, self._rows = answers(source, self.judging), OnDisk()
         if not bool(self._before.rows.isfinite().all()):
             raise Unseen(
                 "the model's outputs are not all finite with these inputs, as it is before"
@@ -146,27 +155,57 @@ class Subject:
         return model
 
 
+@contextmanager
+def own_weights(model: nn.Module, copy: nn.Module | Passage) -> Iterator[None]:
+    """Raises Unseen where what runs meanwhile, a `copy` of `model`, computes with weights of the
+    model itself: a function that took the place of a method (torch.compile(model.forward), a
+    closure) is not copied, and whatever the copy's weights were, it would answer the same."""
+    theirs = [] if isinstance(copy, Passage) else [*model.parameters(), *model.buffers()]
+    watch = Foreign(each.detach() for each in theirs if not is_sharded(each))
+    with watch:
+        yield
+    if watch.met:
+        raise Unseen(
+            "a copy of the model computes with weights of the model itself, since a function is in "
+            "the place of a method (torch.compile(model.forward), a closure), so that nobody can "
+            "see what other weights would do; compress the model before that is done to it"
+        )
+
+
 def halves(inputs: Any) -> tuple[Any, Any]:
     """Every second input, or batch of inputs, and the others; all of them twice if there is one."""
-    if isinstance(inputs, torch.Tensor) and len(inputs) > 1:
-        return list(inputs[::2].split(BATCH)), list(inputs[1::2].split(BATCH))
-    if isinstance(inputs, Mapping):
-        count = min((len(each) for each in inputs.values() if hasattr(each, "__len__")), default=1)
-        if count > 1:
-            halved = ({k: v[i::2] for k, v in inputs.items()} for i in range(2))
-            starts = range(0, -(-count // 2), BATCH)
-            return tuple(
-                [{k: v[i : i + BATCH] for k, v in half.items()} for i in starts] for half in halved
-            )  # type: ignore
-        return [inputs], [inputs]
     if isinstance(inputs, torch.Tensor):
+        if inputs.dim() and len(inputs) > 1:
+            return list(inputs[::2].split(BATCH)), list(inputs[1::2].split(BATCH))
         return inputs, inputs
+    if isinstance(inputs, Mapping):
+        sizes = {name: _length(each) for name, each in inputs.items()}
+        batch = {name for name, size in sizes.items() if size > 1}  # of others one is for all
+        if len({sizes[name] for name in batch}) != 1:  # nobody says which is the batch
+            return [inputs], [inputs]
+        count = sizes[next(iter(batch))]
+
+        def taken(which: slice) -> dict:
+            return {k: v[which] if k in batch else v for k, v in inputs.items()}
+
+        firsts = range(0, count, 2 * BATCH)
+        return tuple(
+            [taken(slice(i + half, i + 2 * BATCH, 2)) for i in firsts if i + half < count]
+            for half in range(2)
+        )  # type: ignore
     if not hasattr(inputs, "__iter__"):
         return inputs, inputs  # refused by Samples
     batches = list(inputs)
     if len(batches) == 1 and isinstance(batches[0], torch.Tensor | Mapping):
         return halves(batches[0])
     return (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
+
+
+def _length(value: Any) -> int:
+    """Of what may be a batch: a tensor, an array, a list; 0 for anything else."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return len(value) if value.ndim else 0
+    return len(value) if isinstance(value, list | tuple) else 0
 
 
 @torch.no_grad()
@@ -248,6 +287,8 @@ def rows_of(output: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, bool]
                 raise ValueError(f"the output is a {type(found).__name__}, not a tensor")
             found = next((each for each in found if each is not None), None)
         logits = found.dim() == 2
+    if not found.numel():
+        raise ValueError("the output is empty")
     if found.dim() == 3 and mask is not None and mask.shape == found.shape[:2]:
         return found[mask.bool()].float(), logits
     if found.dim() == 3 and logits:  # a row of logits per token

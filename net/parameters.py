@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from .errors import UserError, some_names
-from .tensors import check_shaped, is_computed, tie_of
+from .sharded import is_sharded
+from .tensors import check_shaped, identity, is_computed, tie_of
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
 Patterns = str | Sequence[str]
@@ -215,11 +216,19 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, of a model whose layers keep the results of computations, too: the weights that
-    torch.nn.utils.weight_norm and spectral_norm leave in theirs, activations in a list."""
+    torch.nn.utils.weight_norm and spectral_norm leave in theirs, activations in a list. Parameters
+    that are the same memory become one."""
     found: list[torch.Tensor] = []
     for module in model.modules():
         _computed(list(vars(module).values()), found, set())
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in found})
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in found}
+    first: dict[tuple, nn.Parameter] = {}
+    for parameter in model.parameters():
+        if not is_sharded(parameter):
+            same = first.setdefault(identity(parameter), parameter)
+            if same is not parameter and same.requires_grad == parameter.requires_grad:
+                memo[id(parameter)] = copy.deepcopy(same, memo)
+    return copy.deepcopy(model, memo)
 
 
 def _computed(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:

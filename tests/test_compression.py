@@ -336,10 +336,10 @@ def test_tied_weights_of_a_file_are_one_tensor(tmp_path, inputs):
 def test_a_torchscript_module_is_refused_in_a_line(tmp_path, digits):
     scripted = torch.jit.trace(digits[0].eval(), digits[1][:2])
     for give in (partial(net.compress, target=tmp_path / "a.dc"), net.WeightSharing):
-        with pytest.raises(UserError, match="a TorchScript module cannot be changed; give the mod"):
+        with pytest.raises(UserError, match="the model is a TorchScript module, which cannot be"):
             give(scripted)
-    with pytest.raises(UserError, match="a TorchScript module cannot be changed"):
-        net.Pruner(scripted, density=0.5)
+    with pytest.raises(UserError, match="1 is a TorchScript module"):
+        net.Pruner(nn.Sequential(nn.Flatten(), scripted), density=0.5)
 
 
 def test_activations_that_a_module_keeps(tmp_path, digits):
@@ -356,3 +356,77 @@ def test_activations_that_a_module_keeps(tmp_path, digits):
     model(digits[1][:4])
     assert net.compress(model, tmp_path / "a.dc", noise=0.5, inputs=digits[1][:64]).moved
     assert model.kept["all"][1].requires_grad
+
+
+class Scorer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(16, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return 5 * self.c(self.b(self.a(x).relu()).relu())
+
+
+def replaced_forward(model):
+    forward = model.forward
+    model.forward = lambda x: forward(x)
+
+
+def replaced_layer(model):
+    forward = model.b.forward
+    model.b.forward = lambda x: forward(x)
+
+
+def hooked(model):
+    model.register_forward_hook(lambda module, args, output: output + 0 * model.c.weight.sum())
+
+
+@pytest.mark.parametrize("change", [replaced_forward, replaced_layer, hooked])
+def test_a_copy_that_computes_with_the_models_weights_shows_nothing(tmp_path, change):
+    model, x = Scorer(), torch.randn(64, 16)
+    change(model)
+    with pytest.raises(UserError, match="computes with weights of the model itself"):
+        net.compress(model, tmp_path / "a.dc", inputs=x)
+
+    def evaluate(copy):
+        return float((copy(x) - 1).square().mean())
+
+    result = net.compress(model, tmp_path / "a.dc", evaluate=evaluate, tolerance=0.1)
+    assert any(note.startswith("evaluate computes with weights") for note in result.notes)
+    whole = net.compress(Scorer(), tmp_path / "a.dc", evaluate=evaluate, tolerance=0.1)
+    assert not whole.notes
+
+
+@pytest.mark.parametrize("pattern", ["*.a*", "module.a", "module.a.weight"])
+def test_patterns_are_of_the_names_in_the_file(tmp_path, pattern):
+    state = {f"module.{name}": each for name, each in Scorer().state_dict().items()}
+    torch.save(state, tmp_path / "model.pth")
+
+    def module(state):
+        model = Scorer()
+        model.load_state_dict({n.removeprefix("module."): each for n, each in state.items()})
+        return model
+
+    give = partial(net.compress, tmp_path / "model.pth", tmp_path / "model.dc", module=module)
+    result = give(inputs=torch.randn(64, 16), noise=0.3, exclude=pattern)
+    found = net.encoding.load(tmp_path / "model.dc")[0]
+    assert torch.equal(found["module.a.weight"], state["module.a.weight"])
+    assert result.plan["module.a.weight"].how == "exact"
+    assert not torch.equal(found["module.b.weight"], state["module.b.weight"])
+    give(inputs=torch.randn(64, 16), noise=0.3, include=pattern)
+    found = net.encoding.load(tmp_path / "model.dc")[0]
+    assert not torch.equal(found["module.a.weight"], state["module.a.weight"])
+    assert torch.equal(found["module.b.weight"], state["module.b.weight"])
+
+
+def test_weights_of_one_memory_stay_one(tmp_path):
+    model = Scorer()
+    model.a = nn.Linear(64, 64)
+    model.b.weight.data = model.a.weight.data
+    of_model = net.compress(model, tmp_path / "a.dc", inputs=torch.randn(64, 64), noise=0.3)
+    found = net.encoding.load(tmp_path / "a.dc")[0]
+    assert torch.equal(found["a.weight"], found["b.weight"])
+    of_state = net.compress(model.state_dict(), tmp_path / "b.dc", noise=0.3)
+    assert of_model.dense_bytes == of_state.dense_bytes
+    assert abs(of_model.bytes - of_state.bytes) < 200

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from net import outputs
+from net import compress, outputs
+from net.errors import UserError
 from net.outputs import Answers, Unseen
 from net.samples import Samples
 
@@ -247,3 +248,33 @@ def test_a_folder_of_transformers(tmp_path):
     assert subject.moved(state).cosine == pytest.approx(1)
     other = {name: each + 0.1 * torch.randn_like(each.float()) for name, each in state.items()}
     assert subject.moved(other).cosine < 0.999
+
+
+@pytest.mark.parametrize(
+    ("beside", "split"),
+    [(2.0, True), (None, True), ("mean", True), (torch.tensor(3.0), True), (torch.ones(1, 4), True)]
+    + [(torch.ones(7), False)],
+)
+def test_what_is_no_batch_goes_with_each_half(beside, split):
+    x = torch.arange(40.0).view(40, 1)
+    first, second = outputs.halves({"x": x, "beside": beside})
+    assert all(each["beside"] is beside for half in (first, second) for each in half)
+    got = [torch.cat([each["x"] for each in half]).flatten().tolist() for half in (first, second)]
+    every = x.flatten().tolist()
+    assert got == ([every[::2], every[1::2]] if split else [every, every])
+    assert max(len(each["x"]) for each in first) <= (outputs.BATCH if split else 40)
+
+
+def test_outputs_whose_number_the_weights_decide(tmp_path):
+    class Selecting(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y[y[:, 0] > 0]
+
+    torch.manual_seed(0)
+    model = Selecting(8, 6)
+    with pytest.raises(UserError, match="gives other numbers of outputs once its weights change"):
+        compress(model, tmp_path / "a.dc", inputs=torch.randn(400, 8), noise=1.0)
+    model.bias.data[0] = -100.0
+    with pytest.raises(UserError, match="the output is empty"):
+        compress(model, tmp_path / "a.dc", inputs=torch.randn(400, 8), noise=1.0)
