@@ -18,7 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from .errors import UserError
 from .files import reason
 from .limits import release_freed
-from .parameters import copied
+from .parameters import copied, parameters_by_name
 from .pretrained import Place, places_of, put
 from .samples import Call, on_device
 from .shards import info_of
@@ -108,6 +108,25 @@ class _Passed(Exception):
         self.output = output
 
 
+class _Buffer:
+    """A buffer of a module, in which that may keep what it has met."""
+
+    def __init__(self, module: nn.Module, name: str, buffer: torch.Tensor) -> None:
+        self.module, self.name, self.value = module, name, buffer.detach().clone()
+        self._known = buffer, self._version(buffer)
+
+    @staticmethod
+    def _version(buffer: torch.Tensor) -> int:
+        return 0 if buffer.is_inference() else buffer._version
+
+    def restore(self) -> None:
+        """As it was, in new memory: gradients of the last run may need what it is now."""
+        now, (known, version) = self.module._buffers.get(self.name), self._known
+        if now is not known or self._version(known) != version:
+            self.module._buffers[self.name] = fresh = self.value.clone()
+            self._known = fresh, self._version(fresh)
+
+
 class Passage:
     """Runs of a model whose blocks are in memory one after the other.
 
@@ -135,6 +154,7 @@ class Passage:
         self._trees: dict[str, tuple[list[Any], TreeSpec]] = {}
         self._places: dict[int, list[Place]] = {}
         self._number = self._met = 0
+        self._buffers: list[_Buffer] = []
         self.trail = False
         self.entries: dict[int, torch.Tensor] = {}  # leaves of what came from the trail, by number
         if self.blocks:
@@ -148,12 +168,18 @@ class Passage:
             for i, name in enumerate(self.blocks):
                 self._take_over(i, model.get_submodule(name))
         else:
+            self._buffers = [
+                _Buffer(module, name, buffer)
+                for module in model.modules()
+                for name, buffer in module._buffers.items()
+                if buffer is not None and not buffer.is_meta
+            ]
             first = next(model.parameters(), None)
             self.device = torch.device("cpu") if first is None else first.device
 
     def parameters(self, names: Any) -> dict[str, nn.Parameter]:
         """Those of `names` that are in memory."""
-        every = self.model.named_parameters()
+        every = parameters_by_name(self.model).items()
         return {name: each for name, each in every if name in names and not each.is_meta}
 
     @property
@@ -216,8 +242,13 @@ class Passage:
         """What the model answers, or at the place of a block what that gives."""
         self._number, self._met, self.entries = number, 0, {}
         args, kwargs = on_device(call, self.device)
+        for buffer in self._buffers:
+            buffer.restore()
         try:
-            output = self.model(*args, **kwargs)
+            # What is random, and what goes on from run to run, is the same in all runs of a batch.
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(number)
+                output = self.model(*args, **kwargs)
         except _Passed as passed:
             return passed.output
         if self._met < len(self.blocks):

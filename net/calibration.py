@@ -28,7 +28,7 @@ from .blocks import OUTSIDE, Passage, block_of, repeated
 from .codec.adaptive import STRIP
 from .compensation import compensate, settled_prices
 from .extras import ProgressBar
-from .parameters import copied
+from .parameters import copied, parameters_by_name
 from .rounding import fineness, grid, largest, scales, share_tensor, tells_its_steps, trellis_pays
 from .samples import Call, Samples, first_that_runs
 from .threads import in_order
@@ -47,6 +47,11 @@ COLUMNS = 512  # of a product that are computed at a time
 BLOCK = 128  # columns of a matrix that are rounded before the others hear of it
 CHUNK = 1 << 21  # weights that are rounded at a time, in float64
 PATIENCE = 3.0  # seconds before there is a progress bar
+# Of the distance between unrelated inputs: what inputs move by on average where some are not the
+# same in both runs, and one by itself. (Errors as large as the inputs: a third.)
+UNRELATED, MOST_RELATED = 0.25, 0.5
+SAME = 0.05  # of an input's square, beside its deviation: inputs may be all alike
+FEW_ROWS = 8
 SAMPLE = 1 << 18  # weights on which the code words are estimated
 
 UNREACHED = "no input reached it"
@@ -165,7 +170,7 @@ def _look(work: Passage, samples: Samples, kinds: Mapping[str, str]) -> tuple[li
             for name, count in rows.items():
                 met[name] = met.get(name, 0) + count
     every = {use for found in uses for use in found}
-    parameters = dict(work.model.named_parameters())
+    parameters = parameters_by_name(work.model)
     reasons, finer = {}, {}
     for name in kinds:
         own = {use for use in every if use.name == name}
@@ -262,13 +267,13 @@ def _moments(
     sums: dict[Use, tuple[torch.Tensor, torch.Tensor]] = {}
     drawn: Counter[Use] = Counter()
     for number, (batch, found) in enumerate(zip(batches, uses, strict=True)):
-        wanted = [use for use in found if use.name in names]
-        before = _inputs(exact, names, number, batch, wanted, total)
-        after = _inputs(work, names, number, batch, wanted, total)
-        if [x.shape for x in before] != [x.shape for x in after]:  # data decides what is run
-            before = after
-        for use, x0, x in zip(wanted, before, after, strict=False):
-            hessian, drift = _squared(x), (x0 - x).mT
+        count = sum(use.name in names for use in found)
+        before = _inputs(exact, names, number, batch, count, total)
+        after = _inputs(work, names, number, batch, count, total)
+        if [(use, x.shape) for use, x in before] != [(use, x.shape) for use, x in after]:
+            before = after  # data decides what is run
+        for (_, x0), (use, x) in zip(before, after, strict=True):
+            hessian, drift = _squared(x), _gone(x0, x).mT
             if _is_wide(use, parameters[use.name]):
                 drift = use.matrices(parameters[use.name]).float() @ drift
             drift = drift @ x
@@ -282,6 +287,24 @@ def _moments(
             drift = use.matrices(parameters[use.name]).float() @ drift
         moments[use] = Moments(*(each.div_(max(drawn[use], 1)) for each in (hessian, drift)))
     return moments
+
+
+def _gone(x0: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """x0 - x [groups, n, inputs], 0 in rows that are no two views of one input.
+
+    Where data decides what goes where (experts, top-k, sorting), other inputs may come to a place
+    once weights have changed. Two unrelated rows lie as far apart as their deviations from the mean
+    say; errors are smaller. In few rows that cannot be told.
+    """
+    gone = x0 - x
+    if x.shape[1] < FEW_ROWS:
+        return gone
+    far, apart = gone.square().sum(2), torch.zeros_like(gone[..., 0])
+    for each in (x0, x):
+        apart += (each - each.mean(1, keepdim=True)).square().sum(2) + SAME * each.square().sum(2)
+    if bool(far.sum() <= UNRELATED * apart.sum()):  # errors alone, as nearly always
+        return gone
+    return gone.where((far <= MOST_RELATED * apart)[..., None], 0.0)
 
 
 def _is_wide(use: Use, parameter: torch.Tensor) -> bool:
@@ -307,21 +330,23 @@ def _inputs(
     names: Collection[str],
     number: int,
     batch: Call,
-    wanted: list[Use],
+    count: int,
     total: Counter[Use],
-) -> list[torch.Tensor]:
-    """Vectors [groups, n, inputs] drawn of each product in `wanted`, the same for each `number`."""
-    if not wanted:
+) -> list[tuple[Use, torch.Tensor]]:
+    """Vectors [groups, n, inputs] drawn of each of `count` products, the same for each `number`."""
+    if not count:
         return []
     parameters = passage.parameters(names)
     generator = torch.Generator().manual_seed(number)
-    drawn: list[torch.Tensor] = []
+    drawn: list[tuple[Use, torch.Tensor]] = []
 
     def note(use: Use, inputs: Inputs) -> None:
+        if not use.supported:  # met now for the first time
+            return
         columns = use.matrices(parameters[use.name]).shape[2]
         limit = max(1, max(VECTORS, PER_INPUT * columns) // max(total[use], 1))
-        drawn.append(inputs.draw(limit, generator).float())
-        if len(drawn) == len(wanted):
+        drawn.append((use, inputs.draw(limit, generator).float()))
+        if len(drawn) == count:
             raise _Enough
 
     with suppress(_Enough), Watch(parameters, note):
@@ -335,9 +360,13 @@ def _share(
     """Share the values of `parameter` in place; the reason if without its `moments`, or empty."""
     usable = {use: found for use, found in moments.items() if found.usable()}
     rows = np.zeros(len(parameter), int)
-    for use in usable:
-        rows[use.first : use.first + use.rows] += 1
-    if not usable or rows.max() > 1 or any(use.kind == "columns" for use in usable):
+    by_columns = any(use.kind == "columns" for use in usable)
+    if by_columns:  # whose outputs are no rows, of which those of recurrent weights differ
+        kind, rows = "linear", rows + 1
+    else:
+        for use in usable:
+            rows[use.first : use.first + use.rows] += 1
+    if not usable or rows.max() > 1 or by_columns:
         usable = _merged(parameter, usable)
     scale, source, asked = scales(fineness(parameter, kind)), parameter, step
     # The trellis walks down all rows, or all columns, of a tensor, and of parts only whole strips.

@@ -1,12 +1,15 @@
 """Sample inputs of a model: what it is called with, as those who have them may give them."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 Found = TypeVar("Found")
 
@@ -63,6 +66,8 @@ _ANY = list(inspect.signature(lambda first, *args, **kwargs: None).parameters.va
 def _calls(batch: Any, arguments: list[inspect.Parameter], labelled: bool) -> list[Call]:
     """What `batch` may mean to a model with these arguments of its `forward`, likely ones first."""
     itself = Call((batch,), {})
+    if isinstance(batch, PackedSequence):  # which is a tuple, too
+        return [itself]
     kinds = {argument.kind for argument in arguments}
     if isinstance(batch, Mapping):
         names = {each.name for each in arguments if each.kind is not each.POSITIONAL_ONLY}
@@ -87,9 +92,20 @@ def _calls(batch: Any, arguments: list[inspect.Parameter], labelled: bool) -> li
 
 def on_device(call: Call, device: torch.device) -> Call:
     """A copy of `call`, which a model may change in place, with its tensors on the device."""
-    return Call(
-        *tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, copy=True), tuple(call))
-    )
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device, copy=True)
+        if isinstance(value, PackedSequence):
+            packed: Any = copy.deepcopy(value)
+            return packed.to(device)
+        if isinstance(value, Mapping) or is_dataclass(value):  # that torch does not look into
+            value = copy.deepcopy(value)
+            return value.to(device) if callable(getattr(value, "to", None)) else value
+        return value
+
+    whole = lambda value: isinstance(value, PackedSequence)  # noqa: E731
+    return Call(*tree_map(copied, tuple(call), is_leaf=whole))
 
 
 def first_that_runs(run: Callable[[Call], Found], calls: list[Call]) -> tuple[Call, Found]:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .backward import gradients
 from .blocks import Passage
 from .outputs import rows_of
-from .parameters import copied
+from .parameters import copied, plain_name
 from .samples import Call, Samples
 
 INPUTS = 128  # that are looked at, about
@@ -51,8 +51,8 @@ def traces(
     """
     passage = model if isinstance(model, Passage) else Passage(copied(model))
     passage.model.eval()
-    for name, parameter in passage.model.named_parameters():
-        parameter.requires_grad_(name in names)
+    for name, parameter in passage.model.named_parameters():  # tied ones by their first names
+        parameter.requires_grad_(plain_name(name) in names)
     generator = torch.Generator().manual_seed(0)
     total, count = dict.fromkeys(names, 0.0), 0
     batches = samples.batches[:: max(1, len(samples.batches) // INPUTS)]

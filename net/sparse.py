@@ -34,7 +34,9 @@ class TorchCSR(nn.Module):
         self.bias = None if layer.bias is None else layer.bias.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., out]
-        y = self.product(x.detach().reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        rows = x.detach().reshape(-1, x.shape[-1])
+        y = self.product(rows) if len(rows) else rows.new_zeros(0, self.weight.shape[0])
+        y = y.reshape(*x.shape[:-1], self.weight.shape[0])
         return y if self.bias is None else y + self.bias
 
     def sparse(self, weight: torch.Tensor) -> Any:
@@ -76,7 +78,8 @@ def sparse_model(model: nn.Module, batch_size: int = 1) -> nn.Module:
     became, and why:
 
         {"fc1": "torch: 41 us, dense 180 us, 5.0 % non-zero",
-         "fc2": "dense: 9 us, torch 14 us, 31.0 % non-zero", "conv1": "dense: no linear layer"}
+         "fc2": "dense: 9 us, torch 14 us, 31.0 % non-zero",
+         "conv1": "dense: no plain linear layer"}
     """
     model = on_cpu(model)
     times = layer_times(model, batch_size)
@@ -89,7 +92,7 @@ def sparse_model(model: nn.Module, batch_size: int = 1) -> nn.Module:
 def _reason(name: str, model: nn.Module, times: Mapping[str, dict[str, list[float]]]) -> str:
     """The form of a layer, and the one that it was compared with."""
     if name not in times:
-        return "dense: no linear layer"
+        return "dense: no plain linear layer"
     chosen = fastest(times[name])
     medians = {form: 1e6 * statistics.median(each) for form, each in times[name].items()}
     sparse = min(medians.keys() - {"dense"}, key=lambda form: medians[form])
@@ -104,8 +107,16 @@ def on_cpu(model: nn.Module) -> nn.Module:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    layers = {layer_of(name): model.get_submodule(layer_of(name)) for name in compressible(model)}
-    return {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
+    found = {}
+    for name in map(layer_of, compressible(model)):
+        layer, parent = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
+        # Whose fused kernel takes the matrices of its layers, whatever these are.
+        if isinstance(parent, nn.TransformerEncoderLayer) or type(layer) is not nn.Linear:
+            continue
+        computed = layer.weight.dtype in (torch.float32, torch.float64)  # by both libraries
+        if computed and not (layer._forward_hooks or layer._forward_pre_hooks):
+            found[name] = layer
+    return found
 
 
 def replaced(model: nn.Module, choice: dict[str, str]) -> nn.Module:

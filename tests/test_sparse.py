@@ -51,7 +51,7 @@ def test_sparse_model_replaces_only_what_gains(monkeypatch):
     assert type(model.fc1) is nn.Linear  # a copy
     density = float(model.fc2.weight.count_nonzero()) / model.fc2.weight.numel()
     assert mixed.choices.keys() == {"conv1", "conv2", "fc1", "fc2"}
-    assert mixed.choices["conv1"] == "dense: no linear layer"
+    assert mixed.choices["conv1"] == "dense: no plain linear layer"
     assert mixed.choices["fc1"].startswith("torch: 1000000 us, dense 2000000 us, ")
     assert mixed.choices["fc2"] == (f"dense: 1000000 us, torch 2000000 us, {density:.1%} non-zero")
     x = torch.randn(3, 1, 28, 28)
