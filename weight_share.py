@@ -60,6 +60,7 @@ def body(args: Namespace) -> None:
             )
         else:
             run = cli.new_run(args, runtime, folder, source.arch, source.dataset)
+            run.folders.append(Path(args.model).parent)
             preset = source.options.get("preset") if source.arch else "untrained"
             options = cli.chosen(args, run, preset).sharing
             if source.arch is None:

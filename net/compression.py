@@ -449,7 +449,8 @@ class _Work:
             return safe
         finest, coarsest = FINEST, NOISES[1]
         by_default = max_divergence is None and tolerance is None
-        if by_default and self.subject and not self.subject.own:
+        few = self.subject is not None and self.subject.calibration is None
+        if by_default and few:
             coarsest = TRUSTED * safe
 
         def excess(noise: float) -> float:
@@ -474,10 +475,13 @@ class _Work:
             )
         # The most that may be is tried first: often nothing has to be looked for.
         if by_default and excess(coarsest) <= 1:
-            if self.subject and not self.subject.own:
+            if few:
+                which = (
+                    "one input is" if self.subject and self.subject.own else "built-in inputs are"
+                )
                 self.notes.append(
-                    f"noise {coarsest:.3g} is the most that built-in inputs are trusted with; "
-                    "inputs of your own may allow more"
+                    f"noise {coarsest:.3g} is the most that {which} trusted with; more inputs of "
+                    "your own may allow more"
                 )
             return coarsest
         found = choose.farthest(finest, coarsest, excess, 1.0)

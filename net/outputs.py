@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,8 @@ class Subject:
     """A model that can be run, the inputs that judge it, and those on which it may be calibrated.
 
     `names` is {name in the model: name in what is compressed}; `about` says which inputs these are.
-    Half of a user's own `inputs` (net.samples.Samples) calibrate, the others judge; built-in
+    Half of a user's own `inputs` (net.samples.Samples) calibrate, the others judge, as one does
+    alone; built-in
     ones (`own` False) judge, and calibrate nothing: network and inputs may have little in common.
     On inputs of another kind outputs may move `margin` times as far. With a `skeleton`, whose model
     it is, one block of it is in memory at a time.
@@ -173,32 +174,48 @@ def own_weights(model: nn.Module, copy: nn.Module | Passage) -> Iterator[None]:
 
 
 def halves(inputs: Any) -> tuple[Any, Any]:
-    """Every second input, or batch of inputs, and the others; all of them twice if there is one."""
+    """Every second input, or batch of inputs, and the others; (all, None) if there is one.
+
+    Raises ValueError for a batch of several parts of which nobody says how many inputs it has.
+    """
     if isinstance(inputs, torch.Tensor):
-        if inputs.dim() and len(inputs) > 1:
-            return list(inputs[::2].split(BATCH)), list(inputs[1::2].split(BATCH))
-        return inputs, inputs
+        return _halves([inputs], lambda parts: parts[0])
     if isinstance(inputs, Mapping):
-        sizes = {name: _length(each) for name, each in inputs.items()}
-        batch = {name for name, size in sizes.items() if size > 1}  # of others one is for all
-        if len({sizes[name] for name in batch}) != 1:  # nobody says which is the batch
-            return [inputs], [inputs]
-        count = sizes[next(iter(batch))]
-
-        def taken(which: slice) -> dict:
-            return {k: v[which] if k in batch else v for k, v in inputs.items()}
-
-        firsts = range(0, count, 2 * BATCH)
-        return tuple(
-            [taken(slice(i + half, i + 2 * BATCH, 2)) for i in firsts if i + half < count]
-            for half in range(2)
-        )  # type: ignore
+        return _halves(list(inputs.values()), lambda p: dict(zip(inputs, p, strict=True)))
     if not hasattr(inputs, "__iter__"):
-        return inputs, inputs  # refused by Samples
+        return inputs, None  # refused by Samples
     batches = list(inputs)
-    if len(batches) == 1 and isinstance(batches[0], torch.Tensor | Mapping):
-        return halves(batches[0])
-    return (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
+    if len(batches) != 1:
+        return batches[::2], batches[1::2] or None
+    [batch] = batches
+    if isinstance(batch, tuple | list) and type(batch) in (tuple, list):
+        return _halves(list(batch), tuple)
+    return halves(batch) if isinstance(batch, torch.Tensor | Mapping) else (batches, None)
+
+
+def _halves(parts: list, made: Callable[[list], Any]) -> tuple[list, list | None]:
+    """Of one batch of these parts, `made` a batch again: what has its length is divided."""
+    sizes = [_length(part) for part in parts]
+    lengths = {size for size in sizes if size > 1}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"inputs whose parts have the lengths {', '.join(map(str, sizes))}: nobody says how "
+            "many inputs these are; give a list of batches"
+        )
+    if not lengths:
+        return [made(parts)], None
+    [count] = lengths
+
+    def taken(which: slice) -> Any:
+        pairs = zip(parts, sizes, strict=True)
+        return made([part[which] if size == count else part for part, size in pairs])
+
+    starts = range(0, count, 2 * BATCH)
+    first, second = (
+        [taken(slice(i + half, i + 2 * BATCH, 2)) for i in starts if i + half < count]
+        for half in range(2)
+    )
+    return first, second
 
 
 def _length(value: Any) -> int:

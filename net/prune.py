@@ -51,16 +51,18 @@ def top_masks(
         return {name: score > 0 for name, score in scores.items()}
     keep = max(1, round(density * count))
     threshold = kth_greatest(list(scores.values()), keep)
-    masks = {name: score > threshold for name, score in scores.items()}
-    left = keep - sum(int(full(total(mask))) for mask in masks.values())
-    for name, score in scores.items():  # of equal ones, as of shared weights, the first
-        equal = (score == threshold) & (score > 0)
-        if (found := int(full(total(equal)))) > left:
-            every = full(equal)
-            first = every.flatten().cumsum(0).view(every.shape) <= left
-            equal = laid(every & first, score)
-        masks[name] |= equal
-        left = max(0, left - found)
+    masks = {name: score > threshold.to(score.device) for name, score in scores.items()}
+    # Of equal scores, as those of shared weights are, the first are kept. Counted where they are: a
+    # GPU would run dry if it was asked for the number.
+    above = [full(total(mask)).sum().to(threshold.device) for mask in masks.values()]
+    left = keep - torch.stack(above).sum()
+    for name, score in scores.items():
+        limit = threshold.to(score.device)
+        equal = (score == limit) & (score > 0)
+        every = full(equal)
+        first = every & (every.flatten().cumsum(0).view(every.shape) <= left.to(every.device))
+        masks[name] |= laid(first, score)
+        left = left - every.sum().to(left.device)
     return masks
 
 
@@ -161,7 +163,7 @@ class Pruner(StepHooks):
         _check_numbers("a density is a number from 0 to 1", density, 1)
         kinds = prunable(self._model, include, exclude)
         if not kinds:
-            raise UserError(_nothing(self._model, include, exclude))
+            raise UserError(nothing_to_prune(self._model, include, exclude))
         parameters = parameters_by_name(self._model)
         self._parameters = {name: parameters[name] for name in kinds}
         for name, weight in self.weights():
@@ -397,7 +399,7 @@ def _check_finite(name: str, weight: torch.Tensor) -> None:
         raise UserError(f"cannot prune {name}: not all of its values are finite")
 
 
-def _nothing(model: nn.Module, include: Patterns | None, exclude: Patterns) -> str:
+def nothing_to_prune(model: nn.Module, include: Patterns | None, exclude: Patterns) -> str:
     """Why there is nothing to prune."""
     names = ", ".join(list(compressible(model, include, exclude))[:5])
     if not names:

@@ -147,7 +147,7 @@ def _groups(tensor: torch.Tensor) -> tuple:
     return tuple(tensor.device_mesh.get_group(i) for i, each in placements if each.is_shard())
 
 
-def kth_greatest(tensors: Sequence[torch.Tensor], k: int) -> float:
+def kth_greatest(tensors: Sequence[torch.Tensor], k: int) -> torch.Tensor:
     """The k-th greatest of all entries; of DTensors, compared as float32, and 0 if that is less.
 
     Numbers that are not negative are in the order of their bits: the first byte of the k-th follows
@@ -157,7 +157,7 @@ def kth_greatest(tensors: Sequence[torch.Tensor], k: int) -> float:
     if not any(map(is_sharded, tensors)):
         device = tensors[0].device  # a model may be on several
         every = torch.cat([each.detach().flatten().to(device) for each in tensors])
-        return float(every.topk(k).values[-1])
+        return every.topk(k).values[-1]
     # Zeros have two signs, and one of them would come first.
     positive = [torch.where(each > 0, each, 0.0).float() for each in map(local, tensors)]
     bits = [each.flatten().view(torch.int32) for each in positive]
@@ -169,7 +169,7 @@ def kth_greatest(tensors: Sequence[torch.Tensor], k: int) -> float:
         k -= int(whole[byte + 1 :].sum())
         bits = [each[each >> shift & 255 == byte] for each in bits]
         found = found << 8 | byte
-    return float(torch.tensor(found, dtype=torch.int32).view(torch.float32))
+    return torch.tensor(found, dtype=torch.int32).view(torch.float32).to(positive[0].device)
 
 
 def reshard(model: nn.Module) -> None:

@@ -250,19 +250,31 @@ def test_a_folder_of_transformers(tmp_path):
     assert subject.moved(other).cosine < 0.999
 
 
-@pytest.mark.parametrize(
-    ("beside", "split"),
-    [(2.0, True), (None, True), ("mean", True), (torch.tensor(3.0), True), (torch.ones(1, 4), True)]
-    + [(torch.ones(7), False)],
-)
-def test_what_is_no_batch_goes_with_each_half(beside, split):
+@pytest.mark.parametrize("beside", [2.0, None, "mean", torch.tensor(3.0), torch.ones(1, 4)])
+def test_what_is_no_batch_goes_with_each_half(beside):
     x = torch.arange(40.0).view(40, 1)
-    first, second = outputs.halves({"x": x, "beside": beside})
-    assert all(each["beside"] is beside for half in (first, second) for each in half)
-    got = [torch.cat([each["x"] for each in half]).flatten().tolist() for half in (first, second)]
-    every = x.flatten().tolist()
-    assert got == ([every[::2], every[1::2]] if split else [every, every])
-    assert max(len(each["x"]) for each in first) <= (outputs.BATCH if split else 40)
+    for given, key in (({"x": x, "beside": beside}, "x"), ([(x, beside)], 0)):
+        first, second = outputs.halves(given)
+        other = 1 if key == 0 else "beside"
+        assert all(each[other] is beside for half in (first, second) for each in half)
+        got = [torch.cat([each[key] for each in half]).flatten() for half in (first, second)]
+        assert torch.equal(got[0], x[::2, 0])
+        assert torch.equal(got[1], x[1::2, 0])
+        assert max(len(each[key]) for each in first) == outputs.BATCH
+
+
+def test_inputs_that_are_one_or_nobody_knows_how_many(tmp_path):
+    for one in (torch.ones(1, 4), torch.tensor(3.0), {"x": torch.ones(1, 4)}, [torch.ones(1, 4)]):
+        assert outputs.halves(one)[1] is None
+    with pytest.raises(
+        ValueError, match="whose parts have the lengths 40, 7: nobody says how many"
+    ):
+        outputs.halves({"x": torch.ones(40, 1), "position": torch.ones(7)})
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    result = compress(model, tmp_path / "a.dc", inputs=torch.randn(1, 64))
+    assert result.noise <= 0.4  # as by inputs that come with every installation
+    assert not result.notes or "one input is trusted with" in result.notes[-1]
 
 
 def test_outputs_whose_number_the_weights_decide(tmp_path):

@@ -290,15 +290,12 @@ def new_run(
     if weights and not published and not args.resume:  # which may not need them any more
         weights_file(weights)  # before anything is read, timed and announced
     model = built(args, ModelOptions)
-    described = arch or architectures.describe(
-        model.arch or preset(args).arch or DEFAULT_ARCH,
-        model.num_classes,
-        model.in_channels,
-        weights=published,
-    )
+    named = model.arch or preset(args).arch or DEFAULT_ARCH
+    asked = model.num_classes, model.in_channels
+    described = arch or architectures.describe(named, *asked, weights=published)
     dataset = load_data(described, data_options(args, trained_on), runtime)
     if arch is None:
-        described = architectures.describe(described, data=dataset)
+        described = architectures.describe(named, *asked, data=dataset, weights=published)
     return Run(described, dataset, folder, runtime)
 
 
@@ -317,4 +314,9 @@ def chosen(args: Namespace, run: "Run | None" = None, recorded: str | None = Non
     found = found.with_options(given(args, PruningOptions) | given(args, SharingOptions))
     if run is None:
         return found
-    return found.with_options({"teacher": teacher_for(found.sharing.teacher, run.dataset)})
+    pruning, sharing = found.pruning, found.sharing
+    return replace(
+        found,
+        pruning=replace(pruning, teacher=teacher_for(pruning.teacher, run.dataset)),
+        sharing=replace(sharing, teacher=teacher_for(sharing.teacher, run.dataset)),
+    )

@@ -13,15 +13,15 @@ from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
 from ..errors import UserError
 from ..extras import ProgressBar
 from ..files import check_output, check_writable, locked
-from ..parameters import resolve
-from ..prune import prunable
+from ..parameters import compressible, resolve
+from ..prune import nothing_to_prune, prunable
 from ..report.tables import plan_text, sharing_notes
 from ..shared_tensor import Clustering
 from ..sharing import SharedState
 from ..tensors import memory
 from ..training import architectures, datasets, distributed, weights
 from ..training.log import Log
-from ..training.resume import RunProgress, sharing_phases
+from ..training.resume import START_AGAIN, RunProgress, same_run, sharing_phases
 from ..training.splits import Dataset
 from . import choosing, duration, stages
 from .options import (
@@ -35,7 +35,9 @@ from .options import (
 from .stages import Runtime, Targets
 
 PROGRESS, SHARING_PROGRESS = "progress.ptmodel", "sharing_progress.ptmodel"
-MADE_FROM = "made_from"  # in the options of a checkpoint: which source it was shared from
+# In the options of a checkpoint, as sums of what they stand for: which model it was shared from, of
+# which contents the data set was, and the file of --weights.
+MADE_FROM, DATA, WEIGHTS = "made_from", "data", "weights_sum"
 DENSE = "dense"  # the teacher that is the dense model itself
 
 
@@ -46,16 +48,23 @@ class Run:
     records beside what was asked for. Raises UserError for what the user can mend.
     """
 
-    def __init__(self, arch: str, dataset: Dataset, folder: str | Path, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        arch: str,
+        dataset: Dataset,
+        folder: str | Path,
+        runtime: Runtime,
+    ) -> None:
         self.arch, self.dataset, self.folder, self.runtime = arch, dataset, Path(folder), runtime
+        self.folders = [self.folder]  # in which other models may be that this run learns from
         self._targets: dict[tuple, Targets] = {}
 
     def announce(self, *planned: PruningOptions | SharingOptions) -> None:
         """Say about how long the training of these stages is going to take here."""
         stages, teacher = [self.numbers(options) for options in planned], None
         for options in planned:
+            self.check(options)
             if isinstance(options, PruningOptions):
-                self.check(options)
                 named = options.teacher in ("none", DENSE, self.arch)
                 teacher = None if named or is_file_name(options.teacher) else options.teacher
         device = self.runtime.device
@@ -75,7 +84,7 @@ class Run:
         self.check(options)
         check_writable(self.folder)
         options = self.numbers(options)
-        made_by = identity(self.arch, self.dataset.name, options.recorded())
+        made_by = self.made_by(options)
         progress = RunProgress(self.folder / PROGRESS, made_by, resume)
         if resume and progress.record is None and (found := self.earlier(RETRAINED, options)):
             path = self.folder / RETRAINED
@@ -83,8 +92,15 @@ class Run:
             return found
         if progress.passed("train"):
             initial = checkpoint.load(self.folder / INITIAL)
+            own = fingerprint(initial)
+            if progress.found.get("initial", own) != own:  # of another run since, or a scan
+                raise UserError(
+                    f"{self.folder / INITIAL} is not the one of the run that was killed; "
+                    f"{START_AGAIN}"
+                )
         else:
             initial = self.train(options.training(), progress)
+            progress.found["initial"] = fingerprint(initial)
         learn_from = self.targets(options, initial, progress)
         if options.density == "auto":
 
@@ -94,6 +110,7 @@ class Run:
 
             options = replace(options, density=progress.once("density", search, "prune"))
         found = stages.prune(initial, self.dataset, options, self.runtime, learn_from, progress)
+        found.options |= self.sums(options)
         write(self.folder / RETRAINED, found)
         progress.finish()
         return found
@@ -108,6 +125,7 @@ class Run:
         check_writable(self.folder)
         arch, phase = (teacher, "teacher") if teacher else (self.arch, "train")
         found = stages.train(arch, self.dataset, options, self.runtime, phase, progress)
+        found.options |= self.sums(options)
         write(self.folder / (TEACHER if teacher else INITIAL), found)
         return found
 
@@ -130,8 +148,7 @@ class Run:
         """
         check_output(path)
         options = choosing.without_auto(self.numbers(options))
-        made_by = identity(self.arch, self.dataset.name, options.recorded())
-        made_by[MADE_FROM] = fingerprint(source)
+        made_by = self.made_by(options) | {MADE_FROM: fingerprint(source)}
         phases = sharing_phases(options.share_parts)
         progress = RunProgress(self.folder / SHARING_PROGRESS, made_by, resume, phases)
         if resume and progress.record is None and (found := self.shared(made_by, path)):
@@ -148,7 +165,7 @@ class Run:
         found, clusterings = stages.share(
             source, self.dataset, options, self.runtime, learn_from, progress
         )
-        found.options[MADE_FROM] = made_by[MADE_FROM]
+        found.options |= self.sums(options) | {MADE_FROM: made_by[MADE_FROM]}
         write(path, found)
         progress.finish()
         return found, changes(source, found) if progress.record else clusterings
@@ -190,13 +207,22 @@ class Run:
         if is_file_name(options.teacher):
             return checkpoint.load(options.teacher)
         if options.teacher in (DENSE, self.arch):
-            path = self.folder / INITIAL
-            dense = checkpoint.load(path) if path.exists() else source
-            own = (dense.arch, dense.dataset) == (self.arch, self.dataset.name)
-            return dense if own else source
+            if found := self._beside(INITIAL, self.arch):
+                return found
+            if source.stage not in (None, "initial"):
+                self.runtime.log.note(
+                    f"there is no dense {self.arch} in {self.folder}/, so that the model learns "
+                    "from itself, as it is before"
+                )
+            return source
         # Sharing has no options to train one by: it takes what pruning has left.
         if not isinstance(options, PruningOptions):
-            return checkpoint.load(self.folder / TEACHER)
+            if found := self._beside(TEACHER, options.teacher):
+                return found
+            raise UserError(
+                f"there is no teacher {options.teacher} in {self.folder}/; run pruning.py with "
+                "that teacher, or name a .ptmodel file"
+            )
         training = options.training()
         if found := self.earlier(TEACHER, training, options.teacher):
             return found
@@ -204,15 +230,41 @@ class Run:
             progress = None
         return self.train(training, progress, options.teacher)
 
-    def check(self, options: PruningOptions) -> None:
+    def _beside(self, file: str, arch: str) -> Checkpoint | None:
+        """The model of this architecture, trained on this data set, in a file of the folders."""
+        for path in (folder / file for folder in self.folders):
+            if path.exists():
+                found = checkpoint.load(path)
+                if (found.arch, found.dataset) == (arch, self.dataset.name):
+                    return found
+        return None
+
+    def check(self, options: PruningOptions | SharingOptions) -> None:
         """Find before hours of training what would stop the run after them. Raises UserError."""
-        kinds = prunable(architectures.skeleton(self.arch), options.include, options.exclude)
-        resolve(options.sensitivity, kinds)
-        if isinstance(options.density, dict):
-            resolve(options.density, kinds)
+        model = architectures.skeleton(self.arch)
+        if isinstance(options, PruningOptions):
+            kinds = prunable(model, options.include, options.exclude)
+            if not kinds:
+                raise UserError(nothing_to_prune(model, options.include, options.exclude))
+            resolve(options.sensitivity, kinds)
+            if isinstance(options.density, dict):
+                resolve(options.density, kinds)
+        else:
+            choosing.without_auto(self.numbers(options))
+            resolve(options.bits, compressible(model, options.include, options.exclude))
         if is_file_name(options.teacher):
-            checkpoint.load(options.teacher)
-        elif options.teacher not in ("none", DENSE):
+            teacher = checkpoint.load(options.teacher)
+            if teacher.arch is None:
+                raise UserError(f"{options.teacher} does not say its architecture: no teacher")
+            outputs = [
+                architectures.check_fits(weights.restored(teacher), teacher.arch, self.dataset),
+                architectures.check_fits(architectures.build(self.arch), self.arch, self.dataset),
+            ]
+            if len(set(outputs)) > 1:
+                raise UserError(
+                    f"{options.teacher} has {outputs[0]} outputs, {self.arch} has {outputs[1]}"
+                )
+        elif isinstance(options, PruningOptions) and options.teacher not in ("none", DENSE):
             architectures.skeleton(options.teacher)
 
     def numbers(self, options: Options) -> Options:
@@ -226,14 +278,44 @@ class Run:
         if not path.exists():
             return None
         found = checkpoint.load(path)
-        wanted = identity(arch or self.arch, self.dataset.name, options.recorded())
-        return found if identity(found.arch, found.dataset, found.options) == wanted else None
+        own = identity(found.arch, found.dataset, found.options)
+        return found if same_run(own, self.made_by(options, arch)) else None
+
+    def made_by(self, options: CommonOptions, arch: str | None = None) -> dict:
+        """What identifies a run of these options here, and what it makes."""
+        recorded = options.recorded() | self.sums(options)
+        return identity(arch or self.arch, self.dataset.name, recorded)
+
+    def sums(self, options: CommonOptions) -> dict[str, int | None]:
+        """Of the contents that names stand for: None where the file of --weights has gone."""
+        found: dict[str, int | None] = {DATA: self.dataset.fingerprint}
+        file = getattr(options.asked or options, "weights", None)
+        if file and not weights.is_published(file):
+            found[WEIGHTS] = sum_of_file(file)
+        return found
 
 
 def identity(arch: str | None, dataset: str | None, options: dict) -> dict:
     """What a model depends on: not what was chosen, which follows from it."""
     asked = {name: value for name, value in options.items() if name != "chosen"}
     return {"arch": arch, "dataset": dataset, **asked}
+
+
+def sum_of_file(path: str | Path) -> int | None:
+    """The CRC-32 of a file of weights, or of the names and sizes in a folder of them; None where
+    there is nothing."""
+    path = Path(path)
+    if path.is_dir():
+        each = sorted((file.name, file.stat().st_size) for file in path.iterdir())
+        return zlib.crc32(repr(each).encode())
+    try:
+        with path.open("rb") as file:
+            found = 0
+            while block := file.read(1 << 24):
+                found = zlib.crc32(block, found)
+            return found
+    except OSError:
+        return None
 
 
 def fingerprint(source: Checkpoint) -> int:
@@ -259,6 +341,9 @@ def share_bare(
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file. Returns what each
     tensor has become."""
     check_output(path)
+    read_from = getattr(source.state_dict, "path", None)  # tensor by tensor
+    if read_from and Path(path).exists() and Path(path).samefile(read_from):
+        raise UserError(f"{path} is the model itself; give another --output")
     if options.finetune_epochs:
         raise UserError(
             "a bare state dict can be shared, not fine-tuned: its architecture is not known; "

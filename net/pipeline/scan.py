@@ -3,6 +3,7 @@
 Everything is measured on the held-out training images; the test set is left for the final figure.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import repeat
 
@@ -11,8 +12,9 @@ import torch
 from sklearn.isotonic import isotonic_regression
 from torch import nn
 
-from ..parameters import compressible, shortest_name
-from ..prune import top_masks
+from ..errors import UserError
+from ..parameters import shortest_name
+from ..prune import prunable, top_masks
 from ..training import weights
 from ..training.loop import evaluate
 from ..training.splits import Split
@@ -53,8 +55,10 @@ def scan(
     as it was.
     """
     loss, error = evaluate(model, split, batch_size)
+    if not math.isfinite(loss):
+        raise UserError("the model's loss is not finite, so that no pruning can be compared by it")
     figures: dict = {"loss": loss, "error_percent": error, "layers": []}
-    kinds = compressible(model)
+    kinds = prunable(model)
     for name, weight in model.named_parameters():
         if name not in kinds:
             continue

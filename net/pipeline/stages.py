@@ -156,9 +156,14 @@ def train(
     set_dropout(model, options.dropout)
     optimizer = adam(model.parameters(), options.lr)
     compressed = [model.get_parameter(name) for name in compressible(model)]
-    optimizer.register_step_post_hook(
-        lambda *_: shrink(compressed, options.l1 * optimizer.param_groups[0]["lr"])
-    )
+
+    def pull(*_: Any) -> None:
+        trained = (
+            each for each in compressed if each.grad is not None
+        )  # others lose, and gain nothing
+        shrink(trained, options.l1 * optimizer.param_groups[0]["lr"])
+
+    optimizer.register_step_post_hook(pull)
     images, planned = targets(dataset, options, runtime), schedule(options, options.epochs)
     train_phase(phase, model, optimizer, images, planned, dataset, runtime, progress)
     error = runtime.test_error(model, phase, dataset)

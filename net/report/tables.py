@@ -406,7 +406,8 @@ def write_csv(path: str | Path, figures: dict) -> None:
     stages = [*figures["stages"], {"stage": "encodings", "bytes": figures["encoded_bytes"]}]
     sums = [{"name": name, **figures[name]} for name in ("other", "total") if figures[name]]
     for kind, rows in (("stages", stages), ("layers", [*figures["layers"], *sums])):
-        columns = [key for key, value in rows[0].items() if not isinstance(value, dict | list)]
+        first = rows[0] if rows else {"name": ""}  # no layers without an encoded model
+        columns = [key for key, value in first.items() if not isinstance(value, dict | list)]
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

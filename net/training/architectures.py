@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -221,7 +221,7 @@ def input_of(arch: str) -> Input:
     shape = getattr(model, "input_shape", None)
     channels, size = options.get("in_channels"), None
     if shape is not None:
-        if len(shape) != 3:
+        if not isinstance(shape, Sequence) or len(shape) != 3:
             raise UserError(f"{arch}: input_shape must be (channels, height, width), not {shape}")
         size = (shape[1], shape[2])
         channels = channels if "in_channels" in takes else shape[0]
@@ -260,8 +260,9 @@ def _normalisation_of(
 
 
 @torch.no_grad()
-def check_fits(model: nn.Module, arch: str, data: Dataset) -> None:
-    """Raise UserError unless `model` takes the inputs of `data` and has an output per class."""
+def check_fits(model: nn.Module, arch: str, data: Dataset) -> int:
+    """The outputs of `model`. Raises UserError unless it takes the inputs of `data` and has an
+    output per class."""
     inputs = next(iter(data.test.batches(2)))[0]
     model.eval()
     shape = "x".join(map(str, inputs.shape[1:])) or "numbers"
@@ -277,3 +278,4 @@ def check_fits(model: nn.Module, arch: str, data: Dataset) -> None:
             f"{arch} has {logits.shape[1]} outputs, {data.name} has {data.classes} classes; "
             f"build it with num_classes={data.classes}"
         )
+    return logits.shape[1]

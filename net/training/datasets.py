@@ -17,7 +17,7 @@ from .download import downloading
 from .inputs import NORMALISE, Input, Kind, Normalise, normalisation
 from .log import Log
 from .reading import Sums
-from .splits import Dataset, Split, adapted, with_held_out
+from .splits import FOLDER, Dataset, Split, adapted, is_factory, with_held_out
 
 # torchvision's classes; these three share the file layout and the shape [N, 28, 28].
 DOWNLOADABLE = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -60,7 +60,7 @@ def load(
     fraction = val_fraction or float(parts[0] or VAL_FRACTION)
     how: str = normalise
     if how == "auto":
-        by_default = "none" if own_data.is_factory(name) else "data"
+        by_default = "none" if is_factory(name) else "data"
         how = "model" if wanted.mean and wanted.std else by_default
     if ":" in name:
         found = own_data.load(name, device, wanted, how, fraction, skip_broken, log)
@@ -69,7 +69,7 @@ def load(
     else:
         raise UserError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
     found = adapted(found, wanted)
-    if name.startswith(own_data.FOLDER) and fraction != VAL_FRACTION:
+    if name.startswith(FOLDER) and fraction != VAL_FRACTION:
         found = replace(found, name=f"{found.name}(val_fraction={fraction})")
     if normalise != "auto":
         found = replace(found, name=f"{found.name}(normalise={normalise})")

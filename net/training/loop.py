@@ -1,5 +1,6 @@
 """Train and evaluate: one loop for dense training, pruning, retraining and fine-tuning."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ def batch_size_for(examples: int, largest: int) -> int:
     what counts is the number of steps. Hence 200 of them an epoch at least, but in batches of 32 at
     least, the usual size for a small set; 40 an epoch at least where even these are too many.
     """
-    return max(1, min(largest, max(examples // 200, min(32, examples // 40))))
+    # BatchNorm cannot train on one input: in batches of 3 or more none is left over.
+    return min(largest, max(3, examples // 200, min(32, examples // 40)))
 
 
 def adam(parameters: Iterable[Any], lr: float) -> torch.optim.Adam:
@@ -186,23 +188,26 @@ def measure_statistics(model: nn.Module, train: Batches, batch_size: int) -> Non
     Their running averages lag behind weights that change, by thousands of steps in some networks
     (torchvision's MobileNets: 10 % error in training, 80 % in evaluation after a short one).
     """
-    norms = [
-        module
+    model.train()
+    norms = {
+        module: (module.momentum, copy.deepcopy(module.state_dict()))
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.track_running_stats
+        and module.training  # not one that the model keeps as it is
+    }
     if not norms:
         return
-    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average
-    model.train()
     batches = train.batches(batch_size, shuffle=True)
     for inputs, _ in islice(batches, math.ceil(MEASURED / batch_size)):
         model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, (momentum, before) in norms.items():
         norm.momentum = momentum
+        if not norm.num_batches_tracked:  # nothing came to it
+            norm.load_state_dict(before)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

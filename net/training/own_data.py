@@ -20,16 +20,11 @@ from . import own_code, splits
 from .inputs import Adapt, Input, Kind, normalisation
 from .log import Log
 from .reading import Source, first_pass
-from .splits import Dataset, Split, with_held_out
+from .splits import FOLDER, Dataset, Split, is_factory, with_held_out
 
-FOLDER = "folder:"
 SMALLEST_IMAGE = 8  # height and width; what is lower is a row of numbers rather than an image
 
 Parts = list[tuple[Source, torch.Tensor]]  # of train, perhaps validation, test; and in which order
-
-
-def is_factory(name: str) -> bool:
-    return ":" in name and not name.startswith(FOLDER)
 
 
 def load(

@@ -14,11 +14,19 @@ from . import distributed
 PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
 
 START_AGAIN = "start again without resuming"
+MISSING = object()
 
 
 def sharing_phases(parts: int) -> tuple[str, ...]:
     """Those of weight sharing in so many parts."""
     return (*(f"share {part}/{parts}" for part in range(1, parts)), "finetune")
+
+
+def same_run(one: dict, other: dict) -> bool:
+    """Whether two runs are of the same options and contents; a sum that is None is not known."""
+    keys = one.keys() | other.keys()
+    unknown = {key for key in keys if key.endswith("_sum") and other.get(key, 0) is None}
+    return all(one.get(key, MISSING) == other.get(key, MISSING) for key in keys - unknown)
 
 
 class RunProgress:
@@ -39,7 +47,7 @@ class RunProgress:
             record = checkpoint.load_dict(path)
             if not _is_record(record, phases):
                 raise UserError(f"{path} is no progress of a run; {START_AGAIN}")
-            if record["options"] != options:
+            if not same_run(record["options"], options):
                 raise UserError(
                     f"{path} is of a run with other options; give the same ones, or {START_AGAIN}"
                 )
