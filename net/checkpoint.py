@@ -16,6 +16,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from .files import FOREIGN, atomic_write, open_regular, reason, utf8_path
 from .formats import CheckpointError as CheckpointError
 from .shards import METADATA, Shards
 from .state_dicts import NotPlain, plain, to_json
-from .tensors import check_dense, identity
+from .tensors import check_dense, identity, memory
 from .threads import in_order
 
 FORMAT = "deep-compression 1"
@@ -42,6 +43,7 @@ FIELDS = ("state_dict", "arch", "stage", "dataset", "options", "metrics")
 INITIAL = "initial_model.ptmodel"
 TEACHER = "teacher_model.ptmodel"
 RETRAINED = "model_after_retraining.ptmodel"
+MADE_FROM = "made_from"  # in the options of a shared model: the fingerprint of its source
 SHARED = "model_after_weight_sharing.ptmodel"
 DECODED = "model_after_decoding.ptmodel"
 STAGE_FILES = {
@@ -353,6 +355,15 @@ def is_mapped(path: Path) -> bool:
     later); by its name, for which torch.load would take a safetensors file."""
     large = path.suffix != formats.SUFFIX and path.stat().st_size >= MAPPED_FROM
     return large and zipfile.is_zipfile(path)
+
+
+def fingerprint(source: Checkpoint) -> int:
+    """The CRC-32 of all tensors and their names."""
+    found = 0
+    for name in source.state_dict:
+        elements = memory(source.state_dict[name])
+        found = zlib.crc32(elements.data, zlib.crc32(name.encode(), found))
+    return found
 
 
 class MappedState(Mapping[str, torch.Tensor]):

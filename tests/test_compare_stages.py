@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,3 +151,25 @@ def test_an_initial_model_that_is_not_there(pipeline, tmp_path, capsys):
     arguments = ["--path", str(pipeline.saves), "--directory", str(pipeline.encodings)]
     assert compare_stages.main([*arguments, "--initial", str(tmp_path / "none.pth")]) == 1
     assert capsys.readouterr().err.startswith("error: no model at ")
+
+
+def test_stages_of_several_runs_are_refused(pipeline, tmp_path, capsys):
+    saves = tmp_path / "saves"
+    shutil.copytree(pipeline.saves, saves)
+    path = saves / "model_after_retraining.ptmodel"
+    model = checkpoint.load(path)
+    checkpoint.save(path, replace(model, dataset="mnist"))
+    where = ["--device", "cpu", "--directory", str(pipeline.encodings)]
+    assert compare_stages.main(["--path", str(saves), *where]) == 1
+    assert (
+        "holds stages of several runs (initial: digits, retrained: mnist" in capsys.readouterr().err
+    )
+    model.state_dict["fc1.weight"][0, 0] += 1  # pruned once more, since
+    checkpoint.save(path, model)
+    csv = tmp_path / "x.csv"
+    shutil.rmtree(tmp_path / "none", ignore_errors=True)
+    assert compare_stages.main(["--path", str(saves), *where]) == 0
+    assert "missing: the model that was shared" in capsys.readouterr().out
+    where[-1] = str(tmp_path / "none")
+    assert compare_stages.main(["--path", str(saves), *where, "--csv", str(csv)]) == 0
+    assert (tmp_path / "x-layers.csv").exists()

@@ -237,3 +237,10 @@ def test_layers_that_are_to_stay_whole(few_digits, tmp_path):
     state = checkpoint.load(tmp_path / checkpoint.RETRAINED).state_dict
     whole = {name: bool((state[f"{name}.weight"] != 0).all()) for name in ("fc1", "fc2", "fc3")}
     assert whole == {"fc1": False, "fc2": True, "fc3": False}
+
+
+def test_a_frozen_layer_is_not_pulled_to_zero(few_digits, tmp_path):
+    arch = ["--arch", "tests.own_classes:Frozen", "--output", str(tmp_path)]
+    assert pruning.main([*OPTIONS, *arch]) == 0
+    model = checkpoint.load(tmp_path / "initial_model.ptmodel")
+    assert (model.state_dict["first.weight"] == 0.01).all()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint, choose, shards
-from ..checkpoint import INITIAL, RETRAINED, TEACHER, Checkpoint
+from ..checkpoint import INITIAL, MADE_FROM, RETRAINED, TEACHER, Checkpoint, fingerprint
 from ..errors import UserError
 from ..extras import ProgressBar
 from ..files import check_output, check_writable, locked
@@ -18,7 +18,6 @@ from ..prune import nothing_to_prune, prunable
 from ..report.tables import plan_text, sharing_notes
 from ..shared_tensor import Clustering
 from ..sharing import SharedState
-from ..tensors import memory
 from ..training import architectures, datasets, distributed, weights
 from ..training.log import Log
 from ..training.resume import START_AGAIN, RunProgress, same_run, sharing_phases
@@ -35,9 +34,8 @@ from .options import (
 from .stages import Runtime, Targets
 
 PROGRESS, SHARING_PROGRESS = "progress.ptmodel", "sharing_progress.ptmodel"
-# In the options of a checkpoint, as sums of what they stand for: which model it was shared from, of
-# which contents the data set was, and the file of --weights.
-MADE_FROM, DATA, WEIGHTS = "made_from", "data", "weights_sum"
+# In the options of a checkpoint, sums of the contents of the data set and of the file of --weights.
+DATA, WEIGHTS = "data", "weights_sum"
 DENSE = "dense"  # the teacher that is the dense model itself
 
 
@@ -316,15 +314,6 @@ def sum_of_file(path: str | Path) -> int | None:
             return found
     except OSError:
         return None
-
-
-def fingerprint(source: Checkpoint) -> int:
-    """The CRC-32 of all tensors."""
-    found = 0
-    for name in source.state_dict:
-        elements = memory(source.state_dict[name])
-        found = zlib.crc32(elements.data, zlib.crc32(name.encode(), found))
-    return found
 
 
 def changes(source: Checkpoint, shared: Checkpoint) -> dict[str, Clustering]:

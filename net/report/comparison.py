@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .. import checkpoint, encoding
-from ..checkpoint import STAGE_FILES, Checkpoint
+from ..checkpoint import MADE_FROM, STAGE_FILES, Checkpoint, fingerprint
 from ..choose import divergence
 from ..codec.forms import patterns
 from ..encoding import TensorInfo
@@ -70,6 +70,7 @@ def read(
         for stage, file in files.items()
         if file.exists() or (initial and stage == "initial")  # one that was named must be there
     }
+    _check_one_run(folder, found)
     arch = next((model.arch for model in found.values() if model.arch), None)
     if arch and initial and not found["initial"].arch:  # a state dict that somebody else saved
         dataset = next((model.dataset for model in found.values() if model.dataset), None)
@@ -86,12 +87,28 @@ def read(
         if untrained and stage in ("initial", "retrained"):
             line = f"{stage}, since the model was shared as it was, without training"
         missing.append(line)
+    before = [fingerprint(found[stage]) for stage in ("initial", "retrained") if stage in found]
+    if shared is not None and before and shared.options.get(MADE_FROM, before[0]) not in before:
+        missing.append("the model that was shared: what is pruned there now is another")
     file_bytes = {stage: files[stage].stat().st_size for stage in found}
     if not (directory.is_file() or (directory.is_dir() and any(directory.glob("[!.]*")))):
         return Stages(found, file_bytes, missing, {}, [], None)
-    state, _, tensors = encoding.read(directory)
+    state, meta, tensors = encoding.read(directory)
+    if arch and meta.get("arch", arch) != arch:
+        raise UserError(
+            f"{directory} holds a {meta['arch']}, {folder} a {arch}; give the folders of one run"
+        )
     size = encoding.directory_bytes(directory)
     return Stages(found, file_bytes, missing, state, tensors, size)
+
+
+def _check_one_run(folder: Path, found: Mapping[str, Checkpoint]) -> None:
+    """Raises UserError where the stages in a folder are of several architectures or data sets."""
+    for what in ("arch", "dataset"):
+        known = {stage: own for stage, each in found.items() if (own := getattr(each, what))}
+        if len(set(known.values())) > 1:
+            each = ", ".join(f"{stage}: {own}" for stage, own in known.items())
+            raise UserError(f"{folder} holds stages of several runs ({each}); give one run's")
 
 
 def compare(

@@ -1,16 +1,20 @@
 """One run in a folder at a time. What runs do is tested with the scripts."""
 
 import fcntl
+import json
 import os
+import sys
 
 import pytest
+import torch
 
 import deep_compressing
 import pruning
 import weight_share
-from net import files
-from net.pipeline import runs
+from net import checkpoint, files
+from net.pipeline import runs, stages
 from net.report import plots
+from net.training.models import LeNet300100
 from tests.conftest import FAST
 
 
@@ -78,3 +82,113 @@ def test_an_output_that_is_no_file_is_refused_before_any_work(
         "path\n"
     )
     assert (tmp_path / "pipe").is_fifo()
+
+
+# What a run is recognised by
+
+QUICK = FAST[:-2]  # what pruning.py takes of it
+
+
+def pruned(*more):
+    quick = ["--epochs", "0", "--retrain-epochs", "0", "--sensitivity", "1", "--preset", "paper"]
+    return pruning.main([*QUICK, *quick, *map(str, more), "--resume"])
+
+
+def test_other_weights_of_one_name_are_another_run(few_digits, tmp_path, pipeline, capsys):
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        (tmp_path / str(seed)).mkdir()
+        torch.save(LeNet300100().state_dict(), tmp_path / str(seed) / "m.pth")
+    output, sums = ["--output", tmp_path / "out"], []
+    for seed in (1, 2, 2):
+        capsys.readouterr()
+        assert pruned("--weights", tmp_path / str(seed) / "m.pth", *output) == 0
+        model = checkpoint.load(tmp_path / "out" / "model_after_retraining.ptmodel")
+        sums.append(checkpoint.fingerprint(model))
+    assert sums[0] != sums[1] == sums[2]
+    assert "finished already" in capsys.readouterr().out
+    (tmp_path / "2" / "m.pth").unlink()  # which a finished run does not need
+    assert pruned("--weights", tmp_path / "2" / "m.pth", *output) == 0
+
+
+def test_data_that_have_changed_are_another_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = "import torch\nfrom torch.utils.data import TensorDataset\ndef data():\n"
+    code += "    y = torch.arange(60) % {}\n    d = TensorDataset(torch.rand(60, 1, 28, 28), y)\n"
+    own = ["--dataset", "changing:data", "--output", str(tmp_path / "out")]
+    for classes, again in ((5, False), (5, True), (4, False)):
+        (tmp_path / "changing.py").write_text(code.format(classes) + "    return d, d\n")
+        sys.modules.pop("changing", None)
+        capsys.readouterr()
+        assert pruned(*own, "--num-classes", "5") == 0
+        assert ("finished already" in capsys.readouterr().out) == again
+
+
+def test_a_dense_model_that_was_replaced_is_not_gone_on_with(few_digits, tmp_path, monkeypatch):
+    output = ["--output", str(tmp_path)]
+    run = [*QUICK, "--density", "0.1", "--prune-epochs", "2", *output]
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "fold_constant_inputs", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pruning.main(run)
+    kept = (tmp_path / "initial_model.ptmodel").read_bytes()
+    assert pruning.main([*QUICK, "--epochs", "1", "--scan", *output]) == 0
+    assert (tmp_path / "initial_model.ptmodel").read_bytes() != kept
+    assert pruning.main([*run, "--resume"]) == 1
+    (tmp_path / "initial_model.ptmodel").write_bytes(kept)
+    assert pruning.main([*run, "--resume"]) == 0
+
+
+def test_an_option_equal_to_the_default_counts(few_digits, tmp_path):
+    arguments = [*QUICK, "--epochs", "0", "--retrain-epochs", "0", "--sensitivity", "0"]
+    arguments += ["--arch", "tests.own_classes:Rows", "--output", str(tmp_path)]
+    assert pruning.main([*arguments, "--num-classes", "12"]) == 0
+    model = checkpoint.load(tmp_path / "model_after_retraining.ptmodel")
+    assert model.state_dict["fc.weight"].shape == (12, 784)
+
+
+def test_the_teacher_of_each_stage(few_digits, tmp_path):
+    content = {"pruning": {"teacher": "dense", "epochs": 1, "retrain_epochs": 1}}
+    (tmp_path / "own.json").write_text(json.dumps(content | {"sharing": {"finetune_epochs": 1}}))
+    preset = ["--preset", str(tmp_path / "own.json"), "--output", str(tmp_path)]
+    assert pruning.main(["--dataset", "digits", "--device", "cpu", *preset]) == 0
+    model = checkpoint.load(tmp_path / "model_after_retraining.ptmodel")
+    assert model.options["teacher"] == "dense"
+
+
+def test_a_teacher_that_is_not_there(few_digits, pipeline, tmp_path, capsys):
+    source, target = pipeline.saves / "model_after_retraining.ptmodel", tmp_path / "m.ptmodel"
+    share = [str(source), "--dataset", "digits", "--device", "cpu", "--epochs", "1"]
+    assert weight_share.main([*share, "--teacher", "lenet-5", "--output", str(target)]) == 1
+    assert "error: there is no teacher lenet-5 in" in capsys.readouterr().err
+    # the dense one is looked for beside MODEL, too
+    assert weight_share.main([*share, "--teacher", "dense", "--output", str(target)]) == 0
+    assert "learns from itself" not in "".join(capsys.readouterr())
+    alone = tmp_path / "alone" / "m.ptmodel"
+    alone.parent.mkdir()
+    alone.write_bytes(source.read_bytes())
+    share[0] = str(alone)
+    assert weight_share.main([*share, "--teacher", "dense", "--output", str(target)]) == 0
+    assert "there is no dense lenet-300-100 in" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bits", "fc9=4,*=5"], "no parameter matches 'fc9'"),
+        (["--finetune-epochs", "1", "--set", "share_parts=3"], "cannot be divided among 3 parts"),
+        (["--teacher", "bare.ptmodel"], "bare.ptmodel does not say its architecture"),
+        (["--arch", "tests.own_classes:OnlyNorm"], "there is nothing to prune"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(
+    few_digits, tmp_path, monkeypatch, capsys, options, message
+):
+    if "bare.ptmodel" in options:
+        torch.save(LeNet300100().state_dict(), tmp_path / "bare.ptmodel")
+        options = ["--teacher", str(tmp_path / "bare.ptmodel")]
+    monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr(plots, "available", lambda: False)
+    folders = ["--output", str(tmp_path / "out"), "--directory", str(tmp_path / "enc")]
+    assert deep_compressing.main([*FAST, *options, *folders]) == 1
+    assert message in capsys.readouterr().err

@@ -270,3 +270,29 @@ def moved(sharing, model):
     # Not as if something else had written the weights.
     sharing._versions = {n: version_of(each) for n, each in sharing._parameters.items()}
     return sharing
+
+
+def test_norms_that_a_model_keeps_or_does_not_reach_keep_their_statistics():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept, self.own, self.idle = (nn.BatchNorm1d(4) for _ in range(3))
+            for norm in (self.kept, self.own, self.idle):
+                norm.running_mean.fill_(3.0)
+
+        def train(self, mode=True):
+            super().train(mode)
+            self.kept.eval()
+            return self
+
+        def forward(self, x):
+            return self.own(self.kept(x))
+
+    model = Keeping()
+    split = Split(torch.randn(64, 4), torch.zeros(64).long())
+    loop.measure_statistics(model, split, 16)
+    assert (model.kept.running_mean == 3).all()
+    assert (model.idle.running_mean == 3).all()
+    assert model.own.running_mean.abs().max() < 10
+    assert not (model.own.running_mean == 3).any()
+    assert model.idle.momentum == model.own.momentum == 0.1

@@ -1,0 +1,38 @@
+"""Architectures that a test names: `tests.own_classes:Rows`."""
+
+from torch import nn
+
+
+class Rows(nn.Module):
+    """One layer; its default is the number of classes that the digits have."""
+
+    def __init__(self, num_classes=12):
+        super().__init__()
+        self.fc = nn.Linear(784, num_classes)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+class OnlyNorm(nn.Module):
+    """Nothing that can be pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(784)
+
+    def forward(self, x):
+        return self.norm(x.flatten(1))[:, :10]
+
+
+class Frozen(nn.Module):
+    """A first layer that is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(784, 32), nn.Linear(32, 10)
+        nn.init.constant_(self.first.weight, 0.01)
+        self.first.requires_grad_(False)
+
+    def forward(self, x):
+        return self.second(self.first(x.flatten(1)).relu())
