@@ -56,6 +56,7 @@ class Run:
         self.arch, self.dataset, self.folder, self.runtime = arch, dataset, Path(folder), runtime
         self.folders = [self.folder]  # in which other models may be that this run learns from
         self._targets: dict[tuple, Targets] = {}
+        self._sums: dict[str, int | None] = {}
 
     def announce(self, *planned: PruningOptions | SharingOptions) -> None:
         """Say about how long the training of these stages is going to take here."""
@@ -289,7 +290,9 @@ class Run:
         found: dict[str, int | None] = {DATA: self.dataset.fingerprint}
         file = getattr(options.asked or options, "weights", None)
         if file and not weights.is_published(file):
-            found[WEIGHTS] = sum_of_file(file)
+            if file not in self._sums:  # which may take a while
+                self._sums[file] = sum_of_file(file)
+            found[WEIGHTS] = self._sums[file]
         return found
 
 
