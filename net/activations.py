@@ -80,7 +80,7 @@ class Foreign(TorchDispatchMode):
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        self.pointers = {each.untyped_storage().data_ptr() for each in tensors if each.numel()}
+        self.pointers = {each.untyped_storage().data_ptr() for each in tensors} - {0}
         self.met = False
 
     def __torch_dispatch__(

@@ -36,3 +36,19 @@ class Frozen(nn.Module):
 
     def forward(self, x):
         return self.second(self.first(x.flatten(1)).relu())
+
+
+class FailsInTraining(Rows):
+    """As the code of somebody may."""
+
+    def forward(self, x):
+        if self.training:
+            raise KeyError("no such thing")
+        return super().forward(x)
+
+
+class LearnsNothing(Rows):
+    """Its answers have no gradient."""
+
+    def forward(self, x):
+        return super().forward(x).detach()

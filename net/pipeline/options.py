@@ -214,6 +214,12 @@ class PruningOptions(TrainingOptions, ChoiceOptions):
     retrain_epochs: int = option(25, "epochs of training after pruning")
     retrain_lr: float = expert(3e-3, "peak of Adam's learning rate after pruning")
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is any training."""
+        gradual = 0 if self.density is None else self.prune_epochs
+        return self.epochs + gradual + self.retrain_epochs > 0
+
     def training(self) -> TrainingOptions:
         """The part that the dense model depends on."""
         own = {each.name: getattr(self, each.name) for each in fields(TrainingOptions)}
@@ -274,6 +280,11 @@ class SharingOptions(CommonOptions, ChoiceOptions):
         low=1,
         high=1000,
     )
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is any training."""
+        return self.finetune_epochs > 0
 
 
 Options = TypeVar("Options", bound=CommonOptions)

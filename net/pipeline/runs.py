@@ -251,6 +251,8 @@ class Run:
         else:
             choosing.without_auto(self.numbers(options))
             resolve(options.bits, compressible(model, options.include, options.exclude))
+        if ":" in self.arch and options.trains:
+            architectures.check_trains(model, self.arch, self.dataset)
         if is_file_name(options.teacher):
             teacher = checkpoint.load(options.teacher)
             if teacher.arch is None:

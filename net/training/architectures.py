@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..errors import UserError
 from ..extras import needs
+from ..parameters import copied
 from . import own_code
 from .inputs import Input
 from .models import CifarResNet, CifarVGG16, LeNet5, LeNet300100
@@ -279,3 +281,14 @@ def check_fits(model: nn.Module, arch: str, data: Dataset) -> int:
             f"build it with num_classes={data.classes}"
         )
     return logits.shape[1]
+
+
+def check_trains(model: nn.Module, arch: str, data: Dataset) -> None:
+    """Raise UserError where code of the user's own fails in training alone, or learns nothing."""
+    inputs, labels = next(iter(data.train.batches(3)))
+    model = copied(model).to(labels.device).train()
+    fork = torch.random.fork_rng(devices=[])
+    with fork, torch.enable_grad(), own_code.one_line(f"training {arch}"):
+        F.cross_entropy(model(inputs), labels).backward()
+    if all(each.grad is None for each in model.parameters()):
+        raise UserError(f"training {arch}: no gradient reaches any of its parameters")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -192,3 +193,21 @@ def test_what_cannot_work_is_said_before_training(
     folders = ["--output", str(tmp_path / "out"), "--directory", str(tmp_path / "enc")]
     assert deep_compressing.main([*FAST, *options, *folders]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "FailsInTraining",
+            r"training .*FailsInTraining.* failed in .*no such thing",
+        ),
+        ("LearnsNothing", r"training .*LearnsNothing.* failed in .*does not require grad"),
+    ],
+)
+def test_code_that_fails_in_training_alone(few_digits, tmp_path, capsys, name, message):
+    arch = ["--arch", f"tests.own_classes:{name}", "--output", str(tmp_path)]
+    assert pruning.main([*QUICK, *arch]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\nerror: ") <= 1
