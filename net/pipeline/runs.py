@@ -46,13 +46,7 @@ class Run:
     records beside what was asked for. Raises UserError for what the user can mend.
     """
 
-    def __init__(
-        self,
-        arch: str,
-        dataset: Dataset,
-        folder: str | Path,
-        runtime: Runtime,
-    ) -> None:
+    def __init__(self, arch: str, dataset: Dataset, folder: str | Path, runtime: Runtime) -> None:
         self.arch, self.dataset, self.folder, self.runtime = arch, dataset, Path(folder), runtime
         self.folders = [self.folder]  # in which other models may be that this run learns from
         self._targets: dict[tuple, Targets] = {}
@@ -257,14 +251,17 @@ class Run:
             teacher = checkpoint.load(options.teacher)
             if teacher.arch is None:
                 raise UserError(f"{options.teacher} does not say its architecture: no teacher")
+            device = self.runtime.device
+            models = {
+                teacher.arch: weights.restored(teacher, device),
+                self.arch: architectures.build(self.arch).to(device),
+            }
             outputs = [
-                architectures.check_fits(weights.restored(teacher), teacher.arch, self.dataset),
-                architectures.check_fits(architectures.build(self.arch), self.arch, self.dataset),
+                architectures.check_fits(each, arch, self.dataset) for arch, each in models.items()
             ]
             if len(set(outputs)) > 1:
-                raise UserError(
-                    f"{options.teacher} has {outputs[0]} outputs, {self.arch} has {outputs[1]}"
-                )
+                both = f"{options.teacher} has {outputs[0]} outputs, {self.arch} has {outputs[1]}"
+                raise UserError(f"{both}: one cannot learn from the other")
         elif isinstance(options, PruningOptions) and options.teacher not in ("none", DENSE):
             architectures.skeleton(options.teacher)
 

@@ -211,3 +211,13 @@ def test_code_that_fails_in_training_alone(few_digits, tmp_path, capsys, name, m
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert error.count("\nerror: ") <= 1
+
+
+def test_a_teacher_of_other_classes(few_digits, tmp_path, capsys):
+    first = ["--epochs", "0", "--retrain-epochs", "0", "--sensitivity", "0", "--num-classes", "12"]
+    first += ["--arch", "tests.own_classes:Rows", "--output", str(tmp_path)]
+    assert pruning.main([*QUICK, *first]) == 0
+    capsys.readouterr()
+    teacher = ["--teacher", str(tmp_path / "initial_model.ptmodel")]
+    assert pruning.main([*QUICK, *teacher, "--output", str(tmp_path / "b")]) == 1
+    assert "has 12 outputs, lenet-300-100 has 10: one cannot" in capsys.readouterr().err
