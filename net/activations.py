@@ -80,16 +80,24 @@ class Foreign(TorchDispatchMode):
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        self.pointers = {each.untyped_storage().data_ptr() for each in tensors} - {0}
+        self.pointers = {_pointer(each) for each in tensors} - {0}
         self.met = False
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         for each in tree_leaves((args, kwargs)):
-            if isinstance(each, torch.Tensor) and each.layout is torch.strided:
-                self.met |= each.untyped_storage().data_ptr() in self.pointers
+            if isinstance(each, torch.Tensor):
+                self.met |= _pointer(each) in self.pointers
         return function(*args, **(kwargs or {}))
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    """Where the memory of a tensor is; 0 for one that has none of its own, as some kinds have."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 class Watch(TorchDispatchMode):

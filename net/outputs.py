@@ -188,9 +188,11 @@ def halves(inputs: Any) -> tuple[Any, Any]:
     if len(batches) != 1:
         return batches[::2], batches[1::2] or None
     [batch] = batches
-    if isinstance(batch, tuple | list) and type(batch) in (tuple, list):
-        return _halves(list(batch), tuple)
-    return halves(batch) if isinstance(batch, torch.Tensor | Mapping) else (batches, None)
+    if type(batch) in (tuple, list) and batch and isinstance(batch[0], Mapping):
+        batch = batch[0]  # beside labels
+    if isinstance(batch, torch.Tensor | Mapping):
+        return halves(batch)
+    return _halves(list(batch), tuple) if type(batch) in (tuple, list) else (batches, None)
 
 
 def _halves(parts: list, made: Callable[[list], Any]) -> tuple[list, list | None]:

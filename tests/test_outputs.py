@@ -290,3 +290,12 @@ def test_outputs_whose_number_the_weights_decide(tmp_path):
     model.bias.data[0] = -100.0
     with pytest.raises(UserError, match="the output is empty"):
         compress(model, tmp_path / "a.dc", inputs=torch.randn(400, 8), noise=1.0)
+
+
+def test_one_batch_beside_its_labels():
+    x, labels = torch.arange(40.0).view(40, 1), torch.zeros(40)
+    first, second = outputs.halves([({"x": x}, labels)])
+    assert torch.equal(torch.cat([each["x"] for each in first]), x[::2])
+    assert torch.equal(torch.cat([each["x"] for each in second]), x[1::2])
+    first, second = outputs.halves([[x, labels]])
+    assert torch.equal(torch.cat([each[0] for each in second]), x[1::2])
