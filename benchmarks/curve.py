@@ -11,6 +11,7 @@ again: several runs, or several processes, may fill one FILE.  Takes any option
 of deep_compressing.py; --quick is a check on the digits, and shows nothing.
 """
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -148,7 +149,7 @@ def curve_page(title: str, curves: dict, others: dict, dense: float | None = Non
     figure = new_figure(4.5)
     axes = figure.subplots()
     axes.set_title(title, fontweight="bold")
-    colours = iter(LAYER_COLOURS)
+    colours = itertools.cycle(LAYER_COLOURS)
     for label, points in curves.items():
         places = [(p["bytes"], p["error"]) for p in points]
         axes.plot(*zip(*places, strict=True), "o-", color=(colour := next(colours)), label=label)
