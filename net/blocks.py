@@ -23,7 +23,7 @@ from .pretrained import Place, places_of, put
 from .samples import Call, on_device
 from .shards import info_of
 from .state_dicts import Renamed
-from .tensors import memory
+from .tensors import memory, version_of
 
 MOST_IN_MEMORY = 1 << 26  # bytes of a run's activations; what is more goes to the disk
 ALIGNED = 64  # bytes, of which a tensor on the disk begins at a multiple
@@ -113,18 +113,14 @@ class _Buffer:
 
     def __init__(self, module: nn.Module, name: str, buffer: torch.Tensor) -> None:
         self.module, self.name, self.value = module, name, buffer.detach().clone()
-        self._known = buffer, self._version(buffer)
-
-    @staticmethod
-    def _version(buffer: torch.Tensor) -> int:
-        return 0 if buffer.is_inference() else buffer._version
+        self._known = buffer, version_of(buffer)  # held, so that no other one has its id
 
     def restore(self) -> None:
         """As it was, in new memory: gradients of the last run may need what it is now."""
-        now, (known, version) = self.module._buffers.get(self.name), self._known
-        if now is not known or self._version(known) != version:
+        now = self.module._buffers.get(self.name)
+        if now is None or version_of(now) != self._known[1]:
             self.module._buffers[self.name] = fresh = self.value.clone()
-            self._known = fresh, self._version(fresh)
+            self._known = fresh, version_of(fresh)
 
 
 class Passage:

@@ -300,7 +300,6 @@ class _Source:
     def in_model(self, config: SharingConfig, names: Mapping[str, str]) -> SharingConfig:
         """The same with the tensors that its patterns mean in the file, by their names in a model:
         {name in the model: name in the file}."""
-
         kinds = {name: each.kind or "" for name, each in self.plan.items()}
         biases = {bias_of(name) for name, kind in kinds.items() if kind}  # follow their weights
 

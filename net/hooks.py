@@ -284,12 +284,6 @@ def check_not_scripted(model: nn.Module) -> None:
             )
 
 
-def version_of(parameter: nn.Parameter) -> tuple[int, int]:
-    """Another one after every change of a parameter that autograd knows of; of a DTensor it is the
-    same on every process, which that of its part is not where that is empty."""
-    return id(parameter), 0 if parameter.is_inference() else parameter._version
-
-
 def check_written(name: str, parameter: nn.Parameter) -> None:
     """Raises TensorError for a parameter that has no plain values, or that cannot be written in
     place."""

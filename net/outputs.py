@@ -103,10 +103,9 @@ class Subject:
 
     `names` is {name in the model: name in what is compressed}; `about` says which inputs these are.
     Half of a user's own `inputs` (net.samples.Samples) calibrate, the others judge, as one does
-    alone; built-in
-    ones (`own` False) judge, and calibrate nothing: network and inputs may have little in common.
-    On inputs of another kind outputs may move `margin` times as far. With a `skeleton`, whose model
-    it is, one block of it is in memory at a time.
+    alone; built-in ones (`own` False) judge, and calibrate nothing: network and inputs may have
+    little in common. On inputs of another kind outputs may move `margin` times as far. With a
+    `skeleton`, whose model it is, one block of it is in memory at a time.
     """
 
     def __init__(

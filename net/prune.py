@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import UserError
-from .hooks import StepHooks, check_written, normed_axes, parameters_of, version_of
+from .hooks import StepHooks, check_written, normed_axes, parameters_of
 from .parameters import Patterns, compressible, parameters_by_name, resolve
 from .plan import constants
 from .sharded import full, kth_greatest, laid, local, part, summed, total
+from .tensors import version_of
 
 UPDATES = 100  # steps down of a gradual schedule
 MEMORY = 0.999  # decay of the mean squared gradient, Adam's beta2

@@ -12,7 +12,7 @@ from torch import nn
 from torch.amp.grad_scaler import OptState
 
 from .errors import UserError, naming
-from .hooks import StepHooks, attached_to, check_written, gradient_scaler, parameters_of, version_of
+from .hooks import StepHooks, attached_to, check_written, gradient_scaler, parameters_of
 from .parameters import parameters_by_name
 from .plan import plan
 from .prune import Pruner
@@ -20,7 +20,7 @@ from .rounding import FOLDED, Spread, fold_statistics, scale_of
 from .sharded import Gathered, full, is_sharded, laid, local, put, summed
 from .shards import Info, info_of
 from .shared_tensor import Clustering, SharedTensor, relative_change
-from .tensors import TensorError, check_dense, tie_of
+from .tensors import TensorError, check_dense, tie_of, version_of
 from .treatments import TREATMENTS, Bits, ByRate, Exact, SharingConfig, Treatment, Work, treated
 
 if TYPE_CHECKING:

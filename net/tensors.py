@@ -59,6 +59,12 @@ def identity(tensor: torch.Tensor) -> tuple:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), seen_as
 
 
+def version_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Another one after every change of a tensor that autograd knows of, and for another tensor; of
+    a DTensor it is the same on every process, which that of its part is not where that is empty."""
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
+
+
 def tie_of(state: Mapping[str, torch.Tensor], name: str) -> Hashable:
     """Equal for the names of one tensor in a state dict, as those of tied weights are.
 

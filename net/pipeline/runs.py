@@ -20,7 +20,7 @@ from ..shared_tensor import Clustering
 from ..sharing import SharedState
 from ..training import architectures, datasets, distributed, weights
 from ..training.log import Log
-from ..training.resume import START_AGAIN, RunProgress, same_run, sharing_phases
+from ..training.resume import START_AGAIN, WEIGHTS, RunProgress, same_run, sharing_phases
 from ..training.splits import Dataset
 from . import choosing, duration, stages
 from .options import (
@@ -34,8 +34,7 @@ from .options import (
 from .stages import Runtime, Targets
 
 PROGRESS, SHARING_PROGRESS = "progress.ptmodel", "sharing_progress.ptmodel"
-# In the options of a checkpoint, sums of the contents of the data set and of the file of --weights.
-DATA, WEIGHTS = "data", "weights_sum"
+DATA = "data"  # in the options of a checkpoint: the fingerprint of the data set
 DENSE = "dense"  # the teacher that is the dense model itself
 
 
@@ -57,6 +56,7 @@ class Run:
         stages, teacher = [self.numbers(options) for options in planned], None
         for options in planned:
             self.check(options)
+            self.try_out(options)
             if isinstance(options, PruningOptions):
                 named = options.teacher in ("none", DENSE, self.arch)
                 teacher = None if named or is_file_name(options.teacher) else options.teacher
@@ -245,15 +245,21 @@ class Run:
         else:
             choosing.without_auto(self.numbers(options))
             resolve(options.bits, compressible(model, options.include, options.exclude))
+        if is_file_name(options.teacher):
+            if checkpoint.load(options.teacher).arch is None:
+                raise UserError(f"{options.teacher} does not say its architecture: no teacher")
+        elif isinstance(options, PruningOptions) and options.teacher not in ("none", DENSE):
+            architectures.skeleton(options.teacher)
+
+    def try_out(self, options: PruningOptions | SharingOptions) -> None:
+        """The same, of what takes a run of the model, or of its teacher, to be seen."""
         if ":" in self.arch and options.trains:
+            model = architectures.skeleton(self.arch)
             architectures.check_trains(model, self.arch, self.dataset)
         if is_file_name(options.teacher):
-            teacher = checkpoint.load(options.teacher)
-            if teacher.arch is None:
-                raise UserError(f"{options.teacher} does not say its architecture: no teacher")
-            device = self.runtime.device
+            teacher, device = checkpoint.load(options.teacher), self.runtime.device
             models = {
-                teacher.arch: weights.restored(teacher, device),
+                teacher.arch or "": weights.restored(teacher, device),
                 self.arch: architectures.build(self.arch).to(device),
             }
             outputs = [
@@ -262,8 +268,6 @@ class Run:
             if len(set(outputs)) > 1:
                 both = f"{options.teacher} has {outputs[0]} outputs, {self.arch} has {outputs[1]}"
                 raise UserError(f"{both}: one cannot learn from the other")
-        elif isinstance(options, PruningOptions) and options.teacher not in ("none", DENSE):
-            architectures.skeleton(options.teacher)
 
     def numbers(self, options: Options) -> Options:
         return choosing.schedules(options, self.dataset, self.runtime.device)

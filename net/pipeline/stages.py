@@ -158,9 +158,8 @@ def train(
     compressed = [model.get_parameter(name) for name in compressible(model)]
 
     def pull(*_: Any) -> None:
-        trained = (
-            each for each in compressed if each.grad is not None
-        )  # others lose, and gain nothing
+        # The others would lose, and have no gradient that holds them.
+        trained = (each for each in compressed if each.grad is not None)
         shrink(trained, options.l1 * optimizer.param_groups[0]["lr"])
 
     optimizer.register_step_post_hook(pull)

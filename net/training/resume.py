@@ -14,7 +14,7 @@ from . import distributed
 PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
 
 START_AGAIN = "start again without resuming"
-MISSING = object()
+WEIGHTS = "weights_sum"  # in what a run is recognised by: of the contents of the file of --weights
 
 
 def sharing_phases(parts: int) -> tuple[str, ...]:
@@ -23,10 +23,11 @@ def sharing_phases(parts: int) -> tuple[str, ...]:
 
 
 def same_run(one: dict, other: dict) -> bool:
-    """Whether two runs are of the same options and contents; a sum that is None is not known."""
-    keys = one.keys() | other.keys()
-    unknown = {key for key in keys if key.endswith("_sum") and other.get(key, 0) is None}
-    return all(one.get(key, MISSING) == other.get(key, MISSING) for key in keys - unknown)
+    """Whether two runs are of the same options and contents; where the file of weights of `other`
+    has gone, what was in it is not asked."""
+    unknown = {WEIGHTS} if other.get(WEIGHTS, 0) is None else set()
+    first, second = ({k: v for k, v in each.items() if k not in unknown} for each in (one, other))
+    return first == second
 
 
 class RunProgress:

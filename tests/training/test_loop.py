@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from net import Pruner, WeightSharing, prune
-from net.hooks import version_of
 from net.prune import shrink
+from net.tensors import version_of
 from net.training import loop
 from net.training.architectures import build
 from net.training.distillation import Distorted, distillation_loss
