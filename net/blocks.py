@@ -6,7 +6,7 @@ the blocks before give what they gave, the run ends behind the one that is in me
 """
 
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from .pretrained import Place, places_of, put
 from .samples import Call, on_device
 from .shards import info_of
 from .state_dicts import Renamed
-from .tensors import memory, version_of
+from .tensors import TensorMap, memory, version_of
 
 MOST_IN_MEMORY = 1 << 26  # bytes of a run's activations; what is more goes to the disk
 ALIGNED = 64  # bytes, of which a tensor on the disk begins at a multiple
@@ -32,7 +32,7 @@ TENSOR = object()  # in the place of a tensor that an output has there
 ORDER = "its blocks are not run once each, in their order"
 
 
-class OnDisk(MutableMapping[str, torch.Tensor]):
+class OnDisk(TensorMap, MutableMapping[str, torch.Tensor]):
     """Tensors in a file without a name, which ends with this object or the process.
 
     A tensor takes the place of one of the same name and size; else it goes to the end.
@@ -73,11 +73,9 @@ class OnDisk(MutableMapping[str, torch.Tensor]):
     def __delitem__(self, name: str) -> None:
         del self._places[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
+    @property
+    def _named(self) -> Collection[str]:
+        return self._places
 
 
 class Kept:

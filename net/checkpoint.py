@@ -17,7 +17,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -32,7 +32,7 @@ from .files import FOREIGN, atomic_write, open_regular, reason, utf8_path
 from .formats import CheckpointError as CheckpointError
 from .shards import METADATA, Shards
 from .state_dicts import NotPlain, plain, to_json
-from .tensors import check_dense, identity, memory
+from .tensors import TensorMap, check_dense, identity, memory
 from .threads import in_order
 
 FORMAT = "deep-compression 1"
@@ -366,7 +366,7 @@ def fingerprint(source: Checkpoint) -> int:
     return found
 
 
-class MappedState(Mapping[str, torch.Tensor]):
+class MappedState(TensorMap):
     """A state dict in memory-mapped files.
 
     Touching memory whose part of the file is gone ends the process (SIGBUS). So the sizes of the
@@ -385,8 +385,6 @@ class MappedState(Mapping[str, torch.Tensor]):
                     raise CheckpointError(f"{path} was cut off while it was in use; make it again")
         return self.tensors[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+    @property
+    def _named(self) -> Collection[str]:
+        return self.tensors

@@ -10,7 +10,7 @@ outputs; both are measured, neither is predicted. docs/python.md has every way t
 import glob
 import math
 import os
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ from .samples import Samples
 from .shards import info_of
 from .sharing import SharedState, WeightSharing
 from .state_dicts import Renamed
-from .tensors import tie_of
+from .tensors import TensorMap, tie_of
 from .treatments import (
     NOT_MEASURED,
     ByRate,
@@ -348,7 +348,7 @@ class _Source:
         return sharing
 
 
-class _Calibrated(Mapping[str, torch.Tensor]):
+class _Calibrated(TensorMap):
     """The tensors of a file, those that were calibrated in a model in their place."""
 
     def __init__(self, rest: SharedState, own: Mapping[str, torch.Tensor]) -> None:
@@ -363,11 +363,9 @@ class _Calibrated(Mapping[str, torch.Tensor]):
         own = self.own.get(self.tie(name))
         return self.rest[name] if own is None else own.to(self.rest.info(name).dtype)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.rest)
-
-    def __len__(self) -> int:
-        return len(self.rest)
+    @property
+    def _named(self) -> Collection[str]:
+        return self.rest
 
 
 class _Work:

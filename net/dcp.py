@@ -9,7 +9,7 @@ is refused. The parts of tensors, in `.distcp` files, are read as all files of t
 import io
 import math
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from .errors import some_names
 from .files import one_line, read_file
 from .formats import AGAIN, CheckpointError
 from .shards import Info
+from .tensors import TensorMap
 
 METADATA, SUFFIX = ".metadata", ".distcp"
 MAX_METADATA_BYTES = 1 << 30
@@ -81,7 +82,7 @@ class _Part(NamedTuple):
     length: int
 
 
-class Saved(Mapping[str, torch.Tensor]):
+class Saved(TensorMap):
     """A state dict, of which a tensor is read when it is asked for."""
 
     def __init__(self, folder: Path, tensors: dict[str, tuple[Info, list[_Part]]]) -> None:
@@ -110,11 +111,9 @@ class Saved(Mapping[str, torch.Tensor]):
             found[block] = part
         return found
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+    @property
+    def _named(self) -> Collection[str]:
+        return self.tensors
 
 
 def read(folder: Path, key: str | None = None) -> tuple[Saved, list[str]]:

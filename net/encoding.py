@@ -17,7 +17,7 @@ import re
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -48,10 +48,10 @@ from .files import (
     sync_folder,
     unwritable,
 )
-from .tensors import check_dense, identity
+from .tensors import TensorMap, check_dense, identity
 from .threads import in_order
 
-__all__ = ["Encoded", "Encoding", "EncodingError", "Folder", "Stream", "TensorInfo"]
+__all__ = ["Encoded", "Encoding", "EncodingError", "Stream", "TensorInfo"]
 __all__ += ["directory_bytes", "fixed_index_bits", "load", "open", "read", "save", "write"]
 
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-([0-9a-f]{8})\.huff")
@@ -127,7 +127,7 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     return read(path, describe=False)[:2]
 
 
-class Encoding(Mapping[str, torch.Tensor]):
+class Encoding(TensorMap):
     """An encoded model as a read-only mapping: encoding[name] reads that tensor and no other.
 
     ``meta``: the meta data; ``info(name)``: its type and shape, without reading it. Of a .dc file
@@ -137,7 +137,7 @@ class Encoding(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = self.directory = Path(path).absolute()  # whatever directory comes
+        self.path = Path(path).absolute()  # whatever directory comes
         self._store = container.stored_in(self.path)
         self._contents = _read_contents(self._store)
         self._given: set[str | tuple[str]] = set()
@@ -261,17 +261,9 @@ class Encoding(Mapping[str, torch.Tensor]):
         self._contents = now
         return True
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._contents.named  # without reading it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._contents.named)
-
-    def __len__(self) -> int:
-        return len(self._contents.named)
-
-
-Folder = Encoding  # as it was called when there was no other form
+    @property
+    def _named(self) -> Collection[str]:
+        return self._contents.named
 
 
 def open(path: str | Path) -> Encoding:
@@ -481,25 +473,25 @@ class _FolderWriting(_Writing):
 
     def __init__(self, path: Path, verify: bool, describe: bool, alone: bool) -> None:
         super().__init__(path, verify, describe)
-        self.directory, self.alone = path, alone
+        self.alone = alone
         self.written: list[Path] = []
         self.before, self.packed = _stored_manifest(path), b""
         self.old = _files_named_by(self.before)
 
     def run(self, state: Mapping[str, torch.Tensor], meta: dict | None) -> Encoded:
         try:
-            check_output(self.directory / MANIFEST)  # both are refused before any work
+            check_output(self.path / MANIFEST)  # both are refused before any work
             _packed([], meta)
             total = sum(size for _, size, _ in self.encoded(state))
             self.packed = _packed(self.entries, meta)
             sync_files(self.written)  # and their names, before what names them
-            sync_folder(self.directory)
+            sync_folder(self.path)
             self.release()
-            _write_file(self.directory / MANIFEST, self.packed)
+            _write_file(self.path / MANIFEST, self.packed)
         except BaseException as error:
             new = self.settle()
             if isinstance(error, OSError):
-                error = unwritable(self.directory, error)
+                error = unwritable(self.path, error)
             if isinstance(error, (UserError, manifest.ManifestError)):
                 what = str(error).removesuffix(f"; {AGAIN}")
                 raise EncodingError(
@@ -516,7 +508,7 @@ class _FolderWriting(_Writing):
         replaced. Nothing is removed where that names neither, or cannot be read.
         """
         self.release()
-        found = _stored_manifest(self.directory)
+        found = _stored_manifest(self.path)
         new = bool(self.packed) and found == self.packed
         if not new and found != self.before:
             return False
@@ -525,10 +517,10 @@ class _FolderWriting(_Writing):
         lost = {path.name for path in self.written} | self.old
         try:
             if new:
-                sync_folder(self.directory)
+                sync_folder(self.path)
                 lost |= self.leavings(keep)
             for name in lost - keep:
-                (self.directory / name).unlink(missing_ok=True)
+                (self.path / name).unlink(missing_ok=True)
         except OSError:  # too much is left, which harms no reader
             pass
         return new
@@ -545,18 +537,18 @@ class _FolderWriting(_Writing):
         Whoever is not alone here cannot tell them from those of a writer that lives."""
         if not self.alone:
             return set()
-        names = {path.name for path in self.directory.iterdir() if path.is_file()} - keep
+        names = {path.name for path in self.path.iterdir() if path.is_file()} - keep
         tensors = {
             name
             for name in names
             if (match := TENSOR_FILE.fullmatch(name))
-            and checksum(self.directory / name)[1] == int(match[1], 16)
+            and checksum(self.path / name)[1] == int(match[1], 16)
         }
         return tensors | {name for name in names if TEMPORARY.fullmatch(name)}
 
     def keep(self, entry: Entry, data: memoryview) -> None:
         """Write the file of a stream."""
-        path = self.directory / entry.file_name
+        path = self.path / entry.file_name
         if not (path.is_file() and checksum(path) == (len(data), entry.checksum)):
             self.written.append(path)
             if entry.file_name not in self.old:

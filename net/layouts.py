@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from .files import atomic_folder, one_line
 from .formats import CheckpointError
 from .shards import METADATA, SUFFIX, Info, info_of
 from .state_dicts import from_json, plain, to_json
-from .tensors import tie_of
+from .tensors import TensorMap, tie_of
 
 # Files of a folder that hold the weights in a form that torch does not load.
 OTHER_FORMS = re.compile(
@@ -40,7 +40,7 @@ WEIGHTS = re.compile(
 APART = re.compile(r"\..*|__pycache__|(checkpoint-\d+)")
 
 
-class Tensors(Mapping[str, torch.Tensor]):
+class Tensors(TensorMap):
     """The tensors of several files, each read when it is asked for."""
 
     def __init__(self) -> None:
@@ -67,11 +67,9 @@ class Tensors(Mapping[str, torch.Tensor]):
         state, own = self._parts[name]
         return state[own]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
+    @property
+    def _named(self) -> Collection[str]:
+        return self._parts
 
 
 class _Weights(NamedTuple):

@@ -1,6 +1,6 @@
 """What a compression writes, and what it says of it."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from . import encoding
 from .encoding import NOISE_PERCENT
 from .outputs import Moved
 from .shared_tensor import Clustering
+from .tensors import TensorMap
 from .treatments import Treatment
 
 Tell = Callable[[str, int, int], None]
@@ -58,7 +59,7 @@ class Shared(NamedTuple):
     rounded: Mapping[str, float] = {}
 
 
-class Counted(Mapping[str, torch.Tensor]):
+class Counted(TensorMap):
     """A mapping that tells how many of its tensors have been asked for."""
 
     def __init__(self, state: Mapping[str, torch.Tensor], what: str, tell: Tell) -> None:
@@ -76,11 +77,9 @@ class Counted(Mapping[str, torch.Tensor]):
         self.tell(self.what, self.done, len(self.state))
         return tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.state)
-
-    def __len__(self) -> int:
-        return len(self.state)
+    @property
+    def _named(self) -> Collection[str]:
+        return self.state
 
 
 class _Noted(Counted):

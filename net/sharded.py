@@ -11,13 +11,13 @@ of one process.
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import distributed, nn
 
-from .tensors import TensorError, check_dense
+from .tensors import TensorError, TensorMap, check_dense
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -182,7 +182,7 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-class Gathered(Mapping[str, torch.Tensor]):
+class Gathered(TensorMap):
     """A state dict of whole tensors: DTensors are gathered one at a time, as each is asked for."""
 
     def __init__(self, source: Mapping[str, torch.Tensor]) -> None:
@@ -195,8 +195,6 @@ class Gathered(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return full(self.source[name])
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.source)
-
-    def __len__(self) -> int:
-        return len(self.source)
+    @property
+    def _named(self) -> Collection[str]:
+        return self.source

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from .files import FOREIGN, atomic_write, one_line, open_regular, reason, utf8_path
 from .formats import AGAIN, CheckpointError, indexed, instead, is_index, weights_file
 from .formats import SUFFIX as SUFFIX
-from .tensors import check_dense, memory
+from .tensors import TensorMap, check_dense, memory
 
 MAX_DIMENSIONS = 64  # of a tensor
 METADATA = "__metadata__"  # of a header: what the file says of itself
@@ -38,8 +38,6 @@ _PAIRS = [pair.split("=") for pair in _TYPES.split()]
 DTYPES = {name: getattr(torch, own) for name, own in _PAIRS if hasattr(torch, own)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-ShardsError = CheckpointError  # its earlier name
-
 
 class Info(NamedTuple):
     """What a header says of a tensor."""
@@ -48,7 +46,7 @@ class Info(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Shards(Mapping[str, torch.Tensor]):
+class Shards(TensorMap):
     """A read-only mapping: shards[name] reads that tensor and no other.
 
     `path` is a safetensors file, an index, or a folder with one of them. `metadata` is what the
@@ -83,11 +81,9 @@ class Shards(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._parts[name].read(self.info(name))
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
+    @property
+    def _named(self) -> Collection[str]:
+        return self._parts
 
 
 def info_of(state: Mapping[str, torch.Tensor], name: str) -> Info:

@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from .rounding import FOLDED, Spread, fold_statistics, scale_of
 from .sharded import Gathered, full, is_sharded, laid, local, put, summed
 from .shards import Info, info_of
 from .shared_tensor import Clustering, SharedTensor, relative_change
-from .tensors import TensorError, check_dense, tie_of, version_of
+from .tensors import TensorError, TensorMap, check_dense, tie_of, version_of
 from .treatments import TREATMENTS, Bits, ByRate, Exact, SharingConfig, Treatment, Work, treated
 
 if TYPE_CHECKING:
@@ -489,7 +489,7 @@ SCALED = (
 )
 
 
-class SharedState(Mapping[str, torch.Tensor]):
+class SharedState(TensorMap):
     """A state dict with shared values, without architecture, data and training; state[name] reads,
     shares and returns one tensor.
 
@@ -560,8 +560,6 @@ class SharedState(Mapping[str, torch.Tensor]):
             self._kept[name] = after
         return after
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.source)
-
-    def __len__(self) -> int:
-        return len(self.source)
+    @property
+    def _named(self) -> Collection[str]:
+        return self.source

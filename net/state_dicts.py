@@ -4,13 +4,13 @@ import itertools
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from .errors import some_names
-from .tensors import check_dense
+from .tensors import TensorMap, check_dense
 
 # Keys under which a file has its model, whatever else it holds.
 MAIN = ("state_dict", "model_state_dict", "model")
@@ -224,7 +224,7 @@ def from_json(value: Any) -> Any:
     return {key: from_json(each) for key, each in value.items()}
 
 
-class Renamed(Mapping[str, torch.Tensor]):
+class Renamed(TensorMap):
     """Tensors of `state` under these `names`, {name: name in `state`}, each read when asked for."""
 
     def __init__(self, state: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
@@ -233,8 +233,6 @@ class Renamed(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.state[self.names[name]]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+    @property
+    def _named(self) -> Collection[str]:
+        return self.names

@@ -1,6 +1,7 @@
 """Which tensors have values of their own that can be read: one gate for all that take a tensor."""
 
-from collections.abc import Hashable, Mapping
+from abc import abstractmethod
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,25 @@ MOST_EXPANDED, SMALL_EXPANDED = 4, 1 << 24
 
 class TensorError(UserError, ValueError):
     """A tensor without plain values in memory; the message names it, and what to do."""
+
+
+class TensorMap(Mapping[str, torch.Tensor]):
+    """A state dict of which a tensor is read when it is asked for; its names are known, and looked
+    for, without that."""
+
+    @property
+    @abstractmethod
+    def _named(self) -> Collection[str]:
+        """The names, in their order, and quick to find one in."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._named
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named)
+
+    def __len__(self) -> int:
+        return len(self._named)
 
 
 def is_computed(tensor: Any) -> bool:

@@ -1,10 +1,15 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from net import encoding
+from net import encoding, layouts, shards
 from net.errors import UserError
+from net.sharded import Gathered
 from net.sharing import SharedState
+from net.state_dicts import Renamed
 from net.tensors import check_dense, is_computed
 
 
@@ -84,3 +89,22 @@ def test_types_that_torch_does_not_compute_in_are_kept_exactly(tmp_path, dtype, 
     encoding.save(shared, tmp_path)
     assert torch.equal(encoding.load(tmp_path)[0]["a.weight"].view(torch.uint8),
                        state["a.weight"].view(torch.uint8))  # fmt: skip
+
+
+def test_a_name_is_looked_for_without_reading_its_tensor(tmp_path, monkeypatch):
+    """What is large, or on other processes, is read once, when its values are wanted."""
+    save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    weight_map = {"weight": "model.safetensors"}
+    text = json.dumps({"weight_map": weight_map})
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    monkeypatch.setattr(shards.Shards, "__getitem__", None)
+    state, *_ = layouts.read(tmp_path)
+    for tensors in (
+        state,
+        SharedState(state),
+        Gathered(state),
+        Renamed(state, {"weight": "weight"}),
+    ):
+        assert "weight" in tensors
+        assert "bias" not in tensors
+        assert [*tensors] == ["weight"]
