@@ -249,6 +249,14 @@ def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
     return np.empty(0, np.int8)
 
 
+def _scalar(kind: np.dtype, data: bytes) -> Any:
+    """A number of NumPy's, all of whose bytes are there: without, it could be of any size."""
+    if not isinstance(kind, np.dtype) or type(data) is not bytes or len(data) != kind.itemsize:
+        raise ValueError("a number that NumPy has not pickled")
+    return _SCALAR(kind, data)
+
+
+_SCALAR: Any = np.float64(0).__reduce__()[0]
 _RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]
 # What others have beside their tensors, which is data and no more: the arguments of a command line,
 # paths in them, bytes, and the numbers of NumPy.
@@ -258,10 +266,11 @@ PLAIN_CLASSES: list = [
     *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
     *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
     *(np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}),
-    *(np.ndarray, np.float64(0).__reduce__()[0]),
+    np.ndarray,
+    (_scalar, f"{_SCALAR.__module__}.{_SCALAR.__name__}"),
     (_empty_array, f"{_RECONSTRUCT.__module__}.{_RECONSTRUCT.__name__}"),
     # as NumPy 1 has called them
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy.core.multiarray.scalar"),
     (_empty_array, "numpy.core.multiarray._reconstruct"),
 ]
 
@@ -342,6 +351,10 @@ def _check_inflated(path: Path, source: Path | BinaryIO, size: int) -> None:
             most = max(SMALL_INFLATED, MOST_INFLATED * size)
             inflated = sum(part.file_size for part in archive.infolist())
     except (*FOREIGN, zipfile.BadZipFile, NotImplementedError):
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+            file.seek(0)
+            if file.read(4) == b"PK\3\4":  # which torch.load could read, whatever it takes
+                raise
         return  # torch.load says what it is
     if inflated > most:
         raise CheckpointError(

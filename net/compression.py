@@ -236,8 +236,7 @@ class _Source:
             self.state, self.layout, self.files = layouts.read(self.path, key)
         self.notes: list[str] = list(self.layout.pop("notes", ()))
         names = {tie_of(self.state, name): name for name in self.state}.values()  # each once
-        infos = (info_of(self.state, name) for name in names)
-        self.dense_bytes = sum(math.prod(i.shape) * i.dtype.itemsize for i in infos)
+        self.dense_bytes = sum(info_of(self.state, name).bytes for name in names)
 
     def read_from(self) -> list[Path]:
         """The files that are compressed, or some of them."""
@@ -564,7 +563,7 @@ class _Work:
     def too_small(self, most: int, smallest: int) -> str:
         state, plan = self.source.state, self.source.plan
         exact = {
-            name: math.prod(info_of(state, name).shape) * info_of(state, name).dtype.itemsize
+            name: info_of(state, name).bytes
             for name, each in plan.items()
             if each.how == Exact.how and not each.tied
         }

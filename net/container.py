@@ -206,12 +206,12 @@ def _joined(first: dict, second: dict) -> dict:
 
 def is_encoded(path: Path) -> bool:
     """Whether an encoded model is at `path`, or would be by its name."""
-    return path.suffix == SUFFIX or any((path / name).is_file() for name in (MANIFEST, INDEX))
+    return path.suffix == SUFFIX or any(os.path.isfile(path / name) for name in (MANIFEST, INDEX))
 
 
 def stored_in(path: Path) -> InFolder | InFile:
     """What is at `path`; where there is nothing, what would be by its name."""
-    if (path / INDEX).is_file() and not (path / MANIFEST).exists():
+    if os.path.isfile(path / INDEX) and not os.path.exists(path / MANIFEST):
         return InShards(path)
     is_folder = os.path.isdir(path) or (path.suffix != SUFFIX and not os.path.exists(path))
     return InFolder(path) if is_folder else InFile(path)

@@ -7,6 +7,7 @@ is refused. The parts of tensors, in `.distcp` files, are read as all files of t
 """
 
 import io
+import itertools
 import math
 import pickle
 from collections.abc import Collection
@@ -25,7 +26,7 @@ from .tensors import TensorMap
 
 METADATA, SUFFIX = ".metadata", ".distcp"
 MAX_METADATA_BYTES = 1 << 30
-MAX_DIMENSIONS = 64
+MAX_DIMENSIONS, MAX_ELEMENTS = 64, 1 << 58  # whose bytes an int64 can count
 
 
 class _Record:
@@ -40,7 +41,11 @@ class _Record:
 
 def _size(extents: Any = ()) -> tuple[int, ...]:
     found = tuple(extents) if len(extents) <= MAX_DIMENSIONS else ()
-    if len(found) < len(extents) or not all(type(each) is int and each >= 0 for each in found):
+    if (
+        len(found) < len(extents)
+        or not all(type(each) is int and each >= 0 for each in found)
+        or math.prod(max(each, 1) for each in found) > MAX_ELEMENTS
+    ):
         raise ValueError("a shape that PyTorch does not have")
     return found
 
@@ -64,7 +69,9 @@ CLASSES: dict[tuple[str, str], Any] = {
 }  # fmt: skip
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(pickle._Unpickler):
+    """Python's own: that in C takes as much memory as a number in a few bytes asks it to."""
+
     def find_class(self, module: str, name: str) -> Any:
         found = CLASSES.get((module, name))
         if found is None:
@@ -102,13 +109,17 @@ class Saved(TensorMap):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         (dtype, shape), parts = self.tensors[name]
+        for part in parts:  # before there is memory for them
+            file = self.folder / part.file
+            with one_line(file, CheckpointError, AGAIN):
+                if file.stat().st_size < part.begin + part.length:
+                    raise CheckpointError(f"{file} is cut off; {AGAIN}")
         found = torch.zeros(shape, dtype=dtype)
         for offsets, sizes, file, begin, length in parts:
-            part = checkpoint.load_tensor(self.folder / file, begin, length)
-            if (part.dtype, tuple(part.shape)) != (dtype, sizes):
+            block = checkpoint.load_tensor(self.folder / file, begin, length)
+            if (block.dtype, tuple(block.shape)) != (dtype, sizes):
                 raise CheckpointError(f"{self.folder / file}: {name} is not as announced; {AGAIN}")
-            block = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
-            found[block] = part
+            found[tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))] = block
         return found
 
     @property
@@ -122,7 +133,7 @@ def read(folder: Path, key: str | None = None) -> tuple[Saved, list[str]]:
     with one_line(folder / METADATA, CheckpointError, AGAIN, pickle.UnpicklingError, EOFError):
         data = read_file(folder / METADATA, MAX_METADATA_BYTES)
         metadata = _Reader(io.BytesIO(data)).load()
-        tensors = _tensors(metadata)
+        tensors, others = _tensors(metadata)
         paths = metadata.planner_data or {}
         outline: dict = {}
         ends: dict[tuple[str, ...], str] = {}
@@ -136,18 +147,20 @@ def read(folder: Path, key: str | None = None) -> tuple[Saved, list[str]]:
             ends[place] = name
         path = state_dicts.path_of(outline, key)
         own = {place[-1]: tensors[name] for place, name in ends.items() if place[:-1] == path}
-    lost = [".".join(place) for place in ends if place[:-1] != path]
+    lost = [".".join(place) for place in ends if place[:-1] != path] + others
     notes = [f"beside the model and not kept: {some_names(lost)}"] if lost else []
     return Saved(folder, own), notes
 
 
-def _tensors(metadata: Any) -> dict[str, tuple[Info, list[_Part]]]:
-    """Of all that is saved. Raises what is in FOREIGN for what is not as PyTorch has it."""
+def _tensors(metadata: Any) -> tuple[dict[str, tuple[Info, list[_Part]]], list[str]]:
+    """(all tensors that are saved, the names of what is none). Raises what is in FOREIGN for what
+    is not as PyTorch has it."""
     indexes = metadata.storage_data.items()
     places = {(index.fqn, getattr(index, "offset", None)): place for index, place in indexes}
-    found = {}
+    found, others = {}, []
     for name, each in metadata.state_dict_metadata.items():
-        if not hasattr(each, "size"):  # a value that is no tensor
+        if not hasattr(each, "size"):
+            others.append(str(name))
             continue
         info, parts = Info(each.properties.state[0], each.size), []
         if type(name) is not str or type(info.dtype) is not torch.dtype:
@@ -167,7 +180,33 @@ def _tensors(metadata: Any) -> dict[str, tuple[Info, list[_Part]]]:
                 raise ValueError(f"{name[:80]!r} was compressed by an extension; save it without")
             if not all(type(at) is int and at >= 0 for at in (part.begin, part.length)):
                 raise ValueError(f"{name[:80]!r} is nowhere")
-        if sum(math.prod(part.sizes) for part in parts) != math.prod(info.shape):
+            if math.prod(part.sizes) * info.dtype.itemsize > part.length:
+                raise ValueError(f"{name[:80]!r} has a part that is not whole")
+        if sum(math.prod(part.sizes) for part in parts) != math.prod(info.shape) or _overlap(parts):
             raise ValueError(f"{name[:80]!r} lacks some of its parts")
         found[name] = info, parts
-    return found
+    return found, others
+
+
+def _overlap(parts: list[_Part]) -> bool:
+    """Whether two of the blocks have an element in common."""
+    blocks = [part for part in parts if all(part.sizes)]
+    if len(blocks) < 2:
+        return False
+    # Along the dimension that tells most of them apart, few have to be compared.
+    dims = range(len(blocks[0].sizes))
+    by = max(dims, key=lambda dim: len({block.offsets[dim] for block in blocks}), default=None)
+    if by is None:  # two blocks of a tensor without dimensions
+        return True
+    blocks.sort(key=lambda block: block.offsets[by])
+    for i, block in enumerate(blocks):
+        for other in itertools.islice(blocks, i + 1, None):
+            if other.offsets[by] >= block.offsets[by] + block.sizes[by]:
+                break
+            if all(
+                max(block.offsets[dim], other.offsets[dim])
+                < min(block.offsets[dim] + block.sizes[dim], other.offsets[dim] + other.sizes[dim])
+                for dim in dims
+            ):
+                return True
+    return False

@@ -6,11 +6,11 @@ back as files of safetensors. docs/format.md has the fields of a layout.
 """
 
 import json
-import math
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Mapping
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +107,7 @@ def read(
         own = {path.name, *(file.name for file in formats.weight_map(path).values())}
         names, left_out = [name for name in names if name in own], {}
     elif dcp.METADATA in names:
-        return _read_saved(folder, names, key)
+        return _read_saved(folder, names, left_out, key)
     return _read_folder(folder, names, left_out, key)
 
 
@@ -160,6 +160,31 @@ def _read_folder(
             is_shard = (match := WEIGHTS.fullmatch(Path(name).name)) and match[3]
             if name.endswith(SUFFIX) or is_shard or (name == wanted[-1] and not found):
                 raise  # what else is no state dict is one of the other files
+    files = _kept(folder, names, found, others, left_out)
+    tensors, lines, notes = Tensors(), [], []
+    is_one_folder = len({name.rpartition("/")[0] for name in found}) == 1
+    for name in sorted(found, key=lambda name: (name.count("/"), name)):
+        line, state, own = found[name]
+        prefix = "" if is_one_folder else name[: name.rfind("/") + 1]
+        if double := tensors.add(prefix, state):
+            raise CheckpointError(
+                f"{folder} holds several weights, as {name}, which has {double} like another; "
+                "give the path of one"
+            )
+        lines.append(line | ({"prefix": prefix} if prefix else {}))
+        notes += own
+    return tensors, _layout(folder, lines, notes, left_out), files
+
+
+def _kept(
+    folder: Path,
+    names: list[str],
+    found: Mapping[str, _Weights],
+    others: Mapping[str, str],
+    left_out: dict[str, list[str]],
+) -> dict[str, Path]:
+    """The files that are kept as they are, beside those of weights that are `found`. What is not
+    kept is added to `left_out`, by the reason: that in `others`, {name: why}, or another."""
     files = {}
     for name in names:
         if name in found:
@@ -174,31 +199,24 @@ def _read_folder(
             left_out.setdefault("too large", []).append(name)
         else:
             files[name] = folder / name
-    tensors, lines, notes = Tensors(), [], []
-    is_one_folder = len({name.rpartition("/")[0] for name in found}) == 1
-    for name in sorted(found, key=lambda name: (name.count("/"), name)):
-        line, state, own = found[name]
-        prefix = "" if is_one_folder else name[: name.rfind("/") + 1]
-        if double := tensors.add(prefix, state):
-            raise CheckpointError(
-                f"{folder} holds several weights, as {name}, which has {double} like another; "
-                "give the path of one"
-            )
-        lines.append(line | ({"prefix": prefix} if prefix else {}))
-        notes += own
-    for why, some in left_out.items():
-        notes.append(f"left out, {why}: {some_names(some)}")
+    return files
+
+
+def _layout(
+    folder: Path, lines: list[dict], notes: list[str], left_out: Mapping[str, list[str]]
+) -> dict:
+    notes = notes + [f"left out, {why}: {some_names(some)}" for why, some in left_out.items()]
     layout = {"name": Path(os.path.realpath(folder)).name, "folder": True, "weights": lines}
-    return tensors, layout | ({"notes": notes} if notes else {}), files
+    return layout | ({"notes": notes} if notes else {})
 
 
 def _read_saved(
-    folder: Path, names: list[str], key: str | None
+    folder: Path, names: list[str], left_out: dict[str, list[str]], key: str | None
 ) -> tuple[Mapping[str, torch.Tensor], dict, dict[str, Path]]:
     """A folder of torch.distributed.checkpoint: as many files of weights as its processes have
     written, each with about as many bytes of tensors that follow one another."""
     state, notes = dcp.read(folder, key)
-    count, sizes = state.files, [math.prod(i.shape) * i.dtype.itemsize for i in state.infos]
+    count, sizes = state.files, [info.bytes for info in state.infos]
     middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
     # a tensor without elements, the last, has its middle at the very end
     shards = [min(count - 1, int(count * m / max(1, sum(sizes)))) for m in middles]
@@ -208,15 +226,18 @@ def _read_saved(
     for place, number in enumerate(numbers, 1):
         file = f"model-{place:05}-of-{len(numbers):05}{SUFFIX}"
         lines.append(_plain_line(file, shards.count(number)))
-    files = {
-        name: folder / name
-        for name in names
-        if name != dcp.METADATA and not name.endswith(dcp.SUFFIX)
-    }
-    layout = {"name": Path(os.path.realpath(folder)).name, "folder": True, "weights": lines}
-    return tensors, layout | ({"notes": notes} if notes else {}), files
+    rest = [name for name in names if name != dcp.METADATA and not name.endswith(dcp.SUFFIX)]
+    others = {}
+    for name in rest:  # an export, whose names are those that the files get here
+        if WEIGHTS.fullmatch(name.rpartition("/")[2]):
+            with suppress(UserError):
+                _read_weights(folder / name, name, None)
+                others[name] = BESIDE
+    files = _kept(folder, rest, {}, others, left_out)
+    return tensors, _layout(folder, lines, notes, left_out), files
 
 
+BESIDE = "weights beside those of torch.distributed.checkpoint"
 DUPLICATE = "the same weights in another form"
 
 
@@ -299,8 +320,11 @@ def _read_weights(file: Path, name: str, key: str | None) -> _Weights:
         for part in state_dicts.path_of(content, key):
             at.append(next(each for each in inner if str(each) == part))
             inner = inner[at[-1]]
-        if isinstance(inner, OrderedDict) and hasattr(inner, "_metadata"):
-            versions = to_json(plain(dict(inner._metadata)))
+        if isinstance(inner, OrderedDict) and getattr(inner, "_metadata", None) is not None:
+            try:
+                versions = to_json(plain(dict(inner._metadata)))
+            except (TypeError, ValueError):
+                notes.append("the versions of its modules (_metadata) are not kept")
     except ValueError as error:
         raise CheckpointError(f"{file} {error}") from None
     line = {"path": name, "tensors": len(tensors), "at": [to_json(each) for each in at]}
@@ -351,7 +375,10 @@ def restore(encoding: Encoding, target: str | Path) -> list[Path]:
         parts = _parts(encoding, layout["weights"])
         is_folder = layout.get("folder", False) or bool(encoding.files)
         if is_folder:
-            container.check_names({line["path"]: 0 for line, _ in parts} | encoding.files)
+            weights = {line["path"]: 0 for line, _ in parts}
+            if weights.keys() & encoding.files.keys():
+                raise ValueError("a file of weights and another of the same name")
+            container.check_names(weights | encoding.files)
         elif len(parts) != 1 or not isinstance(parts[0][0]["path"], str):
             raise ValueError("a layout of several files and no folder")
     if not is_folder:
@@ -372,6 +399,8 @@ def restore(encoding: Encoding, target: str | Path) -> list[Path]:
 
 def _plain_layout(encoding: Encoding, target: Path) -> dict:
     name = formats.SINGLE if encoding.files or target.suffix == SUFFIX else "model.pth"
+    while name in encoding.files:
+        name = f"_{name}"
     return {"weights": [_plain_line(name, len(encoding))]}
 
 

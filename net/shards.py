@@ -45,6 +45,11 @@ class Info(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Of the elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 class Shards(TensorMap):
     """A read-only mapping: shards[name] reads that tensor and no other.
@@ -96,9 +101,9 @@ def info_of(state: Mapping[str, torch.Tensor], name: str) -> Info:
 def fields_of(infos: Mapping[str, Info]) -> dict[str, dict]:
     """What a header says of tensors that follow one another in this order."""
     fields, end = {}, 0
-    for name, (dtype, shape) in infos.items():
-        begin, end = end, end + dtype.itemsize * math.prod(shape)
-        fields[name] = {"dtype": NAMES.get(dtype), "shape": list(shape)}
+    for name, info in infos.items():
+        begin, end = end, end + info.bytes
+        fields[name] = {"dtype": NAMES.get(info.dtype), "shape": list(info.shape)}
         fields[name]["data_offsets"] = [begin, end]
     return fields
 

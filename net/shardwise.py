@@ -11,7 +11,6 @@ leaves its finished files, which the next one knows by what they were made of.
 
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
@@ -188,8 +187,7 @@ class _Job:
         names, lines = iter(self.state), self.layout["weights"]
         for number, line in enumerate(lines, 1):
             own = [next(names) for _ in range(line["tensors"])]
-            infos = [info_of(self.state, name) for name in own]
-            size = sum(math.prod(info.shape) * info.dtype.itemsize for info in infos)
+            size = sum(info_of(self.state, name).bytes for name in own)
             file = f"model-{number:05}-of-{len(lines):05}.dc"
             yield Shard(line, own, size, self.target / file)
 

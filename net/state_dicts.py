@@ -86,6 +86,9 @@ def _with_tensors(content: object) -> dict[Path, dict]:
         seen[id(value)] += 1
         if any(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items()):
             found[path] = value
+        texts = Counter(str(name) for name, inner in value.items() if isinstance(inner, dict))
+        if texts and (most := texts.most_common(1)[0])[1] > 1:
+            raise ValueError(f"has two dicts under keys that read {_dotted((*path, most[0]))}")
         for name, inner in value.items():
             visit(inner, (*path, str(name)), (*above, id(value)))
 

@@ -189,6 +189,7 @@ def lines(bits: Bits, m: int) -> list[list[int]]:
         return []
     c = bits.u(3) + 1
     classes = coded(bits, table(bits), len(live)) if c > 1 else [0] * len(live)
+    assert max(classes, default=0) == c - 1
     return [[line for line, k in zip(live, classes, strict=True) if k == i] for i in range(c)]
 
 
@@ -316,6 +317,8 @@ def levels(bits: Bits, data: bytes, kind: str, shape: list[int]) -> list[int]:
         assert (trellis, view) == (1, 0)
         columns = len(found) // len(shifts)
         found = [each * 2 ** shifts[i // columns] for i, each in enumerate(found)]
+    least = min((abs(each) for each in found if each), default=0)
+    assert not least or kind == "float64" or least * step >= 2.0**-126
     return [_rounded(each * step, kind, half) for each in found]
 
 

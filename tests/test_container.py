@@ -81,6 +81,12 @@ def test_what_is_saved_comes_back(
     ]
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".dc"])
+def test_a_path_that_there_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(EncodingError, match="File name too long"):
+        encoding.open(tmp_path / name)
+
+
 def test_the_same_streams_and_manifest_as_in_a_folder(tmp_path: Path) -> None:
     encoding.save(state_of(), tmp_path / "folder", {"arch": "x"})
     encoding.save(state_of(), tmp_path / "m.dc", {"arch": "x"})

@@ -102,6 +102,9 @@ def test_round_trip(symbols: np.ndarray) -> None:
 def test_round_trip_of_wide_symbols(symbols: list[int]) -> None:
     data = encode(np.array(symbols, np.int64))
     assert decode(data).tolist() == symbols
+    # neighbours beyond 2**53 are one float64
+    near = np.array([each | 1 << 61 for each in symbols] + symbols, np.uint64)
+    assert decode(encode(near)).tolist() == near.tolist()
     assert slow_decoder.stream(data) == symbols
 
 

@@ -175,6 +175,17 @@ def loaded(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.parametrize("metadata", [None, [1, 2], {"a": torch.ones(1)}])
+def test_versions_of_modules_that_are_none(tmp_path: Path, metadata: Any) -> None:
+    state = OrderedDict(a=torch.ones(2))
+    state._metadata = metadata
+    torch.save(state, tmp_path / "m.pth")
+    found = through(tmp_path / "m.pth", tmp_path / "n.pth")
+    assert fuzz.same(loaded(tmp_path / "n.pth"), state)
+    assert ("notes" in layouts.read(tmp_path / "m.pth")[1]) == (metadata is not None)
+    assert "versions" not in found.layout["weights"][0]
+
+
 def test_nested_keys_and_what_is_beside_come_back(tmp_path: Path) -> None:
     weight = torch.randn(3, 2)
     state = OrderedDict(b=torch.ones(2), a=weight, tied=weight, scalar=torch.tensor(1.5))

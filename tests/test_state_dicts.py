@@ -55,6 +55,8 @@ def test_the_state_dict_that_is_meant(content, key):
         ({"optimizer": {"x": torch.ones(3)}}, None, "holds no model"),
         ({"epoch": 3}, None, "holds no model"),
         ({0: torch.ones(3)}, None, "holds no model"),
+        ({1: ONE, "1": OTHER}, None, "two dicts under keys that read 1"),
+        ({"model": {1: ONE, "1": OTHER}}, None, r"two dicts under keys that read model\.1"),
     ],
 )
 def test_none_or_several(content, key, message):
@@ -149,6 +151,21 @@ def test_an_array_that_is_larger_than_its_file(tmp_path, shape):
             return np.zeros(0).__reduce__()[0], (np.ndarray, shape, b"b")
 
     torch.save({"w": torch.ones(3), "a": Array()}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"m\.pt is not a checkpoint, or is damaged"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("data", [(), (b"1234567",), (None,)])
+def test_a_number_that_is_larger_than_its_file(tmp_path, data):
+    class Kind:
+        def __reduce__(self):
+            return np.dtype, ("V200000000",)
+
+    class Number:
+        def __reduce__(self):
+            return np.float64(0).__reduce__()[0], (Kind(), *data)
+
+    torch.save({"w": torch.ones(3), "a": Number()}, tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match=r"m\.pt is not a checkpoint, or is damaged"):
         checkpoint.load(tmp_path / "m.pt")
 

@@ -87,7 +87,8 @@ class Code:
         names = self.symbols if names is None else names
         size = int(names.max()) + 1
         if size > max(1 << 16, 4 * symbols.size):  # a table by rank, where one by symbol is large
-            symbols, size = np.searchsorted(self.symbols, symbols), len(self.symbols)
+            same = symbols.astype(self.symbols.dtype, copy=False)  # not both as float64
+            symbols, size = np.searchsorted(self.symbols, same), len(self.symbols)
             names = np.arange(size)
         table = np.zeros(size, np.uint64)
         table[names] = self.words() << np.uint64(6) | self.lengths

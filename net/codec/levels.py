@@ -31,6 +31,7 @@ LEAST = 8  # the smallest values, whose differences suggest a step
 SHORTEST = 4  # steps within what the values allow, of the fewest digits, that are tried
 ROWS_APART = 63  # where the digits of a step would be: rows have shifts
 MOST_SHIFTED = 13  # by which levels of MAX_LEVEL stay in an int32
+LEAST_NORMAL = 2.0**-126  # below it a process may take float32 for zero (set_flush_denormal)
 VALUES_A_BIT = 1024  # no decision takes less than a bit for so many
 
 
@@ -63,6 +64,8 @@ class Grid(NamedTuple):
             return None
         half = dtype.itemsize > 2 and torch.equal(exact.half().double(), exact)
         sizes = np.sort(np.abs(values[values != 0]))
+        if dtype != torch.float64 and sizes.min(initial=1) < LEAST_NORMAL:
+            return None
         for step, digits in _steps(sizes, 10 if half else MANTISSAS[dtype]):
             grid, levels = cls(step, digits, half), np.rint(values / step).astype(np.int64)
             if np.array_equal(grid.values(levels, dtype), distinct):
@@ -356,6 +359,10 @@ def read_levels(
     low, high = (int(levels.min()), int(levels.max())) if count else (0, 0)
     if grid is not None and not (grid.reaches(low, dtype) and grid.reaches(high, dtype)):
         raise HuffmanError("a level whose value is infinite")
+    if grid is not None and dtype != torch.float64 and grid.step < LEAST_NORMAL:
+        least = int(np.abs(levels[levels != 0]).min(initial=1 << 30))
+        if least * grid.step < LEAST_NORMAL:
+            raise HuffmanError("a level whose value is subnormal")
     if grid is not None and high - low < count:
         codebook, zero = grid.values(np.arange(low, high + 1), dtype), -low
     if codebook is not None and (low < -zero or high >= len(codebook) - zero):

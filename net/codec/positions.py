@@ -58,10 +58,10 @@ class Positions:
         self.count = reader.read_number()
         # rows, columns, gaps, and where the last non-zero was
         self._blocks: deque[tuple[np.ndarray, np.ndarray, Integers, np.ndarray]] = deque()
-        if self.count == 0:
-            return
         if self.count >= self._size:
             raise HuffmanError("as many non-zeros as elements, or more")
+        if self.count == 0:
+            return
         view = reader.read(2)
         if view not in matrix_views(shape):
             raise HuffmanError("a matrix view that this shape does not have")
@@ -177,6 +177,8 @@ class LineClasses:
                 beyond = "a class of lines beyond the last one"
                 code = read_table(reader, size - dead, count - 1, beyond)
                 live = code.read(reader, size - dead, code.symbols.astype(np.uint8))
+                if int(code.symbols[-1]) < count - 1:
+                    raise HuffmanError("a last class of lines without a line")
                 classes[classes > 0] = live + 1
         return cls(classes)
 

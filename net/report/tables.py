@@ -182,9 +182,9 @@ def sharing_notes(
 def stored_bytes(name: str, state: Mapping[str, torch.Tensor]) -> float:
     """About what a tensor takes that is neither shared nor rounded: floating-point numbers as they
     are, others, which may be masks or counters, as they are encoded."""
-    dtype, shape = info_of(state, name)
+    dtype, shape = info = info_of(state, name)
     if dtype.is_floating_point or dtype not in DTYPES.values() or math.prod(shape) > COUNTED:
-        return dtype.itemsize * math.prod(shape)
+        return info.bytes
     return write_tensor(state[name]).length / 8
 
 

@@ -270,6 +270,16 @@ def test_levels_beyond_the_type():
     refused(bits[:at] + exponent + bits[at + 11 :], "infinite", dtype=torch.float16)
 
 
+def test_levels_below_what_is_normal():
+    """A process that flushes denormals would decode other weights."""
+    bits = bits_of(written(on_trellis()))
+    at = HEAD + 2
+    refused(bits[:at] + f"{890:011b}" + bits[at + 11 :], "subnormal")
+    levels = torch.arange(-300, 301) * 2.0**-130
+    assert Grid.of(patterns(levels), torch.float32) is None
+    assert Grid.of(patterns(levels.double()), torch.float64) is not None
+
+
 def test_a_grid_of_integers():
     data = bits_of(written(on_trellis()))
     with pytest.raises(HuffmanError, match="a grid of a type that has none"):
