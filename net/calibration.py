@@ -28,8 +28,17 @@ from .blocks import OUTSIDE, Passage, block_of, repeated
 from .codec.adaptive import STRIP
 from .compensation import compensate, settled_prices
 from .extras import ProgressBar
-from .parameters import copied, parameters_by_name
-from .rounding import fineness, grid, largest, scales, share_tensor, tells_its_steps, trellis_pays
+from .parameters import copied, normed_axes, parameters_by_name
+from .rounding import (
+    fineness,
+    grid,
+    largest,
+    scales,
+    share_alone,
+    share_tensor,
+    tells_its_steps,
+    trellis_pays,
+)
 from .samples import Call, Samples, first_that_runs
 from .threads import in_order
 
@@ -120,11 +129,17 @@ def calibrate_passages(
 
         def share_at(place: int) -> None:  # keeps nothing of the block in memory
             parameters = work.parameters(kinds)
+            every = parameters_by_name(work.model)
             for name, parameter in parameters.items():
                 if name not in shared and (found.reasons[name] or name in found.finer):
                     # no inputs needed, so that every layer can be calibrated behind them
-                    how = kinds[name], name in walks, found.finer.get(name)
-                    parameter.copy_(share_tensor(parameter, steps[name], *how))
+                    how = steps[name], kinds[name], name in walks
+                    after = (
+                        share_tensor(parameter, *how, found.finer[name])
+                        if name in found.finer
+                        else share_alone(parameter, *how, normed_axes(every, name))
+                    )
+                    parameter.copy_(after)
                     shared[name] = parameter.detach()
             for names in found.stages[place]:
                 moments = _moments(exact, work, names, batches, found.uses)

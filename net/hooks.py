@@ -1,5 +1,6 @@
 """What runs before and after every step of an optimizer, whoever wrote the training loop."""
 
+import inspect
 import sys
 import warnings
 import weakref
@@ -325,20 +326,6 @@ def parameters_of(model: nn.Module, like: Mapping[str, torch.Tensor]) -> dict[st
     return found
 
 
-def normed_axes(model: nn.Module, name: str) -> tuple[int, ...]:
-    """The axes of a parameter over which weight normalisation (torch.nn.utils) divides it by its
-    norm, where all zeros would be no number; empty for any other parameter."""
-    layer, dot, last = name.rpartition(".")
-    lengths = {"weight_v": "weight_g", "original1": "original0"}.get(last)
-    parameter = parameter_of(model, name)
-    found = parameter_of(model, layer + dot + lengths) if lengths else None
-    if parameter is None or found is None:
-        return ()
-    if found.dim() != parameter.dim():  # one length for all
-        return tuple(range(parameter.dim()))
-    return tuple(axis for axis, size in enumerate(found.shape) if size == 1)
-
-
 def gradient_scaler() -> Any:
     """The torch.amp.GradScaler, enabled, from whose step the optimizer's is called; or None."""
     frame = sys._getframe(1)
@@ -468,10 +455,16 @@ class _Method:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = (self.owner, *args)
         args, kwargs = self.hook.before(self.owner, args, kwargs) or (args, kwargs)
-        method = self.replaced or getattr(type(self.owner), self.name).__get__(self.owner)
-        result = method(*args[1:], **kwargs)
+        result = self._method()(*args[1:], **kwargs)
         self.hook.after(self.owner, args, kwargs)
         return result
+
+    def _method(self) -> Callable:
+        return self.replaced or getattr(type(self.owner), self.name).__get__(self.owner)
+
+    @property
+    def __signature__(self) -> inspect.Signature:  # which accelerate asks for
+        return inspect.signature(self._method())
 
     # Schedulers of torch take a method apart, and bind it again.
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from .errors import UserError, some_names
 from .sharded import is_sharded
+from .shards import info_of
 from .tensors import check_shaped, identity, is_computed, tie_of
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
@@ -212,6 +213,19 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     """{name in the state dict: parameter}, tied ones under each of their names."""
     every = model.named_parameters(remove_duplicate=False)
     return {plain_name(name): parameter for name, parameter in every}
+
+
+def normed_axes(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
+    """The axes of a tensor over which weight normalisation (torch.nn.utils) divides it by its norm,
+    where all zeros would be no number; empty for any other. `tensors`: those of the model."""
+    layer, dot, last = name.rpartition(".")
+    lengths = layer + dot + {"weight_v": "weight_g", "original1": "original0"}.get(last, "")
+    if last not in ("weight_v", "original1") or lengths not in tensors:
+        return ()
+    of_each, shape = info_of(tensors, lengths).shape, info_of(tensors, name).shape
+    if len(of_each) != len(shape):  # one length for all
+        return tuple(range(len(shape)))
+    return tuple(axis for axis, size in enumerate(of_each) if size == 1)
 
 
 def copied(model: nn.Module) -> nn.Module:

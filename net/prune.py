@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import UserError
-from .hooks import StepHooks, check_written, normed_axes, parameters_of
-from .parameters import Patterns, compressible, parameters_by_name, resolve
+from .hooks import StepHooks, check_written, parameters_of
+from .parameters import Patterns, compressible, normed_axes, parameters_by_name, resolve
 from .plan import constants
 from .sharded import full, kth_greatest, laid, local, part, summed, total
 from .tensors import version_of
@@ -193,8 +193,9 @@ class Pruner(StepHooks):
     @torch.no_grad()
     def _keep_directions(self, scores: Mapping[str, torch.Tensor]) -> None:
         """Keep the weight of the highest score of what weight normalisation divides by its norm."""
+        every = parameters_by_name(self._model)
         for name, score in scores.items():
-            axes = normed_axes(self._model, name)
+            axes = normed_axes(every, name)
             if axes:
                 mask, score = full(self.masks[name]), full(score)
                 best = score == score.amax(axes, keepdim=True)

@@ -142,17 +142,6 @@ def _by_traces(
     return dict(zip(traces, np.exp(np.minimum(wanted + high, most)).tolist(), strict=True))
 
 
-def steps_of(
-    tensors: Mapping[str, torch.Tensor],
-    names: Iterable[str],
-    noise: float = NOISE,
-    traces: Mapping[str, float] | None = None,
-    felt: Mapping[str, float] | None = None,
-) -> dict[str, float]:
-    """`steps` for the tensors of these names, read one at a time. An error names the tensor."""
-    return steps(spreads_of(tensors, names), noise, traces, felt)
-
-
 def spreads_of(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, Spread]:
     """`spread` of each tensor of these names, read one at a time. An error names the tensor."""
     spreads = {}
@@ -200,6 +189,31 @@ def share_tensor(
     return _shared(source, step, walks, scale).to(tensor.device)
 
 
+def share_alone(
+    tensor: torch.Tensor, step: float, kind: str, trellis: bool, axes: tuple[int, ...]
+) -> torch.Tensor:
+    """`share_tensor` for a tensor of which weight normalisation divides what lies along `axes` by
+    its norm (net.parameters.normed_axes; () for any other): small rows count as much as large ones
+    there, and none is lost."""
+    finer = row_fineness(tensor) if axes and 0 not in axes else None
+    # A value that is changed by itself would leave the trellis.
+    after = share_tensor(tensor, step, kind, trellis and not axes, finer)
+    return directed(tensor, after, axes)
+
+
+def directed(before: torch.Tensor, after: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """`after`, in which no direction of `before` along `axes` is all zeros, whose norm is divided
+    by: the largest weight of such a one gets the smallest of the values, which is as good as any.
+    """
+    if not axes or not after.any():
+        return after
+    weight = before.detach()
+    largest = weight.abs() == weight.abs().amax(axes, keepdim=True)
+    lone = largest & ~after.any(axes, keepdim=True)
+    smallest = after[after != 0].abs().min()
+    return torch.where(lone, smallest * weight.sign(), after)
+
+
 def trellis_pays(source: torch.Tensor, step: float, scale: np.ndarray) -> bool:
     """Whether `source`, whose rows are multiplied by `scale` [rows], is to follow the trellis.
 
@@ -243,13 +257,20 @@ def fineness(tensor: torch.Tensor, kind: str) -> torch.Tensor:
     vocabulary = kind == "embedding" and rows >= VOCABULARY
     if kind != "rnn" and not vocabulary:
         return torch.zeros(rows, dtype=torch.int64)
+    if not vocabulary:
+        return row_fineness(tensor, 2)
+    counts, powers = _rows(tensor)
+    place = _frequency_order((powers / counts.clamp_min(1)).sqrt()) / rows
+    return torch.stack([place < 1 / part for part in FREQUENT]).sum(0)
+
+
+def row_fineness(tensor: torch.Tensor, factor: float = 1) -> torch.Tensor:
+    """The same by how much smaller the weights of a row are than those of the whole tensor, and
+    `factor` times as fine as that."""
     counts, powers = _rows(tensor)
     sizes = (powers / counts.clamp_min(1)).sqrt()
-    if vocabulary:
-        place = _frequency_order(sizes) / rows
-        return torch.stack([place < 1 / part for part in FREQUENT]).sum(0)
     whole = math.sqrt(float(powers.sum()) / max(float(counts.sum()), 1))
-    finer = torch.log2(2 * whole / sizes).round().clamp(0, FINEST)
+    finer = torch.log2(factor * whole / sizes).round().clamp(0, FINEST)
     finer[sizes == 0] = 0
     return finer.long()
 

@@ -18,11 +18,19 @@ import torch
 from torch import nn
 
 from .constants import few_values
-from .hooks import normed_axes
-from .parameters import Patterns, listed
+from .parameters import Patterns, listed, normed_axes
 from .quantization import INITS
 from .roles import felt
-from .rounding import NOISE, Spread, round_vector, scale_of, share_tensor, steps, steps_of
+from .rounding import (
+    NOISE,
+    Spread,
+    directed,
+    round_vector,
+    scale_of,
+    share_alone,
+    spreads_of,
+    steps,
+)
 from .shared_tensor import SharedTensor
 
 MOST_BITS = 16
@@ -147,19 +155,11 @@ class Work:
             model = self.model
             traces, self.unmeasured = known_traces(lambda: model, self.samples, names)
         told = felt_in(self.plan)
-        if self.spreads is None:
-            self.steps = steps_of(self.tensors, names, self.config.noise, traces, told)
-        else:
-            self.steps = steps(self.spreads, self.config.noise, traces, told)
+        spreads = spreads_of(self.tensors, names) if self.spreads is None else self.spreads
+        self.steps = steps(spreads, self.config.noise, traces, told)
         # Where errors of the weights are compensated, those of the vectors would show.
         compensated = self.samples is not None or bool(self.calibrated)
         self.noise = self.config.noise / 2 if compensated else self.config.noise
-
-    def walks(self, name: str) -> bool:
-        """Whether the values of a tensor may follow a trellis (net.compensation), which training,
-        or a value that is changed by itself, would leave."""
-        normed = self.model is not None and bool(normed_axes(self.model, name))
-        return self.final and not normed
 
 
 @dataclass(frozen=True)
@@ -285,30 +285,17 @@ class ByRate(Treatment):
             from .calibration import calibrate
 
             kinds = {name: work.plan[name].kind for name in names}
-            walks = set(filter(work.walks, names))
+            walks = set(names) if work.final else ()
             values, reasons = calibrate(work.model, work.samples, kinds, work.steps, walks)
             work.calibrated = {**work.calibrated, **values}
             work.without_data.update(reasons)
 
     def values(self, tensor: torch.Tensor, name: str, work: Work) -> torch.Tensor:
+        axes = normed_axes(work.tensors, name)
         if name in work.calibrated:
-            return work.calibrated[name].to(tensor.dtype)
-        return share_tensor(tensor, work.steps[name], self.kind, work.walks(name))
-
-    def trainable(
-        self, tensor: torch.Tensor, name: str, work: Work, reassignable: bool = False
-    ) -> SharedTensor:
-        values = self.values(tensor, name, work)
-        # What weight normalisation divides by its norm must not be zero: the largest weight then
-        # has the smallest of the values, which is as good as any.
-        axes = normed_axes(work.model, name) if work.model is not None else ()
-        if axes and values.any():
-            weight = tensor.detach()
-            largest = weight.abs() == weight.abs().amax(axes, keepdim=True)
-            lone = largest & ~values.any(axes, keepdim=True)
-            smallest = values[values != 0].abs().min()
-            values = torch.where(lone, smallest * weight.sign(), values)
-        return SharedTensor.of_values(tensor, values, reassignable)
+            return directed(tensor, work.calibrated[name].to(tensor.dtype), axes)
+        # Training would leave the trellis (net.compensation).
+        return share_alone(tensor, work.steps[name], self.kind, work.final, axes)
 
 
 class PerTensor(Treatment):

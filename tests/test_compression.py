@@ -271,7 +271,7 @@ def test_the_noise_follows_the_shapes():
 
 def test_the_estimate_of_bytes_falls_with_the_noise():
     state = nn.Linear(40, 30).state_dict()
-    estimate = budget.Estimate(state, rounding.steps_of(state, ["weight"], 1.0))
+    estimate = budget.Estimate(state, rounding.steps(rounding.spreads_of(state, ["weight"]), 1.0))
     sizes = [estimate.bytes(noise) for noise in (0.1, 0.4, 1.6)]
     assert np.all(np.diff(sizes) < 0)
     assert estimate.bytes(budget.noise_of(estimate.bytes, 600)) == pytest.approx(600, rel=0.05)

@@ -1,6 +1,7 @@
 """Training loops as people have them: closures, wrappers, copies, models that change meanwhile."""
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -108,6 +109,10 @@ class Around:
 
 class Wrapper(Around, torch.optim.Optimizer):
     """As accelerate's: an Optimizer without hooks of its own."""
+
+    def zero_grad(self, set_to_none=True):
+        assert "set_to_none" in inspect.signature(self.optimizer.zero_grad).parameters
+        super().zero_grad(set_to_none)
 
 
 class Lookahead(Wrapper):

@@ -26,8 +26,8 @@ from net.rounding import (
     scale_of,
     share_tensor,
     spread,
+    spreads_of,
     steps,
-    steps_of,
 )
 from net.treatments import SharingConfig, treated
 
@@ -115,7 +115,7 @@ def test_values_that_are_not_finite(bad):
     with pytest.raises(ValueError, match="not all values are finite"):
         share_tensor(tensor, 1.0)
     with pytest.raises(UserError, match=r"cannot share fc\.weight: not all values are finite"):
-        steps_of({"fc.weight": tensor}, ["fc.weight"])
+        spreads_of({"fc.weight": tensor}, ["fc.weight"])
 
 
 # --- errors that cancel -------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from net import Pruner, WeightSharing, encoding, sharing
 from net.codec.tensors import write_tensor
 from net.errors import UserError
+from net.rounding import share_alone, share_tensor
 from net.shared_tensor import SharedTensor
 from net.sharing import SharedState
 from tests.optimizers import OPTIMIZERS
@@ -797,9 +798,17 @@ def test_a_direction_of_weight_normalisation_is_never_zero():
     torch.manual_seed(0)
     model = nn.Sequential(nn.utils.weight_norm(nn.Linear(32, 24)))
     with torch.no_grad():
-        model[0].weight_v[3:9] *= 1e-3  # its length is kept elsewhere
-    WeightSharing(model, bits="auto")
-    assert model(torch.ones(2, 32)).isfinite().all()
+        model[0].weight_v[3:9] *= 0.02  # its length is kept elsewhere
+    states = [copy.deepcopy(model.state_dict()) for _ in range(3)]
+    inputs = torch.eye(32)
+    before = model(inputs)
+    for calibration in (None, inputs):
+        model.load_state_dict(states[0])
+        WeightSharing(model, bits="auto", final=True, calibration=calibration)
+        assert nn.functional.cosine_similarity(model(inputs), before, dim=0).min() > 0.97
+        shared = SharedState(states[1], bits="auto")["0.weight_v"]
+        torch.testing.assert_close(model[0].weight_v.detach(), shared)
+    assert SharedState(states[2], bits="auto", noise=60)["0.weight_v"].any(1).all()
 
 
 # --- values that nothing trains -----------------------------------------------------------------
@@ -834,10 +843,18 @@ def test_weights_divided_by_their_norm_have_no_trellis():
     torch.manual_seed(0)
     plain = nn.Linear(40, 60)
     model = nn.Sequential(plain, nn.utils.parametrizations.weight_norm(nn.Linear(60, 60)))
+    normed = "1.parametrizations.weight.original1"
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     shared = WeightSharing(model, bits="auto", final=True)
-    walks = {name: shared._work.walks(name) for name in shared.tensors}
-    assert len(walks) > 1
-    assert [name for name, walk in walks.items() if walk] == ["0.weight"]
+    for name, each in (("0.weight", ()), (normed, (1,))):
+        steps = shared._work.steps[name]
+        with_trellis, without = (
+            share_tensor(before[name], steps, "linear", trellis) for trellis in (True, False)
+        )
+        found = model.state_dict()[name]
+        assert torch.equal(found, with_trellis) == (not each)
+        assert torch.equal(found, share_alone(before[name], steps, "linear", True, each))
+        assert not torch.equal(with_trellis, without)
 
 
 def test_what_cannot_be_written_is_refused_in_a_line():
