@@ -21,9 +21,9 @@ from .limits import release_freed
 from .parameters import copied, parameters_by_name
 from .pretrained import Place, places_of, put
 from .samples import Call, on_device
-from .shards import info_of
+from .shards import Info, info_of
 from .state_dicts import Renamed
-from .tensors import TensorMap, memory, version_of
+from .tensors import TensorMap, is_computed, memory, version_of
 
 MOST_IN_MEMORY = 1 << 26  # bytes of a run's activations; what is more goes to the disk
 ALIGNED = 64  # bytes, of which a tensor on the disk begins at a multiple
@@ -373,9 +373,15 @@ def block_of(name: str, blocks: list[str]) -> int:
     return next((i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), OUTSIDE)
 
 
+def _is_stored_as(info: Info, tensor: torch.Tensor) -> bool:
+    """Whether what a file has is the tensor: not numbers, perhaps, that have a scale elsewhere."""
+    return info.shape == tensor.shape and (is_computed(info) or not tensor.is_floating_point())
+
+
 def names_by_prefix(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """{name in the state dict of `model`: name in `state`}: the same, or all of them with the same
-    prefix here or there. NoBlocks where a tensor is missing, or of another shape."""
+    prefix here or there. NoBlocks where a tensor is missing, or of another shape, or stored as
+    numbers that have a scale elsewhere."""
     places = places_of(model)
     first = places[-1].names[0]
     longer = [name.removesuffix(first) for name in state if name.endswith(first)]
@@ -386,9 +392,9 @@ def names_by_prefix(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict
         for place in places:
             for name in place.names:
                 other = there + name.removeprefix(here)
-                if other in state and info_of(state, other).shape == tuple(place.tensor.shape):
+                if other in state and _is_stored_as(info_of(state, other), place.tensor):
                     found |= dict.fromkeys(place.names, other)
                     break
         if len(found) == sum(len(place.names) for place in places):
             return found
-    raise NoBlocks("its tensors have other names, or other shapes, in the file")
+    raise NoBlocks("its tensors have other names, shapes or kinds of types in the file")

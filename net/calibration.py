@@ -28,7 +28,7 @@ from .blocks import OUTSIDE, Passage, block_of, repeated
 from .codec.adaptive import STRIP
 from .compensation import compensate, settled_prices
 from .extras import ProgressBar
-from .parameters import copied, normed_axes, parameters_by_name
+from .parameters import in_evaluation, normed_axes, parameters_by_name
 from .rounding import (
     fineness,
     grid,
@@ -104,7 +104,7 @@ def calibrate(
     Raises ValueError for a bad step, NaN or infinity among the weights, and for inputs that the
     model cannot be run with.
     """
-    exact = copied(model).eval().requires_grad_(False)
+    exact = in_evaluation(model).requires_grad_(False)
     pair, samples = (Passage(exact), Passage(copy.deepcopy(exact))), Samples.of(model, inputs)
     shared: dict[str, torch.Tensor] = {}
     reasons = calibrate_passages(*pair, samples, kinds, steps, walks, shared)

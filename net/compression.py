@@ -33,7 +33,7 @@ from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, bias_of, listed, matches, unwrapped
 from .parameters import copied as copied_model
 from .results import Counted, Result, Shared, Tell, write
-from .rounding import Spread, spreads_of, steps
+from .rounding import Spread, cast, spreads_of, steps
 from .samples import Samples
 from .shards import info_of
 from .sharing import SharedState, WeightSharing
@@ -360,7 +360,7 @@ class _Calibrated(TensorMap):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         own = self.own.get(self.tie(name))
-        return self.rest[name] if own is None else own.to(self.rest.info(name).dtype)
+        return self.rest[name] if own is None else cast(own, self.rest.info(name).dtype)
 
     @property
     def _named(self) -> Collection[str]:

@@ -4,6 +4,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
+def first_line(error: Exception) -> str:
+    """Of what somebody else's code has raised: "ValueError: what it says"."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 class UserError(Exception):
     """Shown as ``error: <message>`` with exit code 1, never as a traceback.
 

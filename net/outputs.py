@@ -5,6 +5,7 @@ scikit-learn's, and what Python's own library says of itself. Of logits the dive
 all outputs the cosine and the relative error. Labels are not needed.
 """
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -27,9 +28,9 @@ from torch.nn import functional as F
 from .activations import Foreign
 from .blocks import NoBlocks, OnDisk, Passage, Skeleton, without_parameters
 from .choose import divergence
-from .errors import UserError
+from .errors import UserError, first_line
 from .parameters import copied
-from .samples import Call, Samples, first_that_runs
+from .samples import Call, Labelled, Samples, first_that_runs
 from .sharded import is_sharded
 from .tensors import is_computed
 
@@ -131,9 +132,33 @@ class Subject:
             raise Unseen(
                 "the model's outputs are not all finite with these inputs, as it is before"
             )
+        if not skeleton and not self._feels_weights():
+            raise Unseen(
+                "the outputs with these inputs do not depend on the weights, as where the model "
+                "keeps results of them, and say nothing of others; compress the model before it is "
+                "run, or without inputs"
+            )
         if skeleton:
             self._rows["rows"] = self._before.rows
             self._before = self._before._replace(rows=self._before.rows[:0].clone())
+
+    def _feels_weights(self) -> bool:
+        """Whether a batch is answered otherwise with all tensors in disorder."""
+        own = self.model.state_dict()
+        if any(map(is_sharded, own.values())):
+            return True
+        disordered = {
+            self.names[name]: -tensor.roll(1) if is_computed(tensor) else tensor
+            for name, tensor in own.items()
+            if name in self.names
+        }
+        one = copy.copy(self.judging)
+        one.batches = one.batches[:1]
+        try:
+            answer = answers(self.changed(disordered), one).rows
+        except (Unseen, RuntimeError):  # a model whose tensors have to be what they are
+            return True
+        return not torch.equal(answer, self._before.rows[: len(answer)])
 
     @property
     def before(self) -> Answers:
@@ -183,15 +208,19 @@ def halves(inputs: Any) -> tuple[Any, Any]:
         return _halves(list(inputs.values()), lambda p: dict(zip(inputs, p, strict=True)))
     if not hasattr(inputs, "__iter__"):
         return inputs, None  # refused by Samples
-    batches = list(inputs)
+    kind = Labelled if isinstance(inputs, torch.utils.data.DataLoader) else list
+    batches = kind(inputs)
     if len(batches) != 1:
-        return batches[::2], batches[1::2] or None
+        return kind(batches[::2]), kind(batches[1::2]) or None
     [batch] = batches
     if type(batch) in (tuple, list) and batch and isinstance(batch[0], Mapping):
         batch = batch[0]  # beside labels
     if isinstance(batch, torch.Tensor | Mapping):
         return halves(batch)
-    return _halves(list(batch), tuple) if type(batch) in (tuple, list) else (batches, None)
+    if type(batch) not in (tuple, list):
+        return batches, None
+    first, second = _halves(list(batch), tuple)
+    return kind(first), kind(second) if second else None
 
 
 def _halves(parts: list, made: Callable[[list], Any]) -> tuple[list, list | None]:
@@ -377,6 +406,8 @@ def of_folder(
     with _quiet() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            if getattr(config, "quantization_config", None):
+                raise Unseen("it is quantized already, and computes with more than its weights")
             own = [getattr(transformers, name, None) for name in config.architectures or ()]
             kind = next((each for each in own if each is not None), transformers.AutoModel)
             if blockwise is not False:
@@ -388,10 +419,12 @@ def of_folder(
             else:
                 options = {"local_files_only": True, "dtype": torch.float32}
                 model = kind.from_pretrained(folder, **options).eval()
+        except Unseen:
+            raise
         except NoBlocks as error:
             raise Unseen(f"it cannot be taken block by block: {error}") from None
         except Exception as error:  # whatever a library raises for a folder that it does not take
-            raise Unseen(f"transformers cannot load it ({_line(error)})") from None
+            raise Unseen(f"transformers cannot load it ({first_line(error)})") from None
         if not skeleton:
             names = names_by_value(model, state)
         if inputs is None and hasattr(config, "vocab_size"):
@@ -453,31 +486,28 @@ def _transformer(path: Path) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[Any]:
-    """transformers, which neither fetches anything nor draws bars of its own meanwhile."""
-    before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")}
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    """transformers, which says nothing and draws no bars of its own meanwhile."""
+    variable = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(variable)
+    os.environ[variable] = "false"
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    bars = None
     try:
         import transformers
 
-        bars = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()
+        if transformers.utils.logging.is_progress_bar_enabled():
+            bars = transformers.utils.logging
+            bars.disable_progress_bar()
         yield transformers
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
     finally:
+        if bars is not None:
+            bars.enable_progress_bar()
         logging.disable(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
 
 
 # --- inputs that every installation has -----------------------------------------------------------
@@ -515,7 +545,7 @@ def tokens(folder: Path, texts: list[str]) -> list[dict[str, torch.Tensor]]:
             for i in range(0, len(texts), BATCH)
         ]
     except Exception as error:  # whatever a library raises for a folder that it does not take
-        raise Unseen(f"no tokenizer can be loaded from it ({_line(error)})") from None
+        raise Unseen(f"no tokenizer can be loaded from it ({first_line(error)})") from None
 
 
 class Images(NamedTuple):

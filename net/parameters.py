@@ -245,6 +245,22 @@ def copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode. UserError if that mode changes its weights, as that of adapters
+    does that merge: what is found of those says nothing of the ones that the model has."""
+    found = copied(model).eval()
+    if any(module.training for module in model.modules()):
+        own = dict(model.named_parameters())
+        for name, parameter in found.named_parameters():
+            same = torch.equal(own[name], parameter) if name in own else False
+            if not same and not bool(parameter.isnan().any()):
+                raise UserError(
+                    f"eval() changes {plain_name(name)}, as adapters do that are merged then: "
+                    "leave the sample inputs out, or merge the adapters for good"
+                )
+    return found
+
+
 def _computed(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
     """Append the tensors within a value, and the containers in it, that are results."""
     if isinstance(value, torch.Tensor):

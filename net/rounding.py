@@ -25,6 +25,7 @@ from .errors import naming
 from .parameters import layer_of
 from .sharded import full, put
 from .shards import info_of
+from .tensors import COMPUTED, is_computed
 from .threads import in_order
 
 NOISE = 0.2
@@ -205,12 +206,13 @@ def directed(before: torch.Tensor, after: torch.Tensor, axes: tuple[int, ...]) -
     """`after`, in which no direction of `before` along `axes` is all zeros, whose norm is divided
     by: the largest weight of such a one gets the smallest of the values, which is as good as any.
     """
-    if not axes or not after.any():
+    if not axes:
         return after
     weight = before.detach()
     largest = weight.abs() == weight.abs().amax(axes, keepdim=True)
     lone = largest & ~after.any(axes, keepdim=True)
-    smallest = after[after != 0].abs().min()
+    others = after if after.any() else weight
+    smallest = others[others != 0].abs().min() if others.any() else 0.0
     return torch.where(lone, smallest * weight.sign(), after)
 
 
@@ -375,6 +377,24 @@ def grid(
         exact = half
     bound = torch.finfo(dtype)
     return step, exact.to(dtype).double().clamp(bound.min, bound.max).numpy()
+
+
+def cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`values`, as `share_tensor` gives them, in another type: the same multiples of the step,
+    rounded once. Rounded twice they would lie on no grid, and cost a bit more for each weight."""
+    from .codec.forms import patterns
+    from .codec.levels import Grid
+
+    if values.dtype == dtype or not is_computed(values) or dtype not in COMPUTED:
+        return values.to(dtype)
+    distinct, places = np.unique(patterns(values.detach().cpu()), return_inverse=True)
+    if (found := Grid.of(distinct, values.dtype)) is None:
+        return values.to(dtype)
+    grid, levels = found
+    again = grid._replace(half=False).values(levels, dtype)[places.ravel()]
+    return (
+        torch.from_numpy(again.view(np.uint8)).view(dtype).reshape(values.shape).to(values.device)
+    )
 
 
 # Vectors

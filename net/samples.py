@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
+from .errors import first_line
+
 Found = TypeVar("Found")
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -25,6 +27,10 @@ class Call(NamedTuple):
 
     args: tuple
     kwargs: dict
+
+
+class Labelled(list):
+    """Some batches of a DataLoader, whose last part is the labels as a rule."""
 
 
 class Samples:
@@ -44,7 +50,7 @@ class Samples:
             given = [given]
         if isinstance(given, str | bytes) or not isinstance(given, Iterable):
             raise ValueError(f"calibration takes {EXPECTED}, not {given!r}")
-        labelled = isinstance(given, torch.utils.data.DataLoader)
+        labelled = isinstance(given, torch.utils.data.DataLoader | Labelled)
         try:
             arguments = list(inspect.signature(model.forward).parameters.values())
         except (TypeError, ValueError):  # of a compiled one
@@ -118,8 +124,7 @@ def first_that_runs(run: Callable[[Call], Found], calls: list[Call]) -> tuple[Ca
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model raises for what it does not take
-            lines = str(error).strip().splitlines()
-            reason = reason or f"{type(error).__name__}: {lines[0] if lines else ''}"
+            reason = reason or first_line(error)
     raise ValueError(
         f"the model cannot be run with these inputs, {_described(calls[-1])} ({reason}); "
         f"give {EXPECTED}"

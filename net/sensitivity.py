@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .backward import gradients
 from .blocks import Passage
+from .errors import first_line
 from .outputs import rows_of
-from .parameters import copied, plain_name
+from .parameters import in_evaluation, plain_name
 from .samples import Call, Samples
 
 INPUTS = 128  # that are looked at, about
@@ -49,7 +50,7 @@ def traces(
     Runs a copy in evaluation mode on the model's device, or block by block the passage itself.
     Deterministic.
     """
-    passage = model if isinstance(model, Passage) else Passage(copied(model))
+    passage = model if isinstance(model, Passage) else Passage(in_evaluation(model))
     passage.model.eval()
     for name, parameter in passage.model.named_parameters():  # tied ones by their first names
         parameter.requires_grad_(plain_name(name) in names)
@@ -69,8 +70,7 @@ def traces(
                             total[name] += square
                     break
                 except Exception as error:  # whatever a model raises, or there is no memory
-                    lines = str(error).strip().splitlines()
-                    reason = reason or f"{type(error).__name__}: {lines[0] if lines else ''}"
+                    reason = reason or first_line(error)
             else:
                 return {}, reason
     return {name: each / count for name, each in total.items() if 0 < each < math.inf}, ""

@@ -24,6 +24,7 @@ from .roles import felt
 from .rounding import (
     NOISE,
     Spread,
+    cast,
     directed,
     round_vector,
     scale_of,
@@ -293,7 +294,7 @@ class ByRate(Treatment):
     def values(self, tensor: torch.Tensor, name: str, work: Work) -> torch.Tensor:
         axes = normed_axes(work.tensors, name)
         if name in work.calibrated:
-            return directed(tensor, work.calibrated[name].to(tensor.dtype), axes)
+            return directed(tensor, cast(work.calibrated[name], tensor.dtype), axes)
         # Training would leave the trellis (net.compensation).
         return share_alone(tensor, work.steps[name], self.kind, work.final, axes)
 

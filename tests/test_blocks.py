@@ -200,6 +200,9 @@ def test_names_with_a_prefix_here_or_there(model):
     assert blocks.names_by_prefix(model, state) == {name: name for name in state}
     with pytest.raises(NoBlocks, match="other names"):
         blocks.names_by_prefix(model, {n: each for n, each in state.items() if "up" not in n})
+    scaled = {name: each.to(torch.float8_e4m3fn) for name, each in state.items()}
+    with pytest.raises(NoBlocks, match="other names, shapes or kinds of types"):
+        blocks.names_by_prefix(model, scaled)
 
 
 def test_what_a_block_gave_may_be_larger_than_what_the_one_before_gave(model, monkeypatch):

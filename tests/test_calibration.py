@@ -8,6 +8,7 @@ from torch.distributed.algorithms._checkpoint import checkpoint_wrapper
 
 from net import WeightSharing, calibration
 from net.calibration import calibrate
+from net.errors import UserError
 from net.parameters import compressible
 from net.rounding import share_tensor, spread, steps
 
@@ -657,3 +658,23 @@ def test_a_layer_in_a_checkpoint_wrapper():
     model = nn.Sequential(wrap(nn.Linear(16, 32)), nn.ReLU(), nn.Linear(32, 10))
     sharing = WeightSharing(model, bits="auto", calibration=torch.randn(64, 16))
     assert (sharing.without_data, sharing.unmeasured) == ({}, "")
+
+
+class Merges(nn.Linear):
+    """As loralib's: what is beside the weights is added to them in evaluation."""
+
+    merged = False
+
+    def train(self, mode=True):
+        if mode == self.merged:
+            self.weight.data += -0.1 if mode else 0.1
+            self.merged = not mode
+        return super().train(mode)
+
+
+def test_weights_that_are_others_in_evaluation_are_refused():
+    model, x = nn.Sequential(Merges(6, 5), nn.ReLU(), Merges(5, 4)), torch.randn(20, 6)
+    with pytest.raises(UserError, match=r"eval\(\) changes 0\.weight, as adapters do"):
+        WeightSharing(model, bits="auto", calibration=x)
+    model.eval()
+    WeightSharing(model, bits="auto", calibration=x)

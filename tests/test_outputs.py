@@ -19,6 +19,11 @@ def answers(model, inputs):
     return outputs.answers(model, Samples(model, inputs))
 
 
+class TakesLabels(nn.Linear):
+    def forward(self, x, labels=None):
+        return super().forward(x) if labels is None else nn.functional.mse_loss(x, labels)
+
+
 # Outputs
 
 
@@ -136,6 +141,12 @@ def test_half_of_the_inputs_judge():
     assert torch.cat(calibrate).flatten().tolist() == [1, 3]
     batches = [torch.zeros(2), torch.ones(2), torch.zeros(3)]
     assert [len(part) for part in outputs.halves(batches)] == [2, 1]
+    inputs = torch.utils.data.TensorDataset(torch.ones(40, 1), torch.ones(40))
+    for batch_size in (8, 40):  # labels are not what a model is called with
+        loader = torch.utils.data.DataLoader(inputs, batch_size)
+        for half in outputs.halves(loader):
+            for readings in Samples(TakesLabels(1, 1), half).batches:
+                assert len(readings[0].args) == 1
     one = outputs.halves({"ids": torch.arange(4), "mask": torch.ones(4)})
     assert [[batch["ids"].tolist() for batch in part] for part in one] == [[[0, 2]], [[1, 3]]]
     many, _ = outputs.halves({"ids": torch.arange(4 * outputs.BATCH - 1)})  # as of one tensor
@@ -299,3 +310,29 @@ def test_one_batch_beside_its_labels():
     assert torch.equal(torch.cat([each["x"] for each in second]), x[1::2])
     first, second = outputs.halves([[x, labels]])
     assert torch.equal(torch.cat([each[0] for each in second]), x[1::2])
+
+
+class Keeps(nn.Linear):
+    """Computes with what it has made of its weights before, until it is trained."""
+
+    kept = None
+
+    def train(self, mode=True):
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.training or self.kept is None:
+            self.kept = nn.functional.normalize(self.weight.detach(), dim=1)
+        return nn.functional.linear(x, self.kept)
+
+
+def test_outputs_that_do_not_depend_on_the_weights_are_none(tmp_path):
+    torch.manual_seed(0)
+    x, model = torch.randn(64, 16), nn.Sequential(Keeps(16, 16), nn.ReLU(), Keeps(16, 16)).eval()
+    model(x)
+    with pytest.raises(Unseen, match="do not depend on the weights"):
+        compress(model, tmp_path / "k.dc", inputs=x)
+    assert not (tmp_path / "k.dc").exists()
+    model.train()
+    assert compress(model, tmp_path / "k.dc", inputs=x).moved.relative_error > 0

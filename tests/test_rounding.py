@@ -19,6 +19,7 @@ from net.rounding import (
     TRELLIS_STEP,
     TYPICAL,
     Spread,
+    cast,
     fineness,
     fold_statistics,
     grid,
@@ -215,6 +216,22 @@ def gates():
     weights[20:30] /= 20
     weights[5] = 0
     return weights
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("step", [0.004, 0.2])
+def test_shared_values_in_another_type_stay_on_their_grid(dtype, step):
+    torch.manual_seed(0)
+    weight = torch.randn(200, 96).bfloat16().float()
+    shared = share_tensor(weight, step, trellis=True)
+    found = cast(shared, dtype)
+    assert (found.dtype, found.shape) == (dtype, shared.shape)
+    torch.testing.assert_close(found.float(), shared, rtol=0.005, atol=0)
+    usual = write_tensor(share_tensor(weight.to(dtype), step, trellis=True)).length
+    assert write_tensor(found).length < 1.01 * usual
+    others = torch.randn(5, 7)
+    assert cast(others, dtype).equal(others.to(dtype))
+    assert cast(shared, torch.float32) is shared
 
 
 def test_rows_of_recurrent_weights_have_steps_of_their_own():

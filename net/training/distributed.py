@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 
 def start(device: torch.device) -> None:
@@ -31,8 +31,8 @@ def start(device: torch.device) -> None:
     try:
         distributed.init_process_group(backend)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot join the processes of torchrun: {reason}") from None
+        what = first_line(error)
+        raise UserError(f"cannot join the processes of torchrun: {what}") from None
     if not is_writer():  # no terminal there: no progress bars either
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 

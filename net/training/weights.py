@@ -171,8 +171,8 @@ def _fitting(source: str, arch: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        why = str(error).splitlines()[-1].strip()
-        raise UserError(f"{source} does not fit the architecture {arch}: {why}") from None
+        *_, why = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{source} does not fit the architecture {arch}: {why.strip()}") from None
 
 
 def without_prefixes(
