@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from .errors import UserError
 from .parameters import CHECKPOINTED, parameters_by_name, unwrapped
 from .sharded import check, is_sharded, lies_alike, local, reshard
-from .tensors import TensorError
+from .tensors import TensorError, overlaps
 
 EVALUATIONS = 2  # of a closure in one step: SAM's; more is a search along a line
 SCALER_FRAMES = 16  # between the step of an optimizer and that of the scaler that calls it
@@ -289,8 +289,7 @@ def check_written(name: str, parameter: nn.Parameter) -> None:
     """Raises TensorError for a parameter that has no plain values, or that cannot be written in
     place."""
     check(name, parameter)
-    own = local(parameter.detach())
-    if any(size > 1 and stride == 0 for size, stride in zip(own.shape, own.stride(), strict=True)):
+    if overlaps(local(parameter.detach())):
         raise TensorError(
             f"{name!r}: an expanded tensor, elements of which share memory; make it one of its own "
             "(contiguous())"

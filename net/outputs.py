@@ -43,6 +43,7 @@ SHORTEST, LONGEST = 60, 400  # characters of a text
 BATCH = 16
 CHUNK = 1 << 20  # outputs that are compared at a time
 ROWS = 2048  # of outputs that are compared: a language model has one for each token
+ELEMENTS = 1 << 27  # of these: half a gigabyte
 USUAL_SIZE = 224  # of photographs for a network that does not say what it takes
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most networks are trained with
 TRANSFORMERS = "transformers"
@@ -281,14 +282,15 @@ def answers(model: nn.Module | Passage, samples: Samples) -> Answers:
         passage.model.train(training)
     if len({rows.shape[1] for rows in found.parts}) > 1:
         raise Unseen("the model's outputs are not of one size; give inputs of one size")
-    rows = torch.cat(found.parts)
+    rows = found.whole()
     if not rows.numel():
         raise Unseen("the model's outputs are empty")
     return Answers(rows, logits and rows.shape[1] > 1)
 
 
 class _Sample:
-    """Of rows that come in parts every n-th, n the least power of two for at most ROWS of them."""
+    """Of rows that come in parts every n-th, n the least power of two for at most ROWS of them and
+    ELEMENTS in all."""
 
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []
@@ -298,7 +300,8 @@ class _Sample:
         first = -self.seen % self.every
         self.seen += len(rows)
         self.parts.append(rows[first :: self.every])
-        while sum(map(len, self.parts)) > ROWS:
+        most = min(ROWS, max(1, ELEMENTS // max(1, rows[0].numel() if len(rows) else 1)))
+        while sum(map(len, self.parts)) > most:
             self.every *= 2
             odd = 0
             for i, part in enumerate(self.parts):
@@ -308,6 +311,15 @@ class _Sample:
             each.clone() if each.untyped_storage().nbytes() > each.nbytes else each
             for each in self.parts
         ]
+
+    def whole(self) -> torch.Tensor:
+        """All of them, float32 [rows, width], in memory once."""
+        found, end = torch.empty(sum(map(len, self.parts)), *self.parts[0].shape[1:]), 0
+        while self.parts:
+            part = self.parts.pop(0)
+            found[end : end + len(part)] = part
+            end += len(part)
+        return found
 
 
 def _answer(passage: Passage, number: int, call: Call) -> Any:

@@ -37,6 +37,7 @@ MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 # Between the names of a layer and of what it has, where torch.distributed checkpoints activations;
 # the model's state dict leaves it out.
 CHECKPOINTED = "_checkpoint_wrapped_module"
+WIDEST_KERNEL = 64  # elements, of one dimension and without a module that says so
 PARAMETRIZED = re.compile(r"(.*?)parametrizations\.(\w+)\.original(\d*)")
 
 # The last part of a layer's name that holds embeddings, where there is no module to ask.
@@ -93,7 +94,7 @@ def matrices(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, Matrix
         if is_computed(each) and len(each.shape) >= 2 and key not in seen:
             seen.add(key)
             shape = tuple(each.shape)
-            found[name] = Matrix(_kind(name, len(shape), owner), shape)
+            found[name] = Matrix(_kind(name, shape, owner), shape)
     return found
 
 
@@ -288,7 +289,7 @@ def tensors_of(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple
         yield from ((name, of(name), None, tie_of(source, name)) for name in source)
 
 
-def _kind(name: str, dimensions: int, owner: nn.Module | None) -> str:
+def _kind(name: str, shape: tuple[int, ...], owner: nn.Module | None) -> str:
     """By the class of the module that owns the parameter, else by its name and shape."""
     last = name.rpartition(".")[2]
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
@@ -297,13 +298,22 @@ def _kind(name: str, dimensions: int, owner: nn.Module | None) -> str:
         return "attention"
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase) or re.match(r"weight_(ih|hh|hr)", last):
         return "rnn"
-    if isinstance(owner, nn.modules.conv._ConvNd) or (dimensions > 2 and "weight" in name):
+    if isinstance(owner, nn.modules.conv._ConvNd):
+        return "conv"
+    if len(shape) > 2 and "weight" in name and not _is_stack(shape):
         return "conv"
     # Where there is a module, its class has the last word.
     layer = layer_of(name).rpartition(".")[2]
     if owner is None and EMBEDDING_NAME.fullmatch(layer):
         return "embedding"
     return "linear"
+
+
+def _is_stack(shape: tuple[int, ...]) -> bool:
+    """Whether a weight of three dimensions is one matrix beside others, as those of experts are,
+    [experts, outputs, inputs], and no kernel [outputs, inputs, width]: wide, and of fewer outputs
+    than that."""
+    return len(shape) == 3 and shape[2] >= WIDEST_KERNEL and shape[0] < shape[2]
 
 
 def listed(patterns: Patterns) -> tuple[str, ...]:

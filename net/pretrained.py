@@ -18,12 +18,14 @@ from . import encoding
 from .encoding import Encoding, EncodingError
 from .errors import UserError, some_names
 from .parameters import unwrapped
-from .tensors import COMPUTED, fault
+from .tensors import COMPUTED, fault, overlaps
 from .threads import in_order
 
 SHOWN = 3  # names in an error
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 CONFIG, GENERATION, ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
+# Fields of a configuration that say how a model is loaded, and not what it is.
+LOADING = ("dtype", "torch_dtype", "attn_implementation", "trust_remote_code")
 
 
 class Loaded(NamedTuple):
@@ -142,7 +144,7 @@ def _misfits(place: Place, source: Encoding, given: list[str], replace: bool) ->
         yield f"{given[0]} of the model is {what}"
     elif target.is_meta and not replace:
         yield f"{given[0]} of the model is on the meta device, which needs assign"
-    elif not replace and (target.is_inference() or _overlaps(target)):
+    elif not replace and (target.is_inference() or overlaps(target)):
         yield f"{given[0]} of the model cannot be written to, which needs assign"
     for name in given:
         info = source.info(name)
@@ -155,12 +157,6 @@ def _misfits(place: Place, source: Encoding, given: list[str], replace: bool) ->
     for other in others:
         if not torch.equal(source[first], source[other]):
             yield f"{first} and {other} are one tensor in the model, and differ in the file"
-
-
-def _overlaps(tensor: torch.Tensor) -> bool:
-    """Whether several elements are one in memory, as of an expanded tensor."""
-    extents = zip(tensor.shape, tensor.stride(), strict=True)
-    return any(extent > 1 and not stride for extent, stride in extents)
 
 
 def _shown(tensor: Any) -> str:
@@ -218,6 +214,10 @@ def _model(cls: Any, source: Encoding, folder: str, options: dict[str, Any]) -> 
     if config is None:
         of_cls = getattr(cls, "config_class", None) or transformers.AutoConfig
         config = of_cls.from_pretrained(folder, **trust)
+        # As transformers has it: what a configuration has a field for is one of its.
+        fields = [each for each in options if hasattr(config, each) and each not in LOADING]
+        if changes := {name: options.pop(name) for name in fields}:
+            config = of_cls.from_pretrained(folder, **trust, **changes)
     if not issubclass(cls, nn.Module):  # the class that this configuration asks for
         known = getattr(cls, "_model_mapping", {})
         own = known[type(config)] if type(config) in known and not trust else None

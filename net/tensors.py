@@ -99,6 +99,12 @@ def tie_of(state: Mapping[str, torch.Tensor], name: str) -> Hashable:
     return identity(tensor) if is_computed(tensor) and state[name] is tensor else name
 
 
+def overlaps(tensor: torch.Tensor) -> bool:
+    """Whether several elements are one in memory, as of an expanded tensor."""
+    extents = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(extent > 1 and not stride for extent, stride in extents)
+
+
 def fault(tensor: object) -> str | None:
     """Why a tensor has no plain values, and what to do; None if it has."""
     if not isinstance(tensor, torch.Tensor):

@@ -135,6 +135,15 @@ def test_the_mode_of_the_model_stays():
     assert model.training
 
 
+@pytest.mark.parametrize("elements", [1 << 27, 300])
+def test_rows_that_are_compared(monkeypatch, elements):
+    monkeypatch.setattr(outputs, "ELEMENTS", elements)
+    rows, found = torch.arange(100.0)[:, None].expand(100, 7), outputs._Sample()
+    for part in rows.split(30):
+        found.add(part)
+    assert torch.equal(found.whole(), rows if elements > 700 else rows[::4])
+
+
 def test_half_of_the_inputs_judge():
     judge, calibrate = outputs.halves(torch.arange(5)[:, None])
     assert torch.cat(judge).flatten().tolist() == [0, 2, 4]

@@ -107,6 +107,16 @@ def test_fused_experts_are_stacked_matrices():
     assert compressible(state, include="mlp.gate_up_proj") == {"mlp.gate_up_proj": "linear"}
 
 
+def test_a_stack_of_matrices_under_any_name():
+    state = {
+        "moe.input_linear.weight": torch.ones(2, 96, 64),
+        "conv.weight": torch.ones(64, 32, 3),
+        "positions.weight_v": torch.ones(192, 4, 128),
+        "narrow.weight": torch.ones(2, 96, 63),
+    }
+    assert [*compressible(state).values()] == ["linear", "conv", "conv", "conv"]
+
+
 def test_include_and_exclude():
     model = Everything()
     assert compressible(model, include="@rnn", exclude=["cell", "lstm.weight_h*"]).keys() == {

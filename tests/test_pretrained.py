@@ -206,8 +206,8 @@ def transformers(monkeypatch):
             self.__dict__.update(fields)
 
         @classmethod
-        def from_pretrained(cls, folder):
-            return cls(**json.loads((Path(folder) / cls.file).read_text()))
+        def from_pretrained(cls, folder, **changes):
+            return cls(**json.loads((Path(folder) / cls.file).read_text()) | changes)
 
     class AutoConfig(Config):
         file = "config.json"
@@ -253,7 +253,7 @@ def folder(tmp_path, transformers):
     """(a model, the .dc file of its folder)."""
     model = transformers.Model(transformers.AutoConfig(size=4)).eval()
     files = {
-        "config.json": b'{"size": 4}',
+        "config.json": b'{"size": 4, "dropout": 0.1, "dtype": "float32"}',
         "generation_config.json": b'{"top_k": 7}',
         "vocab.txt": b"words",
     }
@@ -272,6 +272,8 @@ def test_from_pretrained(transformers, folder, name):
     assert found.config.name_or_path == str(path)
     half = net.from_pretrained(transformers.AutoModel, path, dtype=torch.float16)
     assert half.net.head.weight.dtype == torch.float16
+    assert (half.config.dropout, half.config.dtype) == (0.1, "float32")
+    assert net.from_pretrained(getattr(transformers, name), path, dropout=0).config.dropout == 0
 
 
 def test_from_pretrained_of_what_lies_beside_the_weights(transformers, folder):
