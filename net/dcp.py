@@ -110,10 +110,10 @@ class Saved(TensorMap):
     def __getitem__(self, name: str) -> torch.Tensor:
         (dtype, shape), parts = self.tensors[name]
         for part in parts:  # before there is memory for them
-            file = self.folder / part.file
-            with one_line(file, CheckpointError, AGAIN):
-                if file.stat().st_size < part.begin + part.length:
-                    raise CheckpointError(f"{file} is cut off; {AGAIN}")
+            path = self.folder / part.file
+            with one_line(path, CheckpointError, AGAIN):
+                if path.stat().st_size < part.begin + part.length:
+                    raise CheckpointError(f"{path} is cut off; {AGAIN}")
         found = torch.zeros(shape, dtype=dtype)
         for offsets, sizes, file, begin, length in parts:
             block = checkpoint.load_tensor(self.folder / file, begin, length)

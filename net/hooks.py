@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from .errors import UserError
+from .errors import UserError, some_names
 from .parameters import CHECKPOINTED, parameters_by_name, unwrapped
 from .sharded import check, is_sharded, lies_alike, local, reshard
 from .tensors import TensorError, overlaps
@@ -323,6 +323,21 @@ def parameters_of(model: nn.Module, like: Mapping[str, torch.Tensor]) -> dict[st
             raise ValueError(f"this model has no {name} of the shape {tuple(tensor.shape)}{where}")
         found[name] = parameter
     return found
+
+
+def warn_of_zeros(weights: Mapping[str, nn.Parameter]) -> None:
+    """Warn of those that are to be trained and cannot be any more: what is pruned stays zero."""
+    zeros = [
+        name
+        for name, weight in weights.items()
+        if weight.requires_grad and not is_sharded(weight) and weight.numel() and not weight.any()
+    ]
+    if zeros:
+        warnings.warn(
+            f"all zeros, as those of a new adapter, and zeros from here on: {some_names(zeros)}; "
+            "exclude= leaves them to be trained",
+            stacklevel=3,
+        )
 
 
 def gradient_scaler() -> Any:

@@ -320,9 +320,10 @@ def _read_weights(file: Path, name: str, key: str | None) -> _Weights:
         for part in state_dicts.path_of(content, key):
             at.append(next(each for each in inner if str(each) == part))
             inner = inner[at[-1]]
-        if isinstance(inner, OrderedDict) and getattr(inner, "_metadata", None) is not None:
+        about = getattr(inner, "_metadata", None) if isinstance(inner, OrderedDict) else None
+        if about is not None:
             try:
-                versions = to_json(plain(dict(inner._metadata)))
+                versions = to_json(plain(dict(about)))
             except (TypeError, ValueError):
                 notes.append("the versions of its modules (_metadata) are not kept")
     except ValueError as error:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import UserError
-from .hooks import StepHooks, check_written, parameters_of
+from .hooks import StepHooks, check_written, parameters_of, warn_of_zeros
 from .parameters import Patterns, compressible, normed_axes, parameters_by_name, resolve
 from .plan import constants
 from .sharded import full, kth_greatest, laid, local, part, summed, total
@@ -181,6 +181,7 @@ class Pruner(StepHooks):
             self.masks = {n: threshold_mask(w.detach(), least[n]) for n, w in self.weights()}
         elif self.density is not None and not steps:
             self.masks = top_masks({n: _in_deviations(w) for n, w in self.weights()}, self.density)
+            warn_of_zeros(self._parameters)
         else:
             self.masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights()}
         self._keep_directions({name: weight.abs() for name, weight in self.weights()})

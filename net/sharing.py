@@ -12,7 +12,14 @@ from torch import nn
 from torch.amp.grad_scaler import OptState
 
 from .errors import UserError, naming
-from .hooks import StepHooks, attached_to, check_written, gradient_scaler, parameters_of
+from .hooks import (
+    StepHooks,
+    attached_to,
+    check_written,
+    gradient_scaler,
+    parameters_of,
+    warn_of_zeros,
+)
 from .parameters import parameters_by_name
 from .plan import plan
 from .prune import Pruner
@@ -126,7 +133,7 @@ class WeightSharing(StepHooks):
         self._round_vectors()
 
     def _check_model(self, calibrated: bool) -> None:
-        if not any(each.kind and each.how != "exact" for each in self.plan.values()):
+        if not any(each.kind and each.how != Exact.how for each in self.plan.values()):
             reasons = Counter(each.reason for each in self.plan.values() if each.kind)
             why = f": {', '.join(reasons)}" if reasons else ", no weight of two or more dimensions"
             raise UserError(f"nothing in this model can be shared{why}; include= names others")
@@ -139,6 +146,9 @@ class WeightSharing(StepHooks):
                         f"{name} is divided among processes, and calibration takes a whole model: "
                         "calibrate before fully_shard, or leave it out"
                     )
+        if not self.final:
+            kept = {name for name, each in self.plan.items() if each.kind and each.how != Exact.how}
+            warn_of_zeros({name: each for name, each in parameters.items() if name in kept})
         for other in attached_to(self._model):
             if isinstance(other, Pruner) and not other.finished:
                 warnings.warn(f"a Pruner is attached, and {other.unfinished}", stacklevel=3)

@@ -717,3 +717,18 @@ def test_optimizers_that_one_wrapper_steps_in_turn():
         assert sharing.steps_done == 3
         models.append(model)
     assert torch.equal(models[0][0].weight, models[1][0].weight)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda m: WeightSharing(m, bits=2), lambda m: Pruner(m, density=0.5)]
+)
+def test_zeros_that_were_to_be_trained_are_told(made):
+    """A new adapter's second matrix: what is pruned stays zero, and the first has no gradient."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.init.zeros_(model[1].weight)
+    with pytest.warns(UserWarning, match=r"all zeros, as those of a new adapter.*: 1\.weight; ex"):
+        made(model)
+    model[1].weight.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(model)
