@@ -77,12 +77,19 @@ def body(args: Namespace) -> None:
 
 
 def show_scan(run: "Run", options: "PruningOptions", args: Namespace) -> None:
+    from net.files import check_output
     from net.pipeline import scan
     from net.report import plots, tables
 
+    for file in (args.json, args.plot):  # before any training
+        if file:
+            check_output(file)
     if args.plot:
         plots.require()
-    figures = scan.scan_initial(run, options.training(), args.scan_target)
+    if args.resume:
+        run.runtime.log.note("--resume has no effect with --scan, whose training begins anew")
+    run.check(options)
+    figures = scan.scan_initial(run, options, args.scan_target)
     print(tables.scan_text(figures))
     if args.json:
         tables.write_json(args.json, figures)

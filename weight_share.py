@@ -59,6 +59,7 @@ def body(args: Namespace) -> None:
                 "it with the original, or name --arch and --dataset"
             )
         else:
+            cli.check_arch(args, source.arch, args.model)
             run = cli.new_run(args, runtime, folder, source.arch, source.dataset)
             run.folders.append(Path(args.model).parent)
             preset = source.options.get("preset") if source.arch else "untrained"

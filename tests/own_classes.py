@@ -1,5 +1,7 @@
 """Architectures that a test names: `tests.own_classes:Rows`."""
 
+from typing import ClassVar
+
 from torch import nn
 
 
@@ -52,3 +54,27 @@ class LearnsNothing(Rows):
 
     def forward(self, x):
         return super().forward(x).detach()
+
+
+class Takes100(Rows):
+    """Of other inputs than the digits."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(100, 10)
+
+
+class Drops(Rows):
+    """With a dropout of its own, a layer that it does not use, and a normalisation of batches."""
+
+    rates: ClassVar[set] = set()
+
+    def __init__(self, num_classes=12):
+        super().__init__(num_classes)
+        self.drop, self.unused = nn.Dropout(0.5), nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(784)
+
+    def forward(self, x):
+        if self.training:
+            self.rates.add(self.drop.p)
+        return super().forward(self.drop(self.norm(x.flatten(1))))

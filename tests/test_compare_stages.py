@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -9,11 +10,29 @@ import compare_stages
 import weight_share
 from net import checkpoint
 from net.report import comparison
+from net.training.architectures import build
 
 
 @pytest.fixture
 def figures(pipeline):
     return json.loads(pipeline.json.read_text())
+
+
+def test_a_stage_without_an_architecture_beside_others(pipeline, tmp_path, capsys):
+    for name in (checkpoint.INITIAL, checkpoint.RETRAINED):
+        shutil.copy(pipeline.saves / name, tmp_path)
+    state = checkpoint.load(pipeline.saves / checkpoint.SHARED).state_dict
+    checkpoint.save(tmp_path / checkpoint.SHARED, checkpoint.Checkpoint(state))
+    assert compare_stages.main(["--path", str(tmp_path), "--device", "cpu"]) == 0
+    assert re.search(r"^weight-shared +- +- +- ", capsys.readouterr().out, re.M)
+
+
+def test_data_that_the_model_does_not_take(tmp_path, capsys):
+    arch = "tests.own_classes:Takes100"
+    own = checkpoint.Checkpoint(build(arch).state_dict(), arch, "initial", "digits")
+    checkpoint.save(tmp_path / checkpoint.INITIAL, own)
+    assert compare_stages.main(["--path", str(tmp_path), "--device", "cpu"]) == 1
+    assert f"{arch} does not take the inputs of digits" in capsys.readouterr().err
 
 
 def test_json_has_the_documented_layout(figures):

@@ -11,6 +11,7 @@ from net.training import resume, weights
 from net.training.architectures import build
 from net.training.resume import PhaseProgress
 from tests.conftest import FAST, use_few_digits
+from tests.own_classes import Drops
 
 OPTIONS = [*FAST[:-2]]  # without --finetune-epochs, which pruning.py does not have
 RECORD = [*OPTIONS, "--preset", "lenet-300-100", "--prune-epochs", "2", "--teacher-copies", "2"]
@@ -24,6 +25,22 @@ def test_writes_the_models_of_the_pipeline(tmp_path, pipeline, capsys):
     for name in (checkpoint.INITIAL, checkpoint.RETRAINED):
         assert (tmp_path / name).read_bytes() == (pipeline.saves / name).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.INITIAL, checkpoint.RETRAINED]
+
+
+@pytest.mark.parametrize(("options", "rate"), [([], 0.5), (["--dropout", "0.2"], 0.2)])
+def test_a_model_has_its_own_dropout_in_dense_training(few_digits, tmp_path, options, rate):
+    Drops.rates.clear()
+    own = ["--arch", "tests.own_classes:Drops", "--output", str(tmp_path), *options]
+    assert pruning.main([*OPTIONS, *own]) == 0
+    assert Drops.rates - {0.5} == {rate, 0.0} - {0.5}  # 0.5 when it is tried out, too
+
+
+@pytest.mark.parametrize("batch", ["1", "239"])
+def test_batch_normalisation_of_one_input_is_one_line(few_digits, tmp_path, capsys, batch):
+    own = ["--arch", "tests.own_classes:Drops", "--output", str(tmp_path), "--batch-size", batch]
+    code = pruning.main([*FAST[:4], "--epochs", "1", "--retrain-epochs", "0", *own])
+    assert code == (1 if batch == "1" else 0)
+    assert ("BatchNorm cannot train on one input" in capsys.readouterr().err) == (batch == "1")
 
 
 def test_prunes_below_sensitivity_times_the_standard_deviation(pipeline):

@@ -18,6 +18,7 @@ from ..parameters import copied
 from ..prune import Pruner
 from ..rounding import NOISE
 from ..sharing import WeightSharing
+from ..training import distributed
 from ..training.distillation import Distorted
 from ..training.log import Log
 from ..training.loop import batch_size_for, in_bfloat16, measure_statistics
@@ -35,7 +36,8 @@ def schedules(options: Options, dataset: Dataset, device: torch.device | str) ->
     """The same with a batch size, with or without bfloat16, and beside it what was asked for."""
     size = options.batch_size
     if size == "auto":
-        size = batch_size_for(len(dataset.train), options.largest_batch)
+        processes = distributed.shard()[1]
+        size = batch_size_for(len(dataset.train), options.largest_batch, processes)
     amp = in_bfloat16(torch.device(device), options.amp)
     return replace(options, batch_size=size, amp=amp, asked=options.asked or options)
 

@@ -270,6 +270,13 @@ def data_options(args: Namespace, trained_on: str | None = None) -> DataOptions:
     return found
 
 
+def check_arch(args: Namespace, known: str | None, path: str) -> None:
+    """Raise UserError for an --arch that is not that of the model, which says its own."""
+    asked = built(args, ModelOptions).arch
+    if known and asked and asked.partition("(")[0] != known.partition("(")[0]:
+        raise UserError(f"{path} is a {known}, not a {asked}; leave --arch out")
+
+
 def new_run(
     args: Namespace,
     runtime: "Runtime",
@@ -286,6 +293,8 @@ def new_run(
     from .runs import Run, load_data
 
     weights = getattr(args, "weights", None)
+    if weights == "":
+        raise UserError("--weights is empty; give a file, or leave it out")
     published = weights if weights and is_published(weights) else None
     if weights and not published and not args.resume:  # which may not need them any more
         weights_file(weights)  # before anything is read, timed and announced
@@ -310,8 +319,12 @@ def chosen(args: Namespace, run: "Run | None" = None, recorded: str | None = Non
     """The preset, with what the user gives in its place."""
     from .runs import teacher_for
 
-    found = preset(args, recorded)
-    found = found.with_options(given(args, PruningOptions) | given(args, SharingOptions))
+    found, of_sharing = preset(args, recorded), given(args, SharingOptions)
+    found = found.with_options(given(args, PruningOptions) | of_sharing)
+    if found.sharing.bits != "auto":
+        for name in of_sharing.keys() & {"noise", "calibration_images"}:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} has no effect without --bits auto, which it is for")
     if run is None:
         return found
     pruning, sharing = found.pruning, found.sharing

@@ -20,7 +20,7 @@ from .fields import Parser, built, declared
 from .options import ModelOptions, PruningOptions, ReportOptions, SharingOptions
 from .presets import defaults
 
-HIDDEN = ("lr", "prune_epochs", "include", "exclude", "csv", "latency", "log")
+HIDDEN = ("include", "exclude", "csv", "latency", "log")
 
 
 def parser() -> Parser:
@@ -68,6 +68,8 @@ def body(args: Namespace) -> None:
         run = cli.new_run(args, runtime, output)
         options = cli.chosen(args, run)
         run.announce(options.pruning, options.sharing)
+        if not args.resume:
+            run.forget()
         retrained = run.prune(options.pruning, args.resume)
         path = output / checkpoint.SHARED
         shared, clusterings = run.share(retrained, options.sharing, path, args.resume)

@@ -55,6 +55,7 @@ def seconds_of_a_step(
         model, teacher = (placed(architectures.build(part.arch), device) for _ in range(2))
         how = (teacher, planned.amp) if part.taught else ()
         architectures.check_fits(model, part.arch, dataset)
+        model.train()
         batches = Distorted(dataset.train, options.distortion, *how).batches(
             planned.batch_size, shuffle=True, shard=distributed.shard()
         )

@@ -191,7 +191,11 @@ class TrainingOptions(CommonOptions):
     )
     epochs: int = option(20, "epochs of dense training")
     lr: float = expert(2e-3, "peak of Adam's learning rate in dense training")
-    dropout: float = expert(0.0, "in dense training", high=0.99)
+    dropout: float | None = expert(
+        None,
+        "in dense training, of all nn.Dropout (as the model has it); what follows trains without",
+        high=0.99,
+    )
     l1: float = expert(
         0.05, "L1 penalty of dense training: each step takes l1 x learning rate off every weight"
     )
@@ -213,12 +217,6 @@ class PruningOptions(TrainingOptions, ChoiceOptions):
     prune_epochs: int = expert(20, "epochs of gradual pruning (--density)")
     retrain_epochs: int = option(25, "epochs of training after pruning")
     retrain_lr: float = expert(3e-3, "peak of Adam's learning rate after pruning")
-
-    @property
-    def trains(self) -> bool:
-        """Whether there is any training."""
-        gradual = 0 if self.density is None else self.prune_epochs
-        return self.epochs + gradual + self.retrain_epochs > 0
 
     def training(self) -> TrainingOptions:
         """The part that the dense model depends on."""
@@ -280,11 +278,6 @@ class SharingOptions(CommonOptions, ChoiceOptions):
         low=1,
         high=1000,
     )
-
-    @property
-    def trains(self) -> bool:
-        """Whether there is any training."""
-        return self.finetune_epochs > 0
 
 
 Options = TypeVar("Options", bound=CommonOptions)

@@ -35,6 +35,11 @@ class Preset:
     def with_options(self, given: Mapping[str, Any]) -> "Preset":
         """The same with some options changed, in the stages that have them."""
 
+        if given.get("sensitivity") is not None and given.get("density") is not None:
+            raise UserError("give either --sensitivity or --density")
+        if "sensitivity" in given:  # in place of a density that is the preset's
+            given = {"density": None, **given}
+
         def changed(stage: Options) -> Options:
             own = {k: v for k, v in given.items() if k in declared(type(stage))}
             return replace(stage, **own)

@@ -1,6 +1,6 @@
 """The stages with their files: what a script reads and writes, and how a killed run goes on."""
 
-import zlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +20,14 @@ from ..shared_tensor import Clustering
 from ..sharing import SharedState
 from ..training import architectures, datasets, distributed, weights
 from ..training.log import Log
-from ..training.resume import START_AGAIN, WEIGHTS, RunProgress, same_run, sharing_phases
+from ..training.resume import (
+    START_AGAIN,
+    TAUGHT_BY,
+    WEIGHTS,
+    RunProgress,
+    same_run,
+    sharing_phases,
+)
 from ..training.splits import Dataset
 from . import choosing, duration, stages
 from .options import (
@@ -53,7 +60,7 @@ class Run:
 
     def announce(self, *planned: PruningOptions | SharingOptions) -> None:
         """Say about how long the training of these stages is going to take here."""
-        stages, teacher = [self.numbers(options) for options in planned], None
+        numbered, teacher = [self.numbers(options) for options in planned], None
         for options in planned:
             self.check(options)
             self.try_out(options)
@@ -61,7 +68,7 @@ class Run:
                 named = options.teacher in ("none", DENSE, self.arch)
                 teacher = None if named or is_file_name(options.teacher) else options.teacher
         device = self.runtime.device
-        seconds, epochs = duration.expected(self.arch, self.dataset, stages, device, teacher)
+        seconds, epochs = duration.expected(self.arch, self.dataset, numbered, device, teacher)
         if epochs:
             text = f"{epochs} epochs of {len(self.dataset.train):,} inputs"
             told = {"event": "expected", "seconds": seconds, "epochs": epochs}
@@ -140,6 +147,7 @@ class Run:
         tensor is then told by the source and the result alone.
         """
         check_output(path)
+        self.check_overwrites(options, path)
         options = choosing.without_auto(self.numbers(options))
         made_by = self.made_by(options) | {MADE_FROM: fingerprint(source)}
         phases = sharing_phases(options.share_parts)
@@ -183,7 +191,7 @@ class Run:
     ) -> Targets:
         """What to learn from after dense training, made once for all stages that learn the same."""
         how = options.teacher_copies, options.temperature, options.distortion, options.seed
-        key = (options.teacher, *how)
+        key = (options.teacher, *how, options.amp)
         if key not in self._targets:
             teacher = self.teacher(options, source, progress)
             self._targets[key] = stages.targets(self.dataset, options, self.runtime, teacher)
@@ -242,18 +250,36 @@ class Run:
             resolve(options.sensitivity, kinds)
             if isinstance(options.density, dict):
                 resolve(options.density, kinds)
+            self.check_overwrites(options, self.folder / INITIAL, self.folder / RETRAINED)
         else:
-            choosing.without_auto(self.numbers(options))
-            resolve(options.bits, compressible(model, options.include, options.exclude))
+            kinds = compressible(model, options.include, options.exclude)
+            resolve(options.bits, kinds)
+            resolve(choosing.without_auto(self.numbers(options)).bias_bits, kinds)
         if is_file_name(options.teacher):
             if checkpoint.load(options.teacher).arch is None:
                 raise UserError(f"{options.teacher} does not say its architecture: no teacher")
         elif isinstance(options, PruningOptions) and options.teacher not in ("none", DENSE):
             architectures.skeleton(options.teacher)
 
+    def check_overwrites(self, options: CommonOptions, *written: str | Path) -> None:
+        """Raises UserError where a file that is to be written is the teacher."""
+        teacher = options.teacher
+        for path in written if is_file_name(teacher) else ():
+            if os.path.exists(path) and os.path.exists(teacher) and os.path.samefile(path, teacher):
+                raise UserError(
+                    f"the teacher {teacher} is a file that this run writes; copy it, or give "
+                    "another --output"
+                )
+
+    def forget(self) -> None:
+        """Drop what a killed run has left: this one begins anew."""
+        if distributed.is_writer():
+            for name in (PROGRESS, SHARING_PROGRESS):
+                (self.folder / name).unlink(missing_ok=True)
+
     def try_out(self, options: PruningOptions | SharingOptions) -> None:
         """The same, of what takes a run of the model, or of its teacher, to be seen."""
-        if ":" in self.arch and options.trains:
+        if ":" in self.arch and duration.parts(self.arch, options):
             model = architectures.skeleton(self.arch)
             architectures.check_trains(model, self.arch, self.dataset)
         if is_file_name(options.teacher):
@@ -289,13 +315,17 @@ class Run:
         return identity(arch or self.arch, self.dataset.name, recorded)
 
     def sums(self, options: CommonOptions) -> dict[str, int | None]:
-        """Of the contents that names stand for: None where the file of --weights has gone."""
+        """Of the contents that names stand for: None where a file has gone."""
         found: dict[str, int | None] = {DATA: self.dataset.fingerprint}
-        file = getattr(options.asked or options, "weights", None)
-        if file and not weights.is_published(file):
-            if file not in self._sums:  # which may take a while
-                self._sums[file] = sum_of_file(file)
-            found[WEIGHTS] = self._sums[file]
+        asked = options.asked or options
+        named = {WEIGHTS: getattr(asked, "weights", None), TAUGHT_BY: asked.teacher}
+        if not is_file_name(asked.teacher):
+            named[TAUGHT_BY] = None
+        for what, file in named.items():
+            if file and not weights.is_published(file):
+                if file not in self._sums:  # which may take a while
+                    self._sums[file] = sum_of_file(file)
+                found[what] = self._sums[file]
         return found
 
 
@@ -306,20 +336,9 @@ def identity(arch: str | None, dataset: str | None, options: dict) -> dict:
 
 
 def sum_of_file(path: str | Path) -> int | None:
-    """The CRC-32 of a file of weights, or of the names and sizes in a folder of them; None where
-    there is nothing."""
-    path = Path(path)
-    if path.is_dir():
-        each = sorted((file.name, file.stat().st_size) for file in path.iterdir())
-        return zlib.crc32(repr(each).encode())
-    try:
-        with path.open("rb") as file:
-            found = 0
-            while block := file.read(1 << 24):
-                found = zlib.crc32(block, found)
-            return found
-    except OSError:
-        return None
+    """The CRC-32 of the tensors that a file or a folder holds, which a run may have written again
+    with other things beside them; None where there is nothing."""
+    return fingerprint(checkpoint.load(path)) if os.path.exists(path) else None
 
 
 def changes(source: Checkpoint, shared: Checkpoint) -> dict[str, Clustering]:

@@ -4,7 +4,7 @@ Everything is measured on the held-out training images; the test set is left for
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -18,17 +18,18 @@ from ..prune import prunable, top_masks
 from ..training import weights
 from ..training.loop import evaluate
 from ..training.splits import Split
-from .options import TrainingOptions
+from .options import PruningOptions
 from .runs import Run
 
 DENSITIES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
 
 
-def scan_initial(run: Run, options: TrainingOptions, target: float) -> dict:
+def scan_initial(run: Run, options: PruningOptions, target: float) -> dict:
     """The scan of the run's dense model, trained first unless it is there with these options, and
     the densities that suit `target`, the fraction of all weights to keep."""
-    model = weights.restored(run.initial(options), run.runtime.device)
-    figures = scan(model, run.dataset.validation, run.runtime.test_batch_size)
+    model = weights.restored(run.initial(options.training()), run.runtime.device)
+    kinds = prunable(model, options.include, options.exclude)
+    figures = scan(model, run.dataset.validation, run.runtime.test_batch_size, kinds)
     chosen = choose(figures, target)
     return {
         "dataset": run.dataset.name,
@@ -45,9 +46,11 @@ def scan(
     model: nn.Module,
     split: Split,
     batch_size: int = 1000,
+    kinds: Collection[str] | None = None,
     densities: Sequence[float] = DENSITIES,
 ) -> dict:
-    """Loss and error on `split` with one layer pruned by magnitude to each density, not retrained.
+    """Loss and error on `split` with one layer pruned by magnitude to each density, not retrained:
+    of `kinds`, or of all that are pruned by default.
 
     Returns {"loss", "error_percent": of the model as it is, "layers": [{"name", "parameters",
     "points": [{"density", "sensitivity", "loss", "error_percent"}]}]}.  "sensitivity" is the
@@ -58,7 +61,7 @@ def scan(
     if not math.isfinite(loss):
         raise UserError("the model's loss is not finite, so that no pruning can be compared by it")
     figures: dict = {"loss": loss, "error_percent": error, "layers": []}
-    kinds = prunable(model)
+    kinds = prunable(model) if kinds is None else kinds
     for name, weight in model.named_parameters():
         if name not in kinds:
             continue

@@ -153,7 +153,8 @@ def train(
             runtime.log.note(note)
     model = weights.placed(model, runtime.device)
     architectures.check_fits(model, arch, dataset)
-    set_dropout(model, options.dropout)
+    if options.dropout is not None:
+        set_dropout(model, options.dropout)
     optimizer = adam(model.parameters(), options.lr)
     compressed = [model.get_parameter(name) for name in compressible(model)]
 
@@ -198,7 +199,8 @@ def prune(
     else:
         assert options.density != "auto"
         per_epoch = schedule(options, 1).steps_per_epoch(len(learn_from.split))
-        steps = max(1, int(RAMP * options.prune_epochs * per_epoch))
+        gradual = options.prune_epochs > 0  # else at once
+        steps = max(1, int(RAMP * options.prune_epochs * per_epoch)) if gradual else 0
         pruner = Pruner(model, density=options.density, steps=steps, **chosen)
         retrain("prune", pruner, options.prune_epochs)
         fold_constant_inputs(model, pruner.masks, dataset.train)

@@ -138,13 +138,16 @@ def compare(
         }
         rows.append(row)
         if dataset is not None and model.arch:
-            logits, labels = outputs(weights.restored(model, device), dataset.test, batch_size)
+            restored = weights.restored(model, device)
+            architectures.check_fits(restored, model.arch, dataset)
+            logits, labels = outputs(restored, dataset.test, batch_size)
             row["error_percent"] = error_percent(logits, labels)
             first = logits if first is None else first
             row["kl_divergence"] = divergence(logits, first)
     if "initial" in found and rows[0]["error_percent"] is not None:
         for row in rows:
-            row["error_change"] = row["error_percent"] - rows[0]["error_percent"]
+            if row["error_percent"] is not None:
+                row["error_change"] = row["error_percent"] - rows[0]["error_percent"]
     original = 4 * rows[0]["parameters"]
     layers = layer_rows(stages, names)
     decoded = found.get("decoded")

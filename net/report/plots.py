@@ -118,10 +118,15 @@ def kilobytes(size: float) -> str:
 # --- the sensitivity scan -------------------------------------------------------------------------
 
 
+def legend(text: str) -> str:
+    """A label that matplotlib shows, whatever it begins with."""
+    return f" {text}" if text.startswith("_") else text
+
+
 def scan_page(figures: dict) -> "Figure":
     """Held-out error and loss against density, a line per layer (Han et al. 2015, figure 6)."""
-    figure = new_figure(4.2)
     figures = drawable(figures)
+    figure = new_figure(4.2 + 0.18 * max(0, len(figures["layers"]) / 4 - 4))  # of its legend
     name = f"{figures['arch']} on {figures['dataset']}"
     figure.suptitle(f"{name}: each layer pruned alone, not retrained", fontweight="bold")
     layers, chosen = figures["layers"], figures["chosen"]
@@ -134,7 +139,7 @@ def scan_page(figures: dict) -> "Figure":
             axes.plot(
                 [100 * point["density"] for point in points],
                 [point[key] for point in points],
-                label=f"{short[layer['name']]}: {density:.3g} %",
+                label=legend(f"{short[layer['name']]}: {density:.3g} %"),
                 **line,
             )
             axes.axvline(density, alpha=0.5, linewidth=0.8, **line)
@@ -348,7 +353,9 @@ def draw_codes(axes: "Axes", layers: list[dict], key: str, heading: str, of: int
     short = shorten((layer["name"] for layer in layers), CODE_WIDTH)
     for i, (name, shares, bits) in enumerate(points):
         beside = [b + 0.14 * (i - (len(points) - 1) / 2) for b in bits]  # not upon each other
-        axes.plot(shares, beside, ".", color=LAYER_COLOURS[i], markersize=4, label=short[name])
+        axes.plot(
+            shares, beside, ".", color=LAYER_COLOURS[i], markersize=4, label=legend(short[name])
+        )
     axes.set_xscale("log")
     axes.set_xlabel("share of the symbol (log scale)")
     axes.set_ylabel("bits of its code word")
@@ -365,7 +372,8 @@ def draw_mask(axes: "Axes", mask: dict) -> None:
     counts = mask["counts"]
     used = sum(count > 0 for count in counts)
     what = "pixels" if mask["kind"] == "pixels" else "kernel places"
-    axes.set_title(f"{mask['layer']}: {used} of {len(counts)} {what} used")
+    layer = shorten([mask["layer"]], NAME_WIDTH)[mask["layer"]]
+    axes.set_title(f"{layer}: {used} of {len(counts)} {what} used")
     # Grey where no weight is left, white between filters.
     shades = colormaps["viridis"].with_extremes(under="0.88", bad="white")
     colours = axes.imshow(mask_image(mask), cmap=shades, vmin=0.5, vmax=max(1.5, *counts))

@@ -79,8 +79,11 @@ def leave() -> bool:
     return goes_on
 
 
-def parallel(model: torch.nn.Module) -> torch.nn.Module:
-    """`model` with gradients averaged over all processes in `backward`."""
+def parallel(
+    model: torch.nn.Module, leaves_some_out: Callable[[], bool] = lambda: False
+) -> torch.nn.Module:
+    """`model` with gradients averaged over all processes in `backward`, where some parameters may
+    have none."""
     if not distributed.is_initialized():
         return model
     device = next(model.parameters()).device
@@ -89,7 +92,10 @@ def parallel(model: torch.nn.Module) -> torch.nn.Module:
     with warnings.catch_warnings():  # of a new name that older versions of PyTorch do not know
         warnings.simplefilter("ignore", FutureWarning)
         return torch.nn.parallel.DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False
+            model,
+            device_ids=devices,
+            broadcast_buffers=False,
+            find_unused_parameters=leaves_some_out(),
         )
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -12,11 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..errors import UserError
 from ..extras import ProgressBar
+from ..parameters import copied
 from . import distributed
 from .log import Log
 from .resume import PhaseProgress
-from .splits import Batches
+from .splits import Batches, batches_in
 
 MEASURED = 10_000  # inputs of BatchNorm's statistics; the mean of more is hardly another
 
@@ -32,10 +35,10 @@ class Schedule:
     amp: bool = False  # matrix products in bfloat16
 
     def steps_per_epoch(self, examples: int) -> int:
-        return math.ceil(examples / self.batch_size)
+        return batches_in(examples, self.batch_size, distributed.shard()[1])
 
 
-def batch_size_for(examples: int, largest: int) -> int:
+def batch_size_for(examples: int, largest: int, processes: int = 1) -> int:
     """Examples per step that suit a training set of so many, `largest` for a large one.
 
     Adam moves a weight by about its learning rate in each step, however few examples an epoch has:
@@ -43,7 +46,7 @@ def batch_size_for(examples: int, largest: int) -> int:
     least, the usual size for a small set; 40 an epoch at least where even these are too many.
     """
     # BatchNorm cannot train on one input: in batches of 3 or more none is left over.
-    return min(largest, max(3, examples // 200, min(32, examples // 40)))
+    return min(largest, max(3 * processes, examples // 200, min(32, examples // 40)))
 
 
 def adam(parameters: Iterable[Any], lr: float) -> torch.optim.Adam:
@@ -119,7 +122,7 @@ def fit(
     log: Log | None = None,
     progress: PhaseProgress | None = None,
 ) -> None:
-    """Minimise `loss(outputs, targets)` over the batches of `train` (net.training.datasets).
+    """Minimise `loss(outputs, targets)` over the batches of `train` (net.training.splits).
 
     The learning rate of every group of `optimizer` rises to the group's own and falls to zero over
     the phase (`learning_rate`). What else is to happen in a step hangs on the optimizer's hooks, as
@@ -132,7 +135,9 @@ def fit(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     first = progress.restore(schedule.epochs) if progress else 0
-    network = distributed.parallel(model) if first < schedule.epochs else model
+    network = model
+    if first < schedule.epochs:
+        network = distributed.parallel(model, partial(leaves_some_out, model, train))
     for epoch in range(first, schedule.epochs):
         model.train()
         total: float | torch.Tensor = 0.0
@@ -171,7 +176,14 @@ def train_step(
     With `amp` matrix products are in bfloat16."""
     device = next(network.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-        found = network(inputs)
+        try:
+            found = network(inputs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "BatchNorm cannot train on one input at a time; give a larger --batch-size"
+            ) from None
     # bfloat16 has too few digits for log-likelihoods.
     wide = torch.promote_types(found.dtype, torch.float32)
     value = loss(found.to(wide), targets)
@@ -179,6 +191,15 @@ def train_step(
     value.backward()
     optimizer.step()
     return value.detach()
+
+
+def leaves_some_out(model: nn.Module, train: Batches) -> bool:
+    """Whether some parameter has no part in what the model answers, and so no gradient."""
+    tried = copied(model).train()
+    inputs, _ = next(iter(train.batches(3)))
+    with torch.random.fork_rng():
+        tried(inputs).float().sum().backward()
+    return any(each.requires_grad and each.grad is None for each in tried.parameters())
 
 
 @torch.no_grad()

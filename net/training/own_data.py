@@ -62,8 +62,8 @@ def load(
         for i in part.skipped:
             log.note(f"skipped {source.name_of(i)}, which is broken")
     if len(found[0].labels) < 2 or len(found[-1].labels) < 1:
-        what = name.removeprefix(FOLDER)
-        raise UserError(f"{what} has too few images: {len(found[0].labels)} to train on")
+        what, few = name.removeprefix(FOLDER), (len(found[0].labels), len(found[-1].labels))
+        raise UserError(f"{what} has too few images: {few[0]} to train on, {few[1]} to test on")
     sums = [part.sums for part in found]
     white = 255.0 if like.dtype == torch.uint8 else 1.0
     low, high = min(part.low for part in sums), max(part.high for part in sums)
@@ -165,7 +165,8 @@ def _listed(path: Path, size: tuple[int, int], classes: list[str] | None = None)
         raise UserError(f"{path / unknown[0]} is a class that the training images do not have")
     if not found.samples:
         raise UserError(f"{path} holds no images")
-    samples = [(file, classes.index(found.classes[label])) for file, label in found.samples]
+    numbers = {name: number for number, name in enumerate(classes)}
+    samples = [(file, numbers[found.classes[label]]) for file, label in found.samples]
     return Files(samples, classes, size)
 
 

@@ -14,7 +14,8 @@ from . import distributed
 PHASES = ("train", "teacher", "prune", "retrain")  # in the order in which a run goes through them
 
 START_AGAIN = "start again without resuming"
-WEIGHTS = "weights_sum"  # in what a run is recognised by: of the contents of the file of --weights
+# In what a run is recognised by: of the contents of the files of --weights and --teacher.
+WEIGHTS, TAUGHT_BY = "weights_sum", "teacher_sum"
 
 
 def sharing_phases(parts: int) -> tuple[str, ...]:
@@ -23,9 +24,9 @@ def sharing_phases(parts: int) -> tuple[str, ...]:
 
 
 def same_run(one: dict, other: dict) -> bool:
-    """Whether two runs are of the same options and contents; where the file of weights of `other`
-    has gone, what was in it is not asked."""
-    unknown = {WEIGHTS} if other.get(WEIGHTS, 0) is None else set()
+    """Whether two runs are of the same options and contents; where a file of `other` has gone, what
+    was in it is not asked."""
+    unknown = {each for each in (WEIGHTS, TAUGHT_BY) if other.get(each, 0) is None}
     first, second = ({k: v for k, v in each.items() if k not in unknown} for each in (one, other))
     return first == second
 
@@ -124,7 +125,7 @@ class PhaseProgress:
 
 
 def _is_record(record: dict, phases: tuple[str, ...]) -> bool:
-    """Whether a file, which anyone may have written, holds what PhaseProgress.save writes, the
+    """Whether a file, which anyone may have written, holds what RunProgress.save writes, the
     parts aside."""
     kinds = {"options": dict, "parts": dict, "found": dict, "rng": torch.Tensor, "cuda_rng": list}
     return (

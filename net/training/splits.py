@@ -82,6 +82,11 @@ def batch_indexes(
     return training_batches(torch.randperm(n), batch_size, shard)
 
 
+def batches_in(examples: int, batch_size: int, processes: int) -> int:
+    """How many batches of about that size, so that each has something for every process."""
+    return min(math.ceil(examples / batch_size), max(1, examples // processes))
+
+
 def training_batches(
     order: torch.Tensor, batch_size: int, shard: tuple[int, int] = WHOLE
 ) -> list[torch.Tensor]:
@@ -93,7 +98,8 @@ def training_batches(
     rank, processes = shard
     if batch_size < processes:
         raise UserError(f"a batch of {batch_size} is too small for {processes} processes")
-    batches = distributed.from_writer(order).tensor_split(math.ceil(len(order) / batch_size))
+    count = batches_in(len(order), batch_size, processes)
+    batches = distributed.from_writer(order).tensor_split(count)
     return [batch[rank::processes][: len(batch) // processes] for batch in batches]
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from net import checkpoint, files
 from net.pipeline import runs, stages
 from net.report import plots
 from net.training.models import LeNet300100
+from net.training.resume import PhaseProgress, RunProgress
 from tests.conftest import FAST
 
 
@@ -177,6 +179,10 @@ def test_a_teacher_that_is_not_there(few_digits, pipeline, tmp_path, capsys):
     ("options", "message"),
     [
         (["--bits", "fc9=4,*=5"], "no parameter matches 'fc9'"),
+        (["--bias-bits", "fc9=4,*=5"], "no parameter matches 'fc9'"),
+        (["--noise", "2"], "--noise has no effect without --bits auto"),
+        (["--sensitivity", "1", "--density", "0.1"], "give either --sensitivity or --density"),
+        (["--weights", ""], "--weights is empty"),
         (["--finetune-epochs", "1", "--set", "share_parts=3"], "cannot be divided among 3 parts"),
         (["--teacher", "bare.ptmodel"], "bare.ptmodel does not say its architecture"),
         (["--arch", "tests.own_classes:OnlyNorm"], "there is nothing to prune"),
@@ -221,3 +227,96 @@ def test_a_teacher_of_other_classes(few_digits, tmp_path, capsys):
     teacher = ["--teacher", str(tmp_path / "initial_model.ptmodel")]
     assert pruning.main([*QUICK, *teacher, "--output", str(tmp_path / "b")]) == 1
     assert "has 12 outputs, lenet-300-100 has 10: one cannot" in capsys.readouterr().err
+
+
+def dense(path, seed=0):
+    """A model that was not trained, as a file."""
+    torch.manual_seed(seed)
+    state = LeNet300100().state_dict()
+    checkpoint.save(path, checkpoint.Checkpoint(state, "lenet-300-100", "initial", "digits"))
+    return str(path)
+
+
+def test_a_teacher_is_not_written_over(few_digits, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    teacher = dense(tmp_path / "out" / "initial_model.ptmodel")
+    before = Path(teacher).read_bytes()
+    assert pruned("--teacher", teacher, "--output", tmp_path / "out") == 1
+    assert "is a file that this run writes" in capsys.readouterr().err
+    assert Path(teacher).read_bytes() == before
+    share = [*FAST[:4], "--epochs", "1", "--teacher", teacher, "--output", teacher]
+    assert weight_share.main([teacher, *share]) == 1
+    assert Path(teacher).read_bytes() == before
+
+
+def test_another_teacher_of_one_name_is_another_run(few_digits, tmp_path, capsys):
+    for seed in (1, 1, 2):
+        teacher = dense(tmp_path / "teacher.ptmodel", seed)
+        capsys.readouterr()
+        assert pruned("--teacher", teacher, "--output", tmp_path / "out") == 0
+        again = "finished already" in capsys.readouterr().out
+        assert again == (seed == 1 and (tmp_path / "seen").exists())
+        (tmp_path / "seen").touch()
+
+
+def test_the_dense_model_of_the_folder_as_weights(few_digits, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    weights = dense(tmp_path / "out" / "initial_model.ptmodel")
+    for _ in range(2):  # it is written again meanwhile, with other things beside the tensors
+        capsys.readouterr()
+        assert pruned("--weights", weights, "--output", tmp_path / "out") == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_run_that_begins_anew_drops_what_a_killed_one_has_left(
+    few_digits, tmp_path, monkeypatch, capsys
+):
+    folders = ["--output", str(tmp_path / "out"), "--directory", str(tmp_path / "enc")]
+    run = [*FAST, "--finetune-epochs", "2", *folders]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # while it is shared
+        patch.setattr(
+            PhaseProgress,
+            "save",
+            lambda self, epoch: (
+                RunProgress.save(self.run, self.phase, epoch, self.parts),
+                killed() if self.phase == "finetune" else None,
+            ),
+        )
+        assert deep_compressing.main(run) == 130
+    assert (tmp_path / "out" / runs.SHARING_PROGRESS).exists()
+    run += ["--bits", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "prune", killed)
+        assert deep_compressing.main(run) == 130
+    assert deep_compressing.main([*run, "--resume"]) == 0
+
+
+def test_a_sensitivity_takes_the_place_of_a_preset_s_density(few_digits, tmp_path):
+    kept = []
+    for sensitivity in ("0.1", "2"):
+        arguments = ["--preset", "trained", "--sensitivity", sensitivity, "--epochs", "0"]
+        arguments += ["--retrain-epochs", "0", "--output", str(tmp_path / sensitivity)]
+        assert pruning.main([*FAST[:4], *arguments]) == 0
+        state = checkpoint.load(tmp_path / sensitivity / checkpoint.RETRAINED).state_dict
+        kept.append(int(state["fc1.weight"].count_nonzero()))
+    assert kept[0] > 5 * kept[1]
+
+
+def test_a_density_without_epochs_is_reached_at_once(few_digits, tmp_path):
+    arguments = ["--density", "0.1", "--set", "prune_epochs=0", "--epochs", "0"]
+    arguments += ["--retrain-epochs", "0", "--output", str(tmp_path)]
+    assert pruning.main([*FAST[:4], *arguments]) == 0
+    state = checkpoint.load(tmp_path / checkpoint.RETRAINED).state_dict
+    assert int(state["fc1.weight"].count_nonzero()) < 0.2 * state["fc1.weight"].numel()
+
+
+def test_an_arch_that_is_not_the_model_s(few_digits, tmp_path, capsys):
+    model = dense(tmp_path / "m.ptmodel")
+    arguments = [model, *FAST[:4], "--epochs", "0", "--output", str(tmp_path / "o.ptmodel")]
+    assert weight_share.main([*arguments, "--arch", "lenet-5"]) == 1
+    assert "is a lenet-300-100, not a lenet-5" in capsys.readouterr().err
+    assert weight_share.main([*arguments, "--arch", "lenet-300-100"]) == 0

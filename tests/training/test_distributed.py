@@ -13,7 +13,7 @@ from torch import multiprocessing
 from net import checkpoint
 from net.errors import UserError
 from net.training import distributed
-from net.training.splits import batch_indexes
+from net.training.splits import batch_indexes, batches_in, training_batches
 from tests.conftest import FAST
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +99,26 @@ def test_what_ends_one_process_ends_all(tmp_path, start):
     done = start("pruning.py", options, tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("error: no model at") == 1
+
+
+@pytest.mark.exhaustive
+@starts
+def test_parameters_that_have_no_part(tmp_path, start):
+    """Of a model with a BatchNorm, too, in batches as small as they are chosen for two."""
+    own = ["--arch", "tests.own_classes:Drops", "--dataset", "digits", "--device", "cpu"]
+    own += ["--epochs", "1", "--retrain-epochs", "1", "--set", "largest_batch=6"]
+    done = start("pruning.py", [*own, "--output", str(tmp_path / "out")], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout
+
+
+def test_every_process_has_a_part_of_every_batch():
+    order = torch.arange(111)
+    for rank in range(2):
+        batches = training_batches(order, 2, (rank, 2))
+        assert len(batches) == batches_in(111, 2, 2) == 55
+        assert min(map(len, batches)) == 1
+    assert batches_in(3, 10, 4) == 1
 
 
 def test_the_batches_of_all_processes_are_those_of_one():

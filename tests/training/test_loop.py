@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import math
 
 import pytest
@@ -217,6 +218,14 @@ def far_device(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(loop, "float", lambda tensor: 0.0, raising=False)  # at the epoch's end
     return torch.device("meta")
+
+
+def test_parameters_without_a_part_are_found(blobs):
+    for name, found in (("Rows", False), ("Drops", True)):
+        model = build(f"tests.own_classes:{name}")
+        before = copy.deepcopy(model.state_dict())
+        assert loop.leaves_some_out(model, blobs.train) == found
+        assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
 def steps_of(model, optimizer, split, **options):
