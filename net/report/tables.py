@@ -9,7 +9,6 @@ import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from ..files import atomic_write
 from ..plan import QUANTIZED
 from ..shards import info_of
 from ..shared_tensor import COUNTED, Clustering
+from ..training.log import finite
 from ..treatments import Treatment, Unsigned, treated
 from .names import shorten
 
@@ -394,20 +394,11 @@ def latency_text(figures: dict) -> str:
 
 
 def write_json(path: str | Path, figures: dict) -> None:
-    text = json.dumps(_finite(figures), indent=2)
+    text = json.dumps(finite(figures), indent=2)
     # A list of numbers on one line: a histogram is not worth a screen.
     text = re.sub(r"\[[^][{}\"]*\]", lambda match: " ".join(match[0].split()), text)
     with atomic_write(path) as file:
         file.write((text + "\n").encode())
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: str | Path, figures: dict) -> None:

@@ -1,6 +1,7 @@
 """Training figures: to the terminal, and one line per event to a file."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,4 +81,13 @@ class Log:
 
     def write(self, text: str, **event: Any) -> None:
         if self.file:
-            self.file.write((json.dumps(event) if self.json_lines else text) + "\n")
+            self.file.write((json.dumps(finite(event)) if self.json_lines else text) + "\n")
+
+
+def finite(event: Any) -> Any:
+    """`event` with null for what JSON has no number for."""
+    if isinstance(event, dict):
+        return {name: finite(value) for name, value in event.items()}
+    if isinstance(event, list | tuple):
+        return [finite(each) for each in event]
+    return event if not isinstance(event, float) or math.isfinite(event) else None

@@ -22,6 +22,7 @@ from .log import Log
 from .reading import Source, first_pass
 from .splits import FOLDER, Dataset, Split, is_factory, with_held_out
 
+MOST_CLASSES = 1 << 24
 SMALLEST_IMAGE = 8  # height and width; what is lower is a row of numbers rather than an image
 
 Parts = list[tuple[Source, torch.Tensor]]  # of train, perhaps validation, test; and in which order
@@ -183,7 +184,9 @@ class Items:
                 f"{what} is of the type {type(data).__name__}; it must be a map-style data set, "
                 "with len(data) and data[i]"
             )
-        if len(data) == 0:
+        with own_code.one_line(f"the length of {what}"):
+            count = len(data)
+        if count == 0:
             raise UserError(f"{what} is empty")
         self.data, self.what = data, what
         try:
@@ -219,8 +222,10 @@ class Items:
             number = operator.index(label)
         except TypeError:
             raise ValueError(f"its class is {_described(label)}, not a whole number") from None
-        if number < 0:
+        if not 0 <= number < MOST_CLASSES:
             raise ValueError(f"its class is {number}; classes are counted from 0")
+        if inputs.layout != torch.strided:
+            raise ValueError(f"its input is of the layout {inputs.layout}; make it dense")
         return inputs.detach(), number
 
     def name_of(self, i: int) -> str:

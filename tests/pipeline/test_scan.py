@@ -123,3 +123,15 @@ def test_the_script_trains_a_model_where_there_is_none(tmp_path):
     assert pruning.main(arguments) == 0
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.INITIAL]
     assert checkpoint.load(tmp_path / checkpoint.INITIAL).options["epochs"] == 1
+
+
+def test_what_is_excluded_is_not_scanned(pipeline, tmp_path, capsys):
+    arguments = [*OPTIONS, "--output", str(pipeline.saves), "--scan", "--json"]
+    assert pruning.main([*arguments, str(tmp_path / "s.json"), "--exclude", "fc2"]) == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert [layer["name"] for layer in found["layers"]] == ["fc1", "fc3"]
+    capsys.readouterr()
+    assert pruning.main([*arguments, "/proc/no/s.json"]) == 1
+    assert "fc1" not in capsys.readouterr().out
+    assert pruning.main([*arguments, str(tmp_path / "t.json"), "--exclude", "fc9"]) == 1
+    assert "no parameter matches 'fc9'" in capsys.readouterr().err

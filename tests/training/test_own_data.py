@@ -285,6 +285,16 @@ class Failing(list):
         raise KeyError("text")
 
 
+class Endless:
+    """As what wraps an iterable: a data set that has no length."""
+
+    def __len__(self):
+        raise TypeError("endless")
+
+    def __getitem__(self, i):
+        return X, 0
+
+
 X = torch.zeros(4)
 
 
@@ -310,6 +320,9 @@ X = torch.zeros(4)
         (([(X, 0.5)] * 2, []), "its class is something of type float, not a whole number"),
         (([(X, X)] * 2, []), "its class is something of type Tensor, not a whole number"),
         (([(X, 0), (X, -1)], [(X, 0)]), "item 1 cannot be used: its class is -1"),
+        (([(X, 0), (X, 1 << 63)], [(X, 0)]), "item 1 cannot be used: its class is 9223372036"),
+        (([(X.to_sparse(), 0)] * 2, []), r"item 0 cannot be used: its input is of the layout to"),
+        ((Endless(), []), r"the length of .*train data set failed in .*TypeError: endless"),
         (
             ([(X, 0), (X[:3], 1)], [(X, 0)]),
             "item 1 cannot be used: its input is 3 float32, that of item 0 4 float32; make all al",
