@@ -156,7 +156,8 @@ class Passage:
             self.device = device()
             for module in model.modules():
                 for name, buffer in module._buffers.items():
-                    module._buffers[name] = buffer if buffer is None else _to(buffer, self.device)
+                    if buffer is not None and not buffer.is_meta:
+                        module._buffers[name] = buffer.to(self.device)
             for each in places_of(model):
                 self._places.setdefault(block_of(each.names[0], self.blocks), []).append(each)
             for i, name in enumerate(self.blocks):
@@ -295,10 +296,6 @@ class Passage:
             kept = self.entries[i] = kept.detach().to(self.device).requires_grad_()
             return kept.clone()
         return kept.to(self.device, copy=True)  # which the model may change in place
-
-
-def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor if tensor.is_meta else tensor.to(device)
 
 
 def device() -> torch.device:

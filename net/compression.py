@@ -268,13 +268,10 @@ class _Source:
         values = sum(math.prod(info_of(self.state, name).shape) for name in self.state)
         return 4 * values * COPIES <= PART_OF_MEMORY * free_memory()
 
-    def configured(self, noise: float) -> SharingConfig:
-        return replace(self.config, noise=noise)
-
     def shared(self, noise: float, subject: Subject | None) -> Shared:
         """With calibration where the subject has inputs for it; tensors of a file are shared as
         they are asked for."""
-        config = self.configured(noise)
+        config = replace(self.config, noise=noise)
         inputs = subject.calibration if subject else None
         if subject and subject.skeleton and inputs:
             return self.by_blocks(config, subject.skeleton, inputs)

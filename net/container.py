@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from .codec import manifest
@@ -313,11 +313,8 @@ def check_names(names: Mapping[str, object]) -> None:
         if what := unsafe(name):
             raise ManifestError(f"the file {str(name)[:80]!r}: {what}")
     for name in names:
-        at = name.find("/")
-        while at >= 0:
-            if name[:at] in names:
-                raise ManifestError(f"the file {name[:80]!r}: in a folder that is a file")
-            at = name.find("/", at + 1)
+        if any(str(folder) in names for folder in PurePosixPath(name).parents):
+            raise ManifestError(f"the file {name[:80]!r}: in a folder that is a file")
 
 
 def unsafe(name: object) -> str | None:

@@ -620,7 +620,7 @@ def _stored_manifest(directory: Path) -> bytes | None:
 
 
 def _files_named_by(packed: bytes | None) -> set[str]:
-    """None for a manifest that is not of this version, or damaged."""
+    """Empty for none, for one that is not of this version, or damaged."""
     try:
         return {entry.file_name for entry in manifest.unpack(packed or b"")[0]}
     except FOREIGN:

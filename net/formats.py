@@ -129,8 +129,8 @@ def weights_file(path: str | Path) -> Path:
     raise CheckpointError(f"no {INDEX} or {SINGLE} in {path}, nor other weights; {GIVE}")
 
 
-def is_encoded(file: Path) -> bool:
-    """Whether a file is an encoded model."""
+def begins_as_encoded(file: Path) -> bool:
+    """Whether a file is an encoded model, by its first bytes."""
     try:
         with open_regular(file) as (opened, _):
             return opened.read(3) == ENCODED

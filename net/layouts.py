@@ -191,7 +191,7 @@ def _kept(
             continue
         if why := others.get(name):
             left_out.setdefault(why, []).append(name)
-        elif name.endswith(container.SUFFIX) and formats.is_encoded(folder / name):
+        elif name.endswith(container.SUFFIX) and formats.begins_as_encoded(folder / name):
             left_out.setdefault("encoded models", []).append(name)
         elif formats.is_index(Path(name)) and not _names_weights(folder, name, found):
             left_out.setdefault(DUPLICATE, []).append(name)

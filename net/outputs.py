@@ -587,7 +587,7 @@ def images_for(model: nn.Module) -> Images:
         raise Unseen("the model takes no images, and no inputs were given")
     size = shape[1:] if shape else _config_of(model, "image_size") or USUAL_SIZE
     height, width = (size, size) if isinstance(size, int) else size
-    own = zip(("input_mean", "mean"), ("input_std", "std"), strict=True)
+    own = ("input_mean", "input_std"), ("mean", "std")
     pairs = [(_of(model, mean), _of(model, std)) for mean, std in own]
     mean, std = next(((m, s) for m, s in pairs if m is not None and s is not None), IMAGENET)
     figures = [torch.as_tensor(each).float().reshape(1, -1, 1, 1) for each in (mean, std)]

@@ -156,9 +156,9 @@ class _Planner:
                 weights[name] = kind
         self.bits: dict[str, Any] = resolve(config.bits, weights)
         for name, kind in weights.items():
-            _, read, *_, trained = self.tensors[name]
-            bits = self.bits[name]
-            found[name] = _given(Asked("weight", config, read, kind, bits, trained=trained))
+            tensor, bits = self.tensors[name], self.bits[name]
+            asked = Asked("weight", config, tensor.read, kind, bits, trained=tensor.trained)
+            found[name] = _given(asked)
         return found
 
     def why_no_weight(self, name: str) -> str:
@@ -178,7 +178,7 @@ class _Planner:
 
     def _biases(self, treated: Mapping[str, Treatment]) -> dict[str, Treatment]:
         """Of the biases of the weights that are shared."""
-        kinds = {name: each.kind for name, each in treated.items() if each.how != "exact"}
+        kinds = {name: each.kind for name, each in treated.items() if each.how != Exact.how}
         bits: dict[str, Any] = resolve(self.config.bias_bits, kinds)
         found: dict[str, Treatment] = {}
         for name, tensor in self.tensors.items():

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -390,10 +390,7 @@ def alone(folder: str | Path) -> Iterator[None]:
     """No other run begins in `folder` during the block. Raises UserError where one is going on.
 
     Of several processes of torchrun the writer speaks for all."""
-    if not distributed.is_writer():
-        yield
-        return
-    with locked(folder):
+    with locked(folder) if distributed.is_writer() else nullcontext():
         yield
 
 

@@ -4,28 +4,26 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from .. import outputs
 from ..errors import UserError
 from ..files import FOREIGN, reason
 from ..outputs import BATCH
 
-if TYPE_CHECKING:
-    from torch import nn
-
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_IMAGES = 1000
 MOST_TEXT = 1 << 24  # bytes
 
 
-def maker(arch: str, path: str) -> Callable[[Mapping[str, torch.Tensor]], "nn.Module"]:
+def maker(arch: str, path: str) -> Callable[[Mapping[str, torch.Tensor]], nn.Module]:
     """What makes a module of the state dict that is in the file `path`."""
 
-    def make(state: Mapping[str, torch.Tensor]) -> "nn.Module":
+    def make(state: Mapping[str, torch.Tensor]) -> nn.Module:
         from ..training import architectures, weights
 
         described = architectures.describe(arch)
@@ -72,13 +70,13 @@ def _checked(path: str, found: Any) -> Any:
     )
 
 
-def _images(folder: Path) -> Callable[["nn.Module"], list[torch.Tensor]]:
+def _images(folder: Path) -> Callable[[nn.Module], list[torch.Tensor]]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
     if not paths:
         raise UserError(f"{folder} holds no images")
     paths = paths[:: -(-len(paths) // MOST_IMAGES)]
 
-    def batches(model: "nn.Module") -> list[torch.Tensor]:
+    def batches(model: nn.Module) -> list[torch.Tensor]:
         from ..training.own_data import read_image
 
         wanted, found = outputs.images_for(model), []

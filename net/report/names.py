@@ -134,8 +134,8 @@ def _may_be(text: str, name: str) -> bool:
         at = name.find(f".{run}.", at) + 1
         if not at:
             return False
-    ends = name.startswith(f".{first}.") or not first, name[at:].endswith(f".{last}.") or not last
-    return all(ends)
+    begins = not first or name.startswith(f".{first}.")
+    return begins and (not last or name[at:].endswith(f".{last}."))
 
 
 def _text(parts: Sequence[str]) -> str:

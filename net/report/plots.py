@@ -240,7 +240,7 @@ def draw_stages(axes: "Axes", figures: dict) -> None:
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda x, _: kilobytes(x))
     axes.set_xlabel("size (log scale; * computed, not a file)")
-    return bare(axes)
+    bare(axes)
 
 
 def part_bars(figures: dict) -> list[tuple[str, dict[str, float]]]:
@@ -277,7 +277,7 @@ def draw_parts(axes: "Axes", figures: dict, short: Mapping[str, str]) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: kilobytes(x))
     axes.set_xlabel("size in encodings/")
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.22), ncols=3, frameon=False)
-    return bare(axes)
+    bare(axes)
 
 
 def draw_distribution(axes: "Axes", layer: dict, short: Mapping[str, str]) -> None:
@@ -362,7 +362,7 @@ def draw_codes(axes: "Axes", layers: list[dict], key: str, heading: str, of: int
     axes.set_ylim(0, axes.get_ylim()[1] * (1 + 0.08 * max(0, len(points) - 3)))  # for the legend
     which = f"{len(layers)} largest layers" if len(layers) < of else None
     axes.legend(frameon=False, loc="upper right", title=which, fontsize="small")
-    return bare(axes)
+    bare(axes)
 
 
 def draw_mask(axes: "Axes", mask: dict) -> None:

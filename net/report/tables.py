@@ -20,7 +20,7 @@ from ..plan import QUANTIZED
 from ..shards import info_of
 from ..shared_tensor import COUNTED, Clustering
 from ..training.log import finite
-from ..treatments import Treatment, Unsigned, treated
+from ..treatments import Exact, Treatment, Unsigned, treated
 from .names import shorten
 
 NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
@@ -165,7 +165,7 @@ def sharing_notes(
     groups: dict[str, list[str]] = {}
     for name, treatment in plan.items():
         sizes[name] = 0 if treatment.tied else stored_bytes(name, state)
-        if treatment.how == "exact":
+        if treatment.how == Exact.how:
             groups.setdefault(treatment.reason, []).append(name)
     shared = sum(each.coded_bytes for each in clusterings.values())
     total = shared + sum(size for name, size in sizes.items() if name not in clusterings)

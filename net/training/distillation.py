@@ -102,7 +102,8 @@ class Distilled:
     def batches(
         self, batch_size: int, shuffle: bool = True, shard: tuple[int, int] = WHOLE
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (images, the teacher's logits); which version of an image is drawn each time."""
+        """Yield (images, the teacher's logits), always shuffled; which version of an image is drawn
+        each time."""
         order = torch.randperm(self.size)
         order += self.size * torch.randint(len(self.logits) // self.size, (self.size,))
         for index in training_batches(order, batch_size, shard):

@@ -14,6 +14,8 @@ from torch import nn
 from .loop import Loss
 from .splits import Batches
 
+BATCH = 1000  # inputs at a time
+
 Layer = nn.Linear | nn.modules.conv._ConvNd
 Masks = Mapping[str, torch.Tensor]  # {parameter name: bool}, changed in place; net.Pruner.masks
 
@@ -29,9 +31,7 @@ def masked_layers(model: nn.Module, masks: Masks) -> dict[str, Layer]:
 
 
 @torch.no_grad()
-def fold_constant_inputs(
-    model: nn.Module, masks: Masks, split: Batches, batch_size: int = 1000
-) -> None:
+def fold_constant_inputs(model: nn.Module, masks: Masks, split: Batches) -> None:
     """Move what never changes over the inputs of `split` into the bias of the layer it feeds.
 
     A unit without inputs has a constant output c: W[:, j] c joins the bias and W[:, j] is pruned.
@@ -59,7 +59,7 @@ def fold_constant_inputs(
         for name, layer in layers.items()
     ]
     model.eval()
-    for inputs, _ in split.batches(batch_size):
+    for inputs, _ in split.batches(BATCH):
         model(inputs)
         if all((lowest[name] < highest[name]).all() for name in lowest):
             break  # nothing that could be constant is left
@@ -83,9 +83,7 @@ def can_fold(layer: Layer) -> bool:
     return not (layer.transposed or layer.groups > 1 or padded)
 
 
-def drop_idle(
-    model: nn.Module, masks: Masks, split: Batches, loss_of: Loss, batch_size: int = 1000
-) -> None:
+def drop_idle(model: nn.Module, masks: Masks, split: Batches, loss_of: Loss) -> None:
     """Prune all inputs, and zero the bias, of each unit without a gradient on any input of `split`.
 
     Such a unit has no outputs, or is never active.  (One weight alone without a gradient must
@@ -95,7 +93,7 @@ def drop_idle(
     layers = {n: each for n, each in layers.items() if not getattr(each, "transposed", False)}
     used = {n: torch.zeros(len(each.weight), dtype=torch.bool) for n, each in layers.items()}
     model.eval()
-    for inputs, target in split.batches(batch_size):
+    for inputs, target in split.batches(BATCH):
         model.zero_grad()
         loss_of(model(inputs), target).backward()
         for name, layer in layers.items():
