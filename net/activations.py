@@ -115,8 +115,8 @@ class Watch(TorchDispatchMode):
         self.note = note
         self.by_memory: dict[int, list[tuple[str, torch.Tensor]]] = {}
         for name, parameter in parameters.items():
-            pointer = parameter.untyped_storage().data_ptr()
-            self.by_memory.setdefault(pointer, []).append((name, parameter))
+            if pointer := _pointer(parameter):
+                self.by_memory.setdefault(pointer, []).append((name, parameter))
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -140,7 +140,7 @@ class Watch(TorchDispatchMode):
 
     def _find(self, tensor: torch.Tensor) -> tuple[str | None, torch.Tensor, int]:
         """(name, parameter, place of the first element in it) that `tensor` is memory of."""
-        for name, parameter in self.by_memory.get(tensor.untyped_storage().data_ptr(), ()):
+        for name, parameter in self.by_memory.get(_pointer(tensor), ()):
             first = int(tensor.storage_offset()) - int(parameter.storage_offset())
             if 0 <= first < parameter.numel():
                 return name, parameter, first

@@ -131,10 +131,7 @@ class Code:
             yield from ((part, out[: part.stop - part.start]) for part in parts(count, len(out)))
             return
         each = lane_size(count)
-        sizes = [reader.read_number() for _ in range(LANES - 1)] if each else []
-        if sum(sizes) > reader.remaining:
-            raise HuffmanError("a lane longer than the data")
-        starts = reader.position + np.cumsum([0, *sizes], dtype=np.int64)
+        starts = lane_starts(reader, LANES if each else 1)
         order, ranges = self._ranges()
         kernel: Callable = codec.kernels.unpack_words
         code: tuple[np.ndarray, ...]
@@ -158,8 +155,7 @@ class Code:
             found = unpack(at, out[: LANES * size]).reshape(LANES, size)
             for lane in range(LANES):
                 yield slice(lane * each + part.start, lane * each + part.stop), found[lane]
-        if not np.array_equal(at[:-1], starts[1:]):
-            raise HuffmanError("a lane does not end where the next one begins")
+        check_lanes(at, starts)
         rest = out[len(out) - (count - LANES * each) :]  # of the last lane
         yield slice(LANES * each, count), unpack(at[-1:], rest)
         reader.move(int(at[-1]))
@@ -173,6 +169,20 @@ def parts(count: int, size: int = PART) -> Iterator[slice]:
 def lane_size(count: int) -> int:
     """Symbols in each of LANES lanes (the last one has the rest, too): none if they are few."""
     return count // LANES if count >= LANES_FROM else 0
+
+
+def lane_starts(reader: BitReader, lanes: int) -> np.ndarray:
+    """Where each begins, int64 [lanes]; their sizes, but for the last one's, come next."""
+    sizes = [reader.read_number() for _ in range(lanes - 1)]
+    if sum(sizes) > reader.remaining:
+        raise HuffmanError("a lane longer than the data")
+    return reader.position + np.cumsum([0, *sizes], dtype=np.int64)
+
+
+def check_lanes(ends: np.ndarray, starts: np.ndarray) -> None:
+    """Raise HuffmanError unless each lane ends where the next one begins."""
+    if not np.array_equal(ends[:-1], starts[1:]):
+        raise HuffmanError("a lane does not end where the next one begins")
 
 
 def narrow(symbols: np.ndarray, size: int) -> np.ndarray:

@@ -18,7 +18,16 @@ import numpy as np
 from .. import codec
 from . import BLOCK, LANES, LONGEST
 from .bits import BitReader, BitWriter, HuffmanError
-from .codes import Code, code_lengths, entropy, parts, read_table, write_table
+from .codes import (
+    Code,
+    check_lanes,
+    code_lengths,
+    entropy,
+    lane_starts,
+    parts,
+    read_table,
+    write_table,
+)
 
 MAX_HEAD, MAX_TABLES = 12, 64
 TAILS = 64  # a block's symbol is this times the number of its table, plus the bits of its tails
@@ -154,10 +163,7 @@ def read_heads(
         raise HuffmanError("tails that no value has")
     kinds = of.read(reader, blocks, of.symbols.astype(np.uint16))
     which, tails = (kinds // TAILS).astype(np.int64), (kinds % TAILS).astype(np.uint64)
-    sizes = [reader.read_number() for _ in range(LANES - 1)]
-    if sum(sizes) > reader.remaining:
-        raise HuffmanError("a lane longer than the data")
-    starts = reader.position + np.cumsum([0, *sizes], dtype=np.int64)
+    starts = lane_starts(reader, LANES)
     at = starts.copy()
     out = empty(count, kind) if empty else np.empty(min(count, PART), kind)
     for part in parts(count, len(out)):
@@ -167,6 +173,5 @@ def read_heads(
         if not codec.kernels.unpack_lanes(reader.data, at, reader.end, *chosen, values):
             raise HuffmanError("the data ends early")
         yield part, values
-    if not np.array_equal(at[:-1], starts[1:]):
-        raise HuffmanError("a lane does not end where the next one begins")
+    check_lanes(at, starts)
     reader.move(int(at[-1]))

@@ -133,6 +133,8 @@ def shown(value: object) -> str:
         return ",".join(f"{pattern}={number}" for pattern, number in value.items())
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, tuple) and value:  # patterns
+        return ",".join(map(str, value))
     return "none" if value is None or value == () else str(value)
 
 

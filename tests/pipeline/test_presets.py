@@ -76,6 +76,13 @@ def test_a_file_that_is_none(tmp_path, content, message):
     assert "bad.json" in str(error.value)
 
 
+def test_patterns_are_a_text_or_a_list(tmp_path):
+    for value in ("a,b*", ["a", "b*"]):
+        (tmp_path / "own.json").write_text(json.dumps({"options": {"exclude": value}}))
+        found = presets.load(str(tmp_path / "own.json"))
+        assert found.pruning.exclude == found.sharing.exclude == ("a", "b*")
+
+
 def test_no_such_preset(tmp_path):
     with pytest.raises(UserError, match=r"no preset 'smalest'; there are .*paper"):
         presets.load("smalest")
