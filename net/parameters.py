@@ -253,8 +253,9 @@ def in_evaluation(model: nn.Module) -> nn.Module:
     if any(module.training for module in model.modules()):
         own = dict(model.named_parameters())
         for name, parameter in found.named_parameters():
-            same = torch.equal(own[name], parameter) if name in own else False
-            if not same and not bool(parameter.isnan().any()):
+            if not is_computed(parameter) or parameter.isnan().any():
+                continue
+            if name not in own or not torch.equal(own[name], parameter):
                 raise UserError(
                     f"eval() changes {plain_name(name)}, as adapters do that are merged then: "
                     "leave the sample inputs out, or merge the adapters for good"
