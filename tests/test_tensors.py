@@ -97,14 +97,12 @@ def test_a_name_is_looked_for_without_reading_its_tensor(tmp_path, monkeypatch):
     weight_map = {"weight": "model.safetensors"}
     text = json.dumps({"weight_map": weight_map})
     (tmp_path / "model.safetensors.index.json").write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Shards, "__getitem__", None)
+        state, *_ = layouts.read(tmp_path)
+    mappings = state, SharedState(state), Gathered(state), Renamed(state, {"weight": "weight"})
     monkeypatch.setattr(shards.Shards, "__getitem__", None)
-    state, *_ = layouts.read(tmp_path)
-    for tensors in (
-        state,
-        SharedState(state),
-        Gathered(state),
-        Renamed(state, {"weight": "weight"}),
-    ):
+    for tensors in mappings:
         assert "weight" in tensors
         assert "bias" not in tensors
         assert [*tensors] == ["weight"]

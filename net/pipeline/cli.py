@@ -315,6 +315,10 @@ def preset(args: Namespace, recorded: str | None = None) -> Preset:
     return presets.load(name or ("trained" if getattr(args, "weights", None) else "paper"))
 
 
+def no_effect(flag: str, why: str) -> None:
+    print(f"NOTE: {flag} has no effect {why}", file=sys.stderr)
+
+
 def chosen(args: Namespace, run: "Run | None" = None, recorded: str | None = None) -> Preset:
     """The preset, with what the user gives in its place."""
     from .runs import teacher_for
@@ -322,9 +326,10 @@ def chosen(args: Namespace, run: "Run | None" = None, recorded: str | None = Non
     found, of_sharing = preset(args, recorded), given(args, SharingOptions)
     found = found.with_options(given(args, PruningOptions) | of_sharing)
     if found.sharing.bits != "auto":
-        for name in of_sharing.keys() & {"noise", "calibration_images"}:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} has no effect without --bits auto, which it is for")
+        for name in sorted(of_sharing.keys() & {"noise", "calibration_images"}):
+            no_effect(f"--{name.replace('_', '-')}", "without --bits auto")
+    if found.pruning.density is not None and "sensitivity" in given(args, PruningOptions):
+        no_effect("--sensitivity", "beside --density")
     if run is None:
         return found
     pruning, sharing = found.pruning, found.sharing

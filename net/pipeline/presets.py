@@ -35,8 +35,6 @@ class Preset:
     def with_options(self, given: Mapping[str, Any]) -> "Preset":
         """The same with some options changed, in the stages that have them."""
 
-        if given.get("sensitivity") is not None and given.get("density") is not None:
-            raise UserError("give either --sensitivity or --density")
         if "sensitivity" in given:  # in place of a density that is the preset's
             given = {"density": None, **given}
 

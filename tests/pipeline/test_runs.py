@@ -180,8 +180,6 @@ def test_a_teacher_that_is_not_there(few_digits, pipeline, tmp_path, capsys):
     [
         (["--bits", "fc9=4,*=5"], "no parameter matches 'fc9'"),
         (["--bias-bits", "fc9=4,*=5"], "no parameter matches 'fc9'"),
-        (["--noise", "2"], "--noise has no effect without --bits auto"),
-        (["--sensitivity", "1", "--density", "0.1"], "give either --sensitivity or --density"),
         (["--weights", ""], "--weights is empty"),
         (["--finetune-epochs", "1", "--set", "share_parts=3"], "cannot be divided among 3 parts"),
         (["--teacher", "bare.ptmodel"], "bare.ptmodel does not say its architecture"),
@@ -304,6 +302,18 @@ def test_a_sensitivity_takes_the_place_of_a_preset_s_density(few_digits, tmp_pat
         state = checkpoint.load(tmp_path / sensitivity / checkpoint.RETRAINED).state_dict
         kept.append(int(state["fc1.weight"].count_nonzero()))
     assert kept[0] > 5 * kept[1]
+
+
+def test_what_has_no_effect_says_so(few_digits, tmp_path, capsys):
+    arguments = ["--density", "0.1", "--sensitivity", "1", "--epochs", "0", "--retrain-epochs", "0"]
+    assert pruning.main([*FAST[:4], *arguments, "--output", str(tmp_path)]) == 0
+    assert "NOTE: --sensitivity has no effect beside --density\n" in capsys.readouterr().err
+    source, target = str(tmp_path / checkpoint.RETRAINED), str(tmp_path / "shared.ptmodel")
+    arguments = [source, *FAST[:4], "--epochs", "0", "--output", target, "--noise", "2"]
+    assert weight_share.main(arguments) == 0
+    assert "NOTE: --noise has no effect without --bits auto\n" in capsys.readouterr().err
+    assert weight_share.main([*arguments, "--bits", "auto"]) == 0
+    assert "no effect" not in capsys.readouterr().err
 
 
 def test_a_density_without_epochs_is_reached_at_once(few_digits, tmp_path):
