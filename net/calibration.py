@@ -133,13 +133,9 @@ def calibrate_passages(
             for name, parameter in parameters.items():
                 if name not in shared and (found.reasons[name] or name in found.finer):
                     # no inputs needed, so that every layer can be calibrated behind them
-                    how = steps[name], kinds[name], name in walks
-                    after = (
-                        share_tensor(parameter, *how, found.finer[name])
-                        if name in found.finer
-                        else share_alone(parameter, *how, normed_axes(every, name))
-                    )
-                    parameter.copy_(after)
+                    how = kinds[name], name in walks, normed_axes(every, name)
+                    finer = found.finer.get(name)
+                    parameter.copy_(share_alone(parameter, steps[name], *how, finer))
                     shared[name] = parameter.detach()
             for names in found.stages[place]:
                 moments = _moments(exact, work, names, batches, found.uses)

@@ -26,7 +26,7 @@ from .checkpoint import copied as copied_state
 from .container import SUFFIX
 from .encoding import TooLarge
 from .errors import UserError
-from .files import check_output
+from .files import check_output, same_file
 from .hooks import check_not_scripted
 from .limits import free_memory
 from .outputs import Moved, Subject, Unseen
@@ -182,7 +182,7 @@ def compress(
     check_output(target)  # refused before any work
     source = _Source(model, key, config)
     for path in source.read_from():
-        if target.exists() and path.exists() and os.path.samefile(path, target):
+        if same_file(path, target):
             raise UserError(f"{target} is a file of the model, {path}; give another name")
     work = _Work(source, target, tell)
     as_it_is = Shared(source.state)

@@ -213,6 +213,11 @@ def check_writable(folder: str | Path) -> None:
         raise unwritable(folder, error) from None
 
 
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths are of one file that is there."""
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
 def check_output(path: str | Path) -> None:
     """As `check_writable`, for a file that is to be written, or replaced."""
     try:

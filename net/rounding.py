@@ -191,12 +191,17 @@ def share_tensor(
 
 
 def share_alone(
-    tensor: torch.Tensor, step: float, kind: str, trellis: bool, axes: tuple[int, ...]
+    tensor: torch.Tensor,
+    step: float,
+    kind: str,
+    trellis: bool,
+    axes: tuple[int, ...],
+    finer: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`share_tensor` for a tensor of which weight normalisation divides what lies along `axes` by
     its norm (net.parameters.normed_axes; () for any other): small rows count as much as large ones
     there, and none is lost."""
-    finer = row_fineness(tensor) if axes and 0 not in axes else None
+    finer = row_fineness(tensor) if axes and 0 not in axes else finer
     # A value that is changed by itself would leave the trellis.
     after = share_tensor(tensor, step, kind, trellis and not axes, finer)
     return directed(tensor, after, axes)

@@ -12,7 +12,7 @@ from .. import checkpoint, choose, shards
 from ..checkpoint import INITIAL, MADE_FROM, RETRAINED, TEACHER, Checkpoint, fingerprint
 from ..errors import UserError
 from ..extras import ProgressBar
-from ..files import check_output, check_writable, locked
+from ..files import check_output, check_writable, locked, same_file
 from ..parameters import compressible, resolve
 from ..prune import nothing_to_prune, prunable
 from ..report.tables import plan_text, sharing_notes
@@ -265,7 +265,7 @@ class Run:
         """Raises UserError where a file that is to be written is the teacher."""
         teacher = options.teacher
         for path in written if is_file_name(teacher) else ():
-            if os.path.exists(path) and os.path.exists(teacher) and os.path.samefile(path, teacher):
+            if same_file(path, teacher):
                 raise UserError(
                     f"the teacher {teacher} is a file that this run writes; copy it, or give "
                     "another --output"
@@ -356,7 +356,7 @@ def share_bare(
     tensor has become."""
     check_output(path)
     read_from = getattr(source.state_dict, "path", None)  # tensor by tensor
-    if read_from and Path(path).exists() and Path(path).samefile(read_from):
+    if read_from and same_file(path, read_from):
         raise UserError(f"{path} is the model itself; give another --output")
     if options.finetune_epochs:
         raise UserError(

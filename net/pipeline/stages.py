@@ -199,8 +199,8 @@ def prune(
     else:
         assert options.density != "auto"
         per_epoch = schedule(options, 1).steps_per_epoch(len(learn_from.split))
-        gradual = options.prune_epochs > 0  # else at once
-        steps = max(1, int(RAMP * options.prune_epochs * per_epoch)) if gradual else 0
+        steps = int(RAMP * options.prune_epochs * per_epoch)
+        steps = max(1, steps) if options.prune_epochs else 0  # at once
         pruner = Pruner(model, density=options.density, steps=steps, **chosen)
         retrain("prune", pruner, options.prune_epochs)
         fold_constant_inputs(model, pruner.masks, dataset.train)
