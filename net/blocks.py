@@ -6,7 +6,7 @@ the blocks before give what they gave, the run ends behind the one that is in me
 """
 
 import tempfile
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,7 @@ class OnDisk(TensorMap, MutableMapping[str, torch.Tensor]):
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
+        self._named = self._places
 
     def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
         begin = -(-self._file.seek(0, 2) // ALIGNED) * ALIGNED
@@ -72,10 +73,6 @@ class OnDisk(TensorMap, MutableMapping[str, torch.Tensor]):
 
     def __delitem__(self, name: str) -> None:
         del self._places[name]
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self._places
 
 
 class Kept:

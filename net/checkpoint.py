@@ -17,7 +17,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -387,7 +387,7 @@ class MappedState(TensorMap):
     """
 
     def __init__(self, files: list[Path], tensors: Mapping[str, torch.Tensor]) -> None:
-        self.tensors = tensors
+        self.tensors = self._named = tensors
         self.statuses = {path.absolute(): path.stat() for path in files}
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -397,7 +397,3 @@ class MappedState(TensorMap):
                 if os.path.samestat(now, before) and now.st_size < before.st_size:
                     raise CheckpointError(f"{path} was cut off while it was in use; make it again")
         return self.tensors[name]
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self.tensors

@@ -348,7 +348,7 @@ class _Calibrated(TensorMap):
     """The tensors of a file, those that were calibrated in a model in their place."""
 
     def __init__(self, rest: SharedState, own: Mapping[str, torch.Tensor]) -> None:
-        self.rest = rest
+        self.rest = self._named = rest
         self.own = {rest.tie(name): tensor for name, tensor in own.items()}
 
     def tie(self, name: str) -> Hashable:
@@ -358,10 +358,6 @@ class _Calibrated(TensorMap):
     def __getitem__(self, name: str) -> torch.Tensor:
         own = self.own.get(self.tie(name))
         return self.rest[name] if own is None else cast(own, self.rest.info(name).dtype)
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self.rest
 
 
 class _Work:

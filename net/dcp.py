@@ -10,7 +10,6 @@ import io
 import itertools
 import math
 import pickle
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +92,8 @@ class Saved(TensorMap):
     """A state dict, of which a tensor is read when it is asked for."""
 
     def __init__(self, folder: Path, tensors: dict[str, tuple[Info, list[_Part]]]) -> None:
-        self.folder, self.tensors = folder, tensors
+        self.folder = folder
+        self.tensors = self._named = tensors
 
     @property
     def files(self) -> int:
@@ -121,10 +121,6 @@ class Saved(TensorMap):
                 raise CheckpointError(f"{self.folder / file}: {name} is not as announced; {AGAIN}")
             found[tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))] = block
         return found
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self.tensors
 
 
 def read(folder: Path, key: str | None = None) -> tuple[Saved, list[str]]:

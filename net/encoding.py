@@ -17,7 +17,7 @@ import re
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -140,6 +140,7 @@ class Encoding(TensorMap):
         self.path = Path(path).absolute()  # whatever directory comes
         self._store = container.stored_in(self.path)
         self._contents = _read_contents(self._store)
+        self._named = self._contents.named  # as it stays, whatever comes instead
         self._given: set[str | tuple[str]] = set()
         # the last streams of several tensors that were read, by number and checksum
         self._joined: dict[tuple[int, int], torch.Tensor] = {}
@@ -260,10 +261,6 @@ class Encoding(TensorMap):
             raise EncodingError(f"{self.path} was replaced while it was read; open it again")
         self._contents = now
         return True
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self._contents.named
 
 
 def open(path: str | Path) -> Encoding:

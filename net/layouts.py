@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -45,6 +45,7 @@ class Tensors(TensorMap):
 
     def __init__(self) -> None:
         self._parts: dict[str, tuple[Mapping[str, torch.Tensor], str]] = {}
+        self._named = self._parts
 
     def add(self, prefix: str, state: Mapping[str, torch.Tensor]) -> str | None:
         """A name that was there already, if there is one."""
@@ -66,10 +67,6 @@ class Tensors(TensorMap):
     def __getitem__(self, name: str) -> torch.Tensor:
         state, own = self._parts[name]
         return state[own]
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self._parts
 
 
 class _Weights(NamedTuple):

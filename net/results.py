@@ -1,6 +1,6 @@
 """What a compression writes, and what it says of it."""
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +63,8 @@ class Counted(TensorMap):
     """A mapping that tells how many of its tensors have been asked for."""
 
     def __init__(self, state: Mapping[str, torch.Tensor], what: str, tell: Tell) -> None:
-        self.state, self.what, self.tell, self.done = state, what, tell, 0
+        self.state = self._named = state
+        self.what, self.tell, self.done = what, tell, 0
 
     @property
     def tie(self) -> Callable[[str], Hashable]:
@@ -76,10 +77,6 @@ class Counted(TensorMap):
         self.done += 1
         self.tell(self.what, self.done, len(self.state))
         return tensor
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self.state
 
 
 class _Noted(Counted):

@@ -11,7 +11,7 @@ of one process.
 
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
@@ -186,7 +186,7 @@ class Gathered(TensorMap):
     """A state dict of whole tensors: DTensors are gathered one at a time, as each is asked for."""
 
     def __init__(self, source: Mapping[str, torch.Tensor]) -> None:
-        self.source = source
+        self.source = self._named = source
 
     def info(self, name: str) -> torch.Tensor:
         """What has the type and shape of a tensor."""
@@ -194,7 +194,3 @@ class Gathered(TensorMap):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return full(self.source[name])
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self.source

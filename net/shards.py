@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -68,6 +68,7 @@ class Shards(TensorMap):
             self._parts = self._of_file(self.path)
         if not self._parts:
             raise CheckpointError(f"{self.path} holds no tensors")
+        self._named = self._parts
 
     def _of_file(self, path: Path) -> "dict[str, _Part]":
         parts, metadata = _read_header(path)
@@ -85,10 +86,6 @@ class Shards(TensorMap):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._parts[name].read(self.info(name))
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self._parts
 
 
 def info_of(state: Mapping[str, torch.Tensor], name: str) -> Info:

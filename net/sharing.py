@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -528,7 +528,7 @@ class SharedState(TensorMap):
                     check_dense(name, source[name])
                 except TensorError as error:
                     raise UserError(f"cannot share {error}") from None
-        self.source = source
+        self.source = self._named = source
         self.config = SharingConfig.of(bits, options)
         self.plan, spreads = survey or (plan(source, self.config), None)
         self.clusterings: dict[str, Clustering] = {}
@@ -569,7 +569,3 @@ class SharedState(TensorMap):
         if name in self._tied:
             self._kept[name] = after
         return after
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self.source

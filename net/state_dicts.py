@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -231,11 +231,8 @@ class Renamed(TensorMap):
     """Tensors of `state` under these `names`, {name: name in `state`}, each read when asked for."""
 
     def __init__(self, state: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
-        self.state, self.names = state, names
+        self.state = state
+        self.names = self._named = names
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.state[self.names[name]]
-
-    @property
-    def _named(self) -> Collection[str]:
-        return self.names

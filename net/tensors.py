@@ -1,6 +1,5 @@
 """Which tensors have values of their own that can be read: one gate for all that take a tensor."""
 
-from abc import abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import Any
 
@@ -24,10 +23,7 @@ class TensorMap(Mapping[str, torch.Tensor]):
     """A state dict of which a tensor is read when it is asked for; its names are known, and looked
     for, without that."""
 
-    @property
-    @abstractmethod
-    def _named(self) -> Collection[str]:
-        """The names, in their order, and quick to find one in."""
+    _named: Collection[str]  # the names, in their order, and quick to find one in
 
     def __contains__(self, name: object) -> bool:
         return name in self._named
