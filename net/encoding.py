@@ -169,8 +169,7 @@ class Encoding(TensorMap):
 
     def tie(self, name: str) -> int:
         """Equal for the names of one tensor (net.tensors.tie_of)."""
-        entry = self._contents.named[name]
-        return (entry.same or entry).number
+        return self._contents.named[name].own.number
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -197,15 +196,8 @@ class Encoding(TensorMap):
         def read(now: Contents) -> tuple[torch.Tensor, TensorInfo]:
             entry = now.named[name]
             whole, reader = _read_stream(self._store, now, entry, True)
-            own, entries = entry.same or entry, now.streams[entry.home.number]
-            infos = dict(
-                zip(
-                    (each.number for each in entries),
-                    tensor_infos(entries, whole, reader),
-                    strict=True,
-                )
-            )
-            return entry.part(whole), infos[own.number]
+            infos = tensor_infos(now.streams[entry.home.number], whole, reader)
+            return entry.part(whole), next(i for i in infos if i.name == entry.own.name)
 
         return self._read(name, read)
 
@@ -663,7 +655,7 @@ def _read_tensors(
     for (entries,), (whole, costs) in zip(jobs, in_order(decode, jobs, _tensor_bytes), strict=True):
         tensors |= {entry.number: entry.part(whole) for entry in entries}
         infos |= {entry.number: info for entry, info in zip(entries, costs, strict=False)}
-    state = {entry.name: tensors[(entry.same or entry).number] for entry in contents.entries}
+    state = {entry.name: tensors[entry.own.number] for entry in contents.entries}
     return state, [infos[number] for number in sorted(infos)]
 
 

@@ -485,8 +485,7 @@ def _tied(encoding: Encoding, names: Mapping[str, str]) -> dict[str, torch.Tenso
     found: dict[int, torch.Tensor] = {}
     state = {}
     for own, name in names.items():
-        entry = encoding.info(name)
-        number = (entry.same or entry).number
+        number = encoding.tie(name)
         if number not in found:
             found[number] = encoding[name]
         state[own] = found[number]

@@ -153,7 +153,7 @@ def _misfits(place: Place, source: Encoding, given: list[str], replace: bool) ->
             yield f"{name} is {_shown(info)} in the file, {_shown(target)} in the model"
             return
     # Under names of one tensor of the model the file may have several, if they are equal.
-    first, *others = {(source.info(name).same or source.info(name)).name for name in given}
+    first, *others = {source.info(name).own.name for name in given}
     for other in others:
         if not torch.equal(source[first], source[other]):
             yield f"{first} and {other} are one tensor in the model, and differ in the file"

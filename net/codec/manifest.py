@@ -63,10 +63,14 @@ class Entry:
     joined: int = 0  # elements in the stream, if it is the first of several
 
     @property
+    def own(self) -> "Entry":
+        """The first name of its tensor: another entry for a tied one, or else this."""
+        return self.same or self
+
+    @property
     def home(self) -> "Entry":
         """The one whose stream this tensor is in."""
-        own = self.same or self
-        return own.first or own
+        return self.own.first or self.own
 
     @property
     def has_stream(self) -> bool:
@@ -110,7 +114,7 @@ class Entry:
 
     def part(self, whole: torch.Tensor) -> torch.Tensor:
         """This tensor, of the tensor that its stream holds."""
-        own = self.same or self
+        own = self.own
         if not own.home.joined:
             return whole
         part = whole[own.offset : own.offset + own.elements]
