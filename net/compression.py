@@ -280,7 +280,7 @@ class _Source:
             sharing = self.calibrated(model, config, inputs)
             found = sharing.plan, sharing.clusterings, sharing.rounded
             return Shared(model.state_dict(), noise, *found)
-        rest = SharedState(self.state, config)
+        rest = SharedState(self.state, config, survey=(self.plan, self.spreads))
         if subject is None or inputs is None:
             return Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
         model = copied_model(subject.model)
