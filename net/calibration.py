@@ -196,8 +196,8 @@ def _look(work: Passage, samples: Samples, kinds: Mapping[str, str]) -> tuple[li
     for block, group in groupby(order, lambda name: block_of(name, blocks)):
         most = STAGES if block == OUTSIDE else -(-STAGES // len(blocks))
         names = list(group)
-        for part in _parts(names, most):
-            stages[places[names[0]][0]].append(part)
+        for part in np.array_split(names, min(len(names), most)):  # of about one size
+            stages[places[names[0]][0]].append(part.tolist())
     return [call for [call] in calls], _Found(uses, reasons, finer, stages)
 
 
@@ -215,12 +215,6 @@ def _separate_products(model: nn.Module) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         torch.backends.mha.set_fastpath_enabled(False)
         yield
-
-
-def _parts(names: list[str], most: int) -> list[list[str]]:
-    """`names` in their order in `most` parts of about one size, or as many as there are names."""
-    places = np.array_split(np.arange(len(names)), min(len(names), most))
-    return [[names[i] for i in part] for part in places]
 
 
 def _uses(
