@@ -32,7 +32,7 @@ def is_table(tensor: torch.Tensor) -> bool:
     tolerance = 2e-3 if rows.dtype.itemsize > 2 else 1e-2
     few = _exact(rows[:: max(1, len(rows) // ROWS)])
     laws = [law for law in (_mirrored, _sinusoidal, _single_peaked) if law(few, tolerance)]
-    return bool(laws) and any(law(_exact(rows), tolerance) for law in laws)
+    return any(law(_exact(rows), tolerance) for law in laws)
 
 
 def _is_diagonal(rows: torch.Tensor) -> bool:

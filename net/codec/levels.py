@@ -356,7 +356,7 @@ def read_levels(
     levels = Scan(shape, view, trellis).read(reader.data[first : reader.position // 8])
     if shifts is not None:
         levels = (levels.reshape(len(shifts), -1) << shifts[:, None]).astype(np.int32).ravel()
-    low, high = (int(levels.min()), int(levels.max())) if count else (0, 0)
+    low, high = int(levels.min()), int(levels.max())
     if grid is not None and not (grid.reaches(low, dtype) and grid.reaches(high, dtype)):
         raise HuffmanError("a level whose value is infinite")
     if grid is not None and dtype != torch.float64 and grid.step < LEAST_NORMAL:

@@ -348,5 +348,4 @@ def draw(figures: dict, png: str | Path) -> None:
     """A picture of the figures. Raises UserError without matplotlib."""
     from .contents_page import contents_page
 
-    plots.require()
     plots.save(contents_page(figures, rows_of(figures)), png)
