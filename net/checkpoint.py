@@ -373,9 +373,8 @@ def is_mapped(path: Path) -> bool:
 def fingerprint(source: Checkpoint) -> int:
     """The CRC-32 of all tensors and their names."""
     found = 0
-    for name in source.state_dict:
-        elements = memory(source.state_dict[name])
-        found = zlib.crc32(elements.data, zlib.crc32(name.encode(), found))
+    for name, tensor in source.state_dict.items():
+        found = zlib.crc32(memory(tensor).data, zlib.crc32(name.encode(), found))
     return found
 
 

@@ -17,7 +17,7 @@ from .files import FOREIGN, one_line, open_regular, read_file, reason
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-WEIGHTS = (SUFFIX, ".bin", ".pth", ".pt", ".th", ".pth.tar", ".ckpt", ".ptmodel")
+WEIGHTS = (".pth.tar", SUFFIX, ".ptmodel", ".ckpt", ".bin", ".pth", ".pt", ".th")
 # What a folder may hold beside: of a trainer's state, not of the model.
 NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
 MAX_INDEX_BYTES = 1 << 26

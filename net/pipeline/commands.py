@@ -176,7 +176,7 @@ def compress(args: Namespace) -> None:
         result = run(
             args.model,
             target,
-            **{name: getattr(options, name) for name in vars(options)},
+            **vars(options),
             inputs=samples.read(looks.inputs) if looks.inputs else None,
             about=f"inputs of {looks.inputs}" if looks.inputs else "",
             module=samples.maker(looks.arch, args.model) if looks.arch else None,
@@ -201,8 +201,10 @@ LOOK_AT_FILE = f"compare them yourself, or compress it into one file that ends i
 
 def _named_after(model: str) -> Path:
     """MODEL's own name in the working directory. UserError where there is such a file already."""
+    from ..formats import WEIGHTS
+
     name = Path(model).resolve().name
-    for suffix in (".pth.tar", ".safetensors", ".ptmodel", ".ckpt", ".bin", ".pth", ".pt", ".th"):
+    for suffix in WEIGHTS:
         name = name.removesuffix(suffix)
     target = Path((name or "model") + SUFFIX)
     if target.exists():
