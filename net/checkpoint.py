@@ -105,7 +105,7 @@ def load(path: str | Path, key: str | None = None) -> Checkpoint:
             model = _own(file, content)
         else:
             try:
-                tensors, extra, notes = state_dicts.find(content, key)
+                tensors, extra, notes, _ = state_dicts.find(content, key)
             except ValueError as error:
                 raise CheckpointError(f"{file} {error}") from None
             model = Checkpoint(tensors, extra=extra, notes=[f"{file}: {note}" for note in notes])

@@ -311,10 +311,10 @@ def _read_weights(file: Path, name: str, key: str | None) -> _Weights:
             raise CheckpointError(f"{file} holds one model, which needs no key")
         key = "state_dict"
     try:
-        tensors, extra, notes = state_dicts.find(content, key)
+        tensors, extra, notes, path = state_dicts.find(content, key)
         at, versions = [], None
         inner: Any = content
-        for part in state_dicts.path_of(content, key):
+        for part in path:
             at.append(next(each for each in inner if str(each) == part))
             inner = inner[at[-1]]
         about = getattr(inner, "_metadata", None) if isinstance(inner, OrderedDict) else None

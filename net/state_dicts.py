@@ -24,12 +24,13 @@ Path = tuple[str, ...]
 
 
 class Found(NamedTuple):
-    """A state dict, in its order; the plain values beside it, where they were; and what a user
-    should know of the choice."""
+    """A state dict, in its order; the plain values beside it, where they were; what a user should
+    know of the choice; and the keys, as texts, that lead to it."""
 
     state: dict[str, torch.Tensor]
     extra: dict[str, Any]
     notes: list[str]
+    path: Path
 
 
 def find(content: object, key: str | None = None) -> Found:
@@ -63,7 +64,7 @@ def find(content: object, key: str | None = None) -> Found:
         notes.append(f"no tensors, and kept as they are: {some_names(kept)}")
     if lost:
         notes.append(f"beside the tensors and not kept: {some_names(lost)}")
-    return Found(state, extra, notes)
+    return Found(state, extra, notes, path)
 
 
 def path_of(content: object, key: str | None = None) -> Path:
