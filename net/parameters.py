@@ -120,7 +120,7 @@ def is_weight(name: str, shape: Sequence[int] = ()) -> bool:
     parametrized = PARAMETRIZED.fullmatch(name)
     if parametrized and parametrized[3] == "0" and is_vector(shape):
         return False
-    last = _plain(name).rpartition(".")[2]
+    last = _unparametrized(name).rpartition(".")[2]
     if not MOMENTS.isdisjoint(name.split(".")):
         return False
     return "weight" in last and last != "weight_g" and not BESIDE.fullmatch(last)
@@ -131,8 +131,8 @@ def is_vector(shape: Sequence[int]) -> bool:
     return sum(size != 1 for size in shape) <= 1
 
 
-def _plain(name: str) -> str:
-    """The name that a parametrized tensor has in its layer: "fc.weight" for
+def _unparametrized(name: str) -> str:
+    """The name that a tensor has in its layer without a parametrization: "fc.weight" for
     "fc.parametrizations.weight.original1"."""
     found = PARAMETRIZED.fullmatch(name)
     return found[1] + found[2] if found else name
@@ -140,7 +140,7 @@ def _plain(name: str) -> str:
 
 def layer_of(name: str) -> str:
     """The name of the layer that has the parameter `name`: "fc1" for "fc1.weight"."""
-    return _plain(name).rpartition(".")[0]
+    return _unparametrized(name).rpartition(".")[0]
 
 
 def shortest_name(name: str) -> str:
@@ -154,7 +154,7 @@ def bias_of(name: str) -> str:
     "fc1.bias" for "fc1.weight", "lstm.bias_ih_l0" for "lstm.weight_ih_l0", "fc1.bias" for what
     torch.nn.utils makes a weight of (`weight_v`, `weight_orig`).
     """
-    layer, dot, last = _plain(name).rpartition(".")
+    layer, dot, last = _unparametrized(name).rpartition(".")
     if last in ("weight_v", "weight_orig"):
         last = "weight"
     return layer + dot + last.replace("weight", "bias")
@@ -164,7 +164,7 @@ def matches(name: str, kind: str, pattern: str) -> bool:
     """Whether `pattern` is meant for the parameter `name` of the kind `kind`."""
     if pattern.startswith("@"):
         return pattern == f"@{kind}"
-    return any(fnmatchcase(each, pattern) for each in (name, _plain(name), layer_of(name)))
+    return any(fnmatchcase(each, pattern) for each in (name, _unparametrized(name), layer_of(name)))
 
 
 def resolve(values: Value | Mapping[str, Value], kinds: Mapping[str, str]) -> dict[str, Value]:
