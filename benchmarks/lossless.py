@@ -34,6 +34,7 @@ from timing import medians
 from net import encoding, shards
 from net.codec.bits import BitReader
 from net.codec.tensors import read_tensor, write_tensor
+from net.tensors import info_of
 
 BARS = {"size": 1.01, "encode": 0.5, "decode": 0.25}  # of ZipNN's
 VERIFY_BAR = 0.4  # of the time of encoding
@@ -147,7 +148,7 @@ def of_file(path: str, dtype: torch.dtype | None, folder: Path) -> None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     kind = str(dtype or "as it is").removeprefix("torch.")
     given = folder / f"{kind}.safetensors"
-    shards.write(given, {k: shards.info_of(state, k) for k in state}, state.values())
+    shards.write(given, {k: info_of(state, k) for k in state}, state.values())
     dense = sum(tensor.nbytes for tensor in state.values())
     print(f"{path}, {kind}: {dense:,} bytes of tensors; MB/s of processor time, encode / decode")
 

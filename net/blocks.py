@@ -21,9 +21,8 @@ from .limits import release_freed
 from .parameters import copied, parameters_by_name
 from .pretrained import Place, places_of, put
 from .samples import Call, on_device
-from .shards import Info, info_of
 from .state_dicts import Renamed
-from .tensors import TensorMap, is_computed, memory, version_of
+from .tensors import Info, TensorMap, info_of, is_computed, memory, version_of
 
 MOST_IN_MEMORY = 1 << 26  # bytes of a run's activations; what is more goes to the disk
 ALIGNED = 64  # bytes, of which a tensor on the disk begins at a multiple

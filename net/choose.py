@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .compensation import NEIGHBOURS
 from .parameters import compressible, copied
 from .rounding import NOISE
-from .shards import info_of
+from .tensors import info_of
 
 # Nats of divergence per point of error, before any training takes some back. A ResNet-20 of the
 # suite, trained on four of CIFAR-10's training batches and shared without training so that held-out

@@ -35,10 +35,9 @@ from .parameters import copied as copied_model
 from .results import Counted, Result, Shared, Tell, write
 from .rounding import Spread, cast, spreads_of, steps
 from .samples import Samples
-from .shards import info_of
 from .sharing import SharedState, WeightSharing
 from .state_dicts import Renamed
-from .tensors import TensorMap, tie_of
+from .tensors import TensorMap, info_of, tie_of
 from .treatments import (
     NOT_MEASURED,
     ByRate,

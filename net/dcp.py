@@ -20,8 +20,7 @@ from .container import unsafe
 from .errors import some_names
 from .files import one_line, read_file
 from .formats import AGAIN, CheckpointError
-from .shards import Info
-from .tensors import TensorMap
+from .tensors import Info, TensorMap
 
 METADATA, SUFFIX = ".metadata", ".distcp"
 MAX_METADATA_BYTES = 1 << 30

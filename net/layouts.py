@@ -22,9 +22,9 @@ from .encoding import AGAIN, Encoding, EncodingError
 from .errors import UserError, some_names
 from .files import atomic_folder, one_line
 from .formats import CheckpointError
-from .shards import METADATA, SUFFIX, Info, info_of
+from .shards import METADATA, SUFFIX
 from .state_dicts import from_json, plain, to_json
-from .tensors import TensorMap, tie_of
+from .tensors import Info, TensorMap, info_of, tie_of
 
 # Files of a folder that hold the weights in a form that torch does not load.
 OTHER_FORMS = re.compile(

@@ -17,8 +17,7 @@ from torch import nn
 
 from .errors import UserError, some_names
 from .sharded import is_sharded
-from .shards import info_of
-from .tensors import check_shaped, identity, is_computed, tie_of
+from .tensors import check_shaped, identity, info_of, is_computed, tie_of
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
 Patterns = str | Sequence[str]

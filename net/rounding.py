@@ -24,8 +24,7 @@ from torch import nn
 from .errors import naming
 from .parameters import layer_of
 from .sharded import full, put
-from .shards import info_of
-from .tensors import COMPUTED, is_computed
+from .tensors import COMPUTED, info_of, is_computed
 from .threads import in_order
 
 NOISE = 0.2

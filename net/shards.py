@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from .files import FOREIGN, atomic_write, one_line, open_regular, reason, utf8_path
 from .formats import AGAIN, CheckpointError, indexed, instead, is_index, weights_file
 from .formats import SUFFIX as SUFFIX
-from .tensors import TensorMap, check_dense, memory
+from .tensors import Info, TensorMap, check_dense, memory
 
 MAX_DIMENSIONS = 64  # of a tensor
 METADATA = "__metadata__"  # of a header: what the file says of itself
@@ -37,18 +37,6 @@ _TYPES = (
 _PAIRS = [pair.split("=") for pair in _TYPES.split()]
 DTYPES = {name: getattr(torch, own) for name, own in _PAIRS if hasattr(torch, own)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-class Info(NamedTuple):
-    """What a header says of a tensor."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Of the elements."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Shards(TensorMap):
@@ -86,13 +74,6 @@ class Shards(TensorMap):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._parts[name].read(self.info(name))
-
-
-def info_of(state: Mapping[str, torch.Tensor], name: str) -> Info:
-    """Type and shape of state[name], from its header where the mapping has one."""
-    of = getattr(state, "info", None)
-    found = of(name) if of else state[name]
-    return Info(found.dtype, tuple(found.shape))
 
 
 def fields_of(infos: Mapping[str, Info]) -> dict[str, dict]:

@@ -34,11 +34,10 @@ from .plan import plan
 from .processes import Processes
 from .results import Result, Shared, Tell, write
 from .rounding import Spread, spreads_of, steps
-from .shards import info_of
 from .shared_tensor import Clustering
 from .sharing import SharedState
 from .state_dicts import Renamed
-from .tensors import memory
+from .tensors import info_of, memory
 from .treatments import ByRate, Exact, SharingConfig, Treatment, felt_in, treated
 
 LONGEST = timedelta(hours=6)  # for which a process waits for others, whose share takes longer

@@ -25,9 +25,8 @@ from .plan import plan
 from .prune import Pruner
 from .rounding import FOLDED, Spread, fold_statistics, scale_of
 from .sharded import Gathered, full, is_sharded, laid, local, put, summed
-from .shards import Info, info_of
 from .shared_tensor import Clustering, SharedTensor, relative_change
-from .tensors import TensorError, TensorMap, check_dense, tie_of, version_of
+from .tensors import Info, TensorError, TensorMap, check_dense, info_of, tie_of, version_of
 from .treatments import TREATMENTS, Bits, ByRate, Exact, SharingConfig, Treatment, Work, treated
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """Which tensors have values of their own that can be read: one gate for all that take a tensor."""
 
+import math
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,18 @@ MOST_EXPANDED, SMALL_EXPANDED = 4, 1 << 24
 
 class TensorError(UserError, ValueError):
     """A tensor without plain values in memory; the message names it, and what to do."""
+
+
+class Info(NamedTuple):
+    """What is known of a tensor without its values, as the header of a file has it."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of the elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TensorMap(Mapping[str, torch.Tensor]):
@@ -93,6 +106,13 @@ def tie_of(state: Mapping[str, torch.Tensor], name: str) -> Hashable:
         return name
     tensor = state[name]
     return identity(tensor) if is_computed(tensor) and state[name] is tensor else name
+
+
+def info_of(state: Mapping[str, torch.Tensor], name: str) -> Info:
+    """Type and shape of state[name], without reading it where the mapping has a method `info`."""
+    of = getattr(state, "info", None)
+    found = of(name) if of else state[name]
+    return Info(found.dtype, tuple(found.shape))
 
 
 def overlaps(tensor: torch.Tensor) -> bool:

@@ -18,6 +18,7 @@ from net import checkpoint, container, encoding, files, layouts, shards
 from net.checkpoint import Checkpoint
 from net.encoding import EncodingError
 from net.errors import UserError
+from net.tensors import info_of
 from tests import fuzz
 
 
@@ -133,7 +134,7 @@ def test_any_safetensors_file_comes_back(
     state = {name: fuzz_bits(dtype, tuple(shape)) for name, (dtype, shape) in infos.items()}
     shards.write(
         folder / "a.safetensors",
-        {name: shards.info_of(state, name) for name in state},
+        {name: info_of(state, name) for name in state},
         state.values(),
         metadata,
     )

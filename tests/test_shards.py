@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from net import checkpoint, shards
 from net.errors import UserError
 from net.formats import INDEX, CheckpointError
-from net.shards import DTYPES, Info, Shards
+from net.shards import DTYPES, Shards
+from net.tensors import Info, info_of
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_only_the_file_of_the_tensor_is_read(folder):
 
 
 def test_what_is_written_tensor_by_tensor_the_library_reads(state, tmp_path):
-    infos = {name: shards.info_of(state, name) for name in state}
+    infos = {name: info_of(state, name) for name in state}
     size = shards.write(tmp_path / "m.safetensors", infos, (state[name] for name in state))
     assert (tmp_path / "m.safetensors").stat().st_size == size
     assert equal(load_file(tmp_path / "m.safetensors"), state)
@@ -119,7 +120,7 @@ def test_lazy_views_and_single_elements(tmp_path):
         "negative": complex_ones.conj().imag,
         "strided": torch.arange(10.0)[::5][:1],
     }
-    infos = {name: shards.info_of(state, name) for name in state}
+    infos = {name: info_of(state, name) for name in state}
     shards.write(tmp_path / "m.safetensors", infos, state.values())
     found = shards.Shards(tmp_path / "m.safetensors")
     assert all(torch.equal(found[name], state[name]) for name in state)
@@ -133,7 +134,7 @@ def test_a_failed_writing_leaves_the_old_file(state, tmp_path):
         yield state["b"]
         raise MemoryError
 
-    infos = {name: shards.info_of(state, name) for name in ("b", "scalar")}
+    infos = {name: info_of(state, name) for name in ("b", "scalar")}
     with pytest.raises(MemoryError):
         shards.write(path, infos, tensors())
     with pytest.raises(CheckpointError, match="b is not of the announced type"):
@@ -319,7 +320,7 @@ def test_metadata(state, folder, tmp_path):
     assert Shards(folder).metadata == {}
     save_file(state, tmp_path / "m.safetensors", {"format": "pt", "who": "me"})
     assert Shards(tmp_path / "m.safetensors").metadata == {"format": "pt", "who": "me"}
-    infos = {name: shards.info_of(state, name) for name in state}
+    infos = {name: info_of(state, name) for name in state}
     for given, expected in (({"a": "b"}, {"a": "b"}), (None, {"format": "pt"})):
         shards.write(tmp_path / "n.safetensors", infos, state.values(), given)
         assert Shards(tmp_path / "n.safetensors").metadata == expected

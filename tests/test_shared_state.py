@@ -6,6 +6,7 @@ from net import encoding, shards
 from net.errors import UserError
 from net.shards import Shards
 from net.sharing import SharedState
+from net.tensors import info_of
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_file_is_shared_encoded_and_written_tensor_by_tensor(state, tmp_path):
     decoded = encoding.open(tmp_path / "e")
     for name, tensor in expected.items():
         assert torch.equal(decoded[name], tensor)
-    infos = {name: shards.info_of(decoded, name) for name in decoded}
+    infos = {name: info_of(decoded, name) for name in decoded}
     shards.write(tmp_path / "out.safetensors", infos, (decoded[name] for name in decoded))
     assert all(torch.equal(t, expected[n]) for n, t in Shards(tmp_path / "out.safetensors").items())
 

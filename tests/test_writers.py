@@ -18,6 +18,7 @@ from net import checkpoint, encoding, files, shards
 from net.codec import manifest
 from net.encoding import EncodingError
 from net.errors import UserError
+from net.tensors import info_of
 from tests import fuzz
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
@@ -133,7 +134,7 @@ def test_a_signal_at_any_moment(kind: str, number: int, count: int, tmp_path: Pa
         else:
             shards.write(
                 path.with_suffix(shards.SUFFIX),
-                {name: shards.info_of(state, name) for name in state},
+                {name: info_of(state, name) for name in state},
                 state.values(),
             )
 
@@ -334,7 +335,7 @@ def test_a_change_of_directory_while_it_is_written_or_read(
     encoding.save(Elsewhere(model(0)), "encodings")
     assert fuzz.same(encoding.load(tmp_path / "encodings")[0], model(0))
     state = model(0)
-    infos = {name: shards.info_of(state, name) for name in state}
+    infos = {name: info_of(state, name) for name in state}
     shards.write(tmp_path / "m.safetensors", infos, state.values())
     os.chdir(tmp_path)
     opened = shards.Shards("m.safetensors")

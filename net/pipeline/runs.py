@@ -18,6 +18,7 @@ from ..prune import nothing_to_prune, prunable
 from ..report.tables import plan_text, sharing_notes
 from ..shared_tensor import Clustering
 from ..sharing import SharedState
+from ..tensors import info_of
 from ..training import architectures, datasets, distributed, weights
 from ..training.log import Log
 from ..training.resume import (
@@ -403,7 +404,7 @@ def write_model(path: str | Path, model: Checkpoint) -> int:
     if Path(path).suffix != shards.SUFFIX:
         return checkpoint.save(path, model)
     state = model.state_dict
-    infos = {name: shards.info_of(state, name) for name in state}
+    infos = {name: info_of(state, name) for name in state}
     bar = ProgressBar(state, "writing tensors")
     return shards.write(path, infos, (state[name] for name in bar), model.metadata())
 

@@ -17,8 +17,8 @@ from ..encoding import Encoded
 from ..errors import printable, some_names
 from ..files import atomic_write
 from ..plan import QUANTIZED
-from ..shards import info_of
 from ..shared_tensor import COUNTED, Clustering
+from ..tensors import info_of
 from ..training.log import finite
 from ..treatments import Exact, Treatment, Unsigned, treated
 from .names import shorten

@@ -17,7 +17,7 @@ from ..checkpoint import Checkpoint
 from ..errors import UserError
 from ..files import reason
 from ..parameters import compressible, layer_of
-from ..shards import info_of
+from ..tensors import info_of
 from . import architectures, distributed
 from .download import downloading
 
