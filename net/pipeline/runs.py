@@ -262,22 +262,6 @@ class Run:
         elif isinstance(options, PruningOptions) and options.teacher not in ("none", DENSE):
             architectures.skeleton(options.teacher)
 
-    def check_overwrites(self, options: CommonOptions, *written: str | Path) -> None:
-        """Raises UserError where a file that is to be written is the teacher."""
-        teacher = options.teacher
-        for path in written if is_file_name(teacher) else ():
-            if same_file(path, teacher):
-                raise UserError(
-                    f"the teacher {teacher} is a file that this run writes; copy it, or give "
-                    "another --output"
-                )
-
-    def forget(self) -> None:
-        """Drop what a killed run has left: this one begins anew."""
-        if distributed.is_writer():
-            for name in (PROGRESS, SHARING_PROGRESS):
-                (self.folder / name).unlink(missing_ok=True)
-
     def try_out(self, options: PruningOptions | SharingOptions) -> None:
         """The same, of what takes a run of the model, or of its teacher, to be seen."""
         if ":" in self.arch and duration.parts(self.arch, options):
@@ -295,6 +279,22 @@ class Run:
             if len(set(outputs)) > 1:
                 both = f"{options.teacher} has {outputs[0]} outputs, {self.arch} has {outputs[1]}"
                 raise UserError(f"{both}: one cannot learn from the other")
+
+    def check_overwrites(self, options: CommonOptions, *written: str | Path) -> None:
+        """Raises UserError where a file that is to be written is the teacher."""
+        teacher = options.teacher
+        for path in written if is_file_name(teacher) else ():
+            if same_file(path, teacher):
+                raise UserError(
+                    f"the teacher {teacher} is a file that this run writes; copy it, or give "
+                    "another --output"
+                )
+
+    def forget(self) -> None:
+        """Drop what a killed run has left: this one begins anew."""
+        if distributed.is_writer():
+            for name in (PROGRESS, SHARING_PROGRESS):
+                (self.folder / name).unlink(missing_ok=True)
 
     def numbers(self, options: Options) -> Options:
         return choosing.schedules(options, self.dataset, self.runtime.device)
