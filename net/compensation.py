@@ -275,7 +275,7 @@ def settled_prices(
     step: float,
     levels: np.ndarray,
     rounded: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    quantizers: int = 1,
+    quantizers: int,
 ) -> np.ndarray:
     """The prices [quantizers, labels] of `levels` when code words follow what is chosen, and
     choices the code words.

@@ -108,7 +108,7 @@ def is_chosen(name: str, kind: str, include: Patterns | None, exclude: Patterns)
     return wanted and not any(matches(name, kind, each) for each in listed(exclude))
 
 
-def is_weight(name: str, shape: Sequence[int] = ()) -> bool:
+def is_weight(name: str, shape: Sequence[int]) -> bool:
     """Whether the name of a parameter of two or more dimensions says that it is a weight.
 
     The lengths that weight normalisation keeps apart from the directions are none: `weight_g`, or

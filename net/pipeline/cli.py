@@ -259,7 +259,7 @@ def runtime(args: Namespace, folder: str | Path | None = None) -> Iterator["Runt
             yield Runtime(where, log, machine.test_batch_size)
 
 
-def data_options(args: Namespace, trained_on: str | None = None) -> DataOptions:
+def data_options(args: Namespace, trained_on: str | None) -> DataOptions:
     """`trained_on` is what --dataset auto stands for, where it is known."""
     from ..training import datasets
 

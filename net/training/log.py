@@ -52,7 +52,7 @@ class Log:
         epoch: int,
         epochs: int,
         loss: float,
-        held_out: tuple[float, float] | None = None,
+        held_out: tuple[float, float] | None,
     ) -> None:
         """The mean training loss of an epoch, and the loss and error in percent held out."""
         text = f"{phase:<9} epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {loss:.4f}"

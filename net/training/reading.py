@@ -162,8 +162,8 @@ def first_pass(
     order: torch.Tensor,
     device: torch.device | str,
     keep: bool,
-    measure: bool = False,
-    skip_broken: bool = False,
+    measure: bool,
+    skip_broken: bool,
 ) -> FirstPass:
     """Read the inputs that `order`, int64 indexes of `source`, names.
 
