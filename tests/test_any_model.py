@@ -310,7 +310,7 @@ def test_starting_from_weights(few_digits, tmp_path, kind):
 
 
 def test_a_last_layer_of_other_classes_starts_from_random_values(few_digits, tmp_path, capsys):
-    state = architectures.build("lenet-5", num_classes=7).state_dict()
+    state = architectures.build("lenet-5(num_classes=7)").state_dict()
     torch.save(state, tmp_path / "m.pt")
     assert start(tmp_path / "m.pt", tmp_path / "s", "--arch", "lenet-5") == 0
     assert "NOTE: fc2.weight, fc2.bias of" in capsys.readouterr().err

@@ -41,13 +41,13 @@ DESCRIPTION = re.compile(rf"([^()]+)(?:\(((?:{OPTION})(?:, *(?:{OPTION}))*)\))?"
 OPTIONS = ("num_classes", "in_channels", "weights")  # `weights` only torchvision's
 
 
-def build(arch: str, num_classes: int | None = None, in_channels: int | None = None) -> nn.Module:
+def build(arch: str) -> nn.Module:
     """The model that `arch` describes, with fresh weights drawn from torch's global generator.
 
     Raises UserError for a name that is not known, a factory that cannot be imported or that does
     not return a module, and an option that the architecture does not take.
     """
-    name, options = parse(describe(arch, num_classes, in_channels))
+    name, options = parse(describe(arch))
     with own_code.one_line(f"building {arch}"):
         model = factory(name)(**options)
     if not isinstance(model, nn.Module):

@@ -28,7 +28,8 @@ def test_the_papers_networks(arch, parameters):
 
 def test_other_classes_and_channels():
     for arch in ("lenet-300-100", "lenet-5"):
-        assert build(arch, num_classes=7, in_channels=3)(torch.zeros(2, 3, 28, 28)).shape == (2, 7)
+        model = build(f"{arch}(num_classes=7, in_channels=3)")
+        assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_unknown_architectures(arch, message):
 
 
 def test_torchvision_by_name():
-    assert build("squeezenet1_1", num_classes=4)(torch.zeros(1, 3, 17, 17)).shape == (1, 4)
+    assert build("squeezenet1_1(num_classes=4)")(torch.zeros(1, 3, 17, 17)).shape == (1, 4)
 
 
 def test_a_description_has_what_differs_from_the_defaults():
@@ -94,7 +95,7 @@ def test_a_factory_of_the_users_own(own):
     name = own("class Net(nn.Linear):\n    def __init__(self): super().__init__(4, 2)")
     assert isinstance(build(f"{name}:Net"), nn.Linear)
     with pytest.raises(UserError, match="does not take num_classes; it takes no options"):
-        build(f"{name}:Net", num_classes=3)
+        build(f"{name}:Net(num_classes=3)")
 
 
 def test_a_factory_that_takes_options(own, blobs):

@@ -35,7 +35,7 @@ def test_inputs_and_outputs(arch, mean, std):
     found = input_of(f"{arch}(num_classes=7)")
     assert (found.channels, found.size) == (3, (32, 32))
     assert (found.mean, found.std) == (mean, std)
-    model = build(arch, num_classes=7).eval()
+    model = build(f"{arch}(num_classes=7)").eval()
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
