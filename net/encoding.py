@@ -55,7 +55,7 @@ __all__ = ["Encoded", "Encoding", "EncodingError", "Stream", "TensorInfo"]
 __all__ += ["directory_bytes", "fixed_index_bits", "load", "open", "read", "save", "write"]
 
 TENSOR_FILE = re.compile(r"\d+-[\w.-]*-([0-9a-f]{8})\.huff")
-TEMPORARY = re.compile(r"\.[\w.-]+\.huff(\.\w+)?\.tmp")  # the longer ones of earlier versions
+TEMPORARY = re.compile(r"\.[0-9a-f]+\.huff\.tmp")  # as of files.atomic_write
 ATTEMPTS = 20  # to read what is replaced meanwhile
 
 ROOM, ALIGNED = 1 << 25, 64  # bytes

@@ -680,7 +680,6 @@ def test_other_files_stay(tmp_path: Path) -> None:
         (tmp_path / name).write_text("mine")
     # of killed runs: a tensor's file has its checksum in its name
     (tmp_path / f"07-a-{zlib.crc32(b'x'):08x}.huff").write_bytes(b"x")
-    (tmp_path / ".manifest.huff.k2_1x.tmp").touch()
     (tmp_path / ".0123456789ab.huff.tmp").touch()
     save({"a": torch.ones(2)}, tmp_path)
     assert {*kept} < content(tmp_path).keys()
