@@ -18,7 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from .errors import UserError
 from .files import reason
 from .limits import release_freed
-from .parameters import copied, parameters_by_name
+from .modules import copied, parameters_by_name
 from .pretrained import Place, places_of, put
 from .samples import Call, on_device
 from .state_dicts import Renamed

@@ -28,7 +28,8 @@ from .blocks import OUTSIDE, Passage, block_of, repeated
 from .codec.adaptive import STRIP
 from .compensation import compensate, settled_prices
 from .extras import ProgressBar
-from .parameters import in_evaluation, normed_axes, parameters_by_name
+from .modules import in_evaluation, parameters_by_name
+from .parameters import normed_axes
 from .rounding import (
     fineness,
     grid,

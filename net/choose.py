@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .compensation import NEIGHBOURS
-from .parameters import compressible, copied
+from .modules import copied
+from .parameters import compressible
 from .rounding import NOISE
 from .tensors import info_of
 

@@ -27,11 +27,11 @@ from .container import SUFFIX
 from .encoding import TooLarge
 from .errors import UserError
 from .files import check_output, same_file
-from .hooks import check_not_scripted
 from .limits import free_memory
+from .modules import check_not_scripted, unwrapped
+from .modules import copied as copied_model
 from .outputs import Moved, Subject, Unseen
-from .parameters import Patterns, bias_of, listed, matches, unwrapped
-from .parameters import copied as copied_model
+from .parameters import Patterns, bias_of, listed, matches
 from .results import Counted, Result, Shared, Tell, write
 from .rounding import Spread, cast, spreads_of, steps
 from .samples import Samples

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from .errors import UserError, some_names
-from .parameters import CHECKPOINTED, parameters_by_name, unwrapped
+from .modules import check_not_scripted, parameter_of, parameters_by_name, unwrapped
 from .sharded import check, is_sharded, lies_alike, local, reshard
 from .tensors import TensorError, overlaps
 
@@ -275,16 +274,6 @@ def attached_to(model: nn.Module) -> Iterator[StepHooks]:
     return (each for each in list(_ALIVE) if each._attached and each._model is inner)
 
 
-def check_not_scripted(model: nn.Module) -> None:
-    """Raises UserError for a model that is TorchScript, or some part of which is."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UserError(
-                f"{name or 'the model'} is a TorchScript module, which cannot be changed; give "
-                "the module that it was made of, and script that in the end"
-            )
-
-
 def check_written(name: str, parameter: nn.Parameter) -> None:
     """Raises TensorError for a parameter that has no plain values, or that cannot be written in
     place."""
@@ -294,35 +283,6 @@ def check_written(name: str, parameter: nn.Parameter) -> None:
             f"{name!r}: an expanded tensor, elements of which share memory; make it one of its own "
             "(contiguous())"
         )
-
-
-def parameter_of(model: nn.Module, name: str) -> nn.Parameter | None:
-    """The parameter of that name, faster than Module.get_parameter; None if there is none."""
-    module: nn.Module | None = model
-    *path, last = name.split(".")
-    for part in path:
-        module = module._modules.get(part) if module is not None else None
-        if module is not None and CHECKPOINTED in module._modules:
-            module = module._modules[CHECKPOINTED]
-    return module._parameters.get(last) if module is not None else None
-
-
-def parameters_of(model: nn.Module, like: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
-    """{name: parameter} of a copy of a model, or of what averages it (swa_utils.AveragedModel).
-
-    Raises ValueError where it has none of that name that lies as that of `like` does.
-    """
-    model = unwrapped(model)
-    if isinstance(model, AveragedModel):
-        model = unwrapped(model.module)
-    found = {}
-    for name, tensor in like.items():
-        parameter = parameter_of(model, name)
-        if parameter is None or not lies_alike(parameter, tensor):
-            where = " and its placements" if is_sharded(tensor) else ""
-            raise ValueError(f"this model has no {name} of the shape {tuple(tensor.shape)}{where}")
-        found[name] = parameter
-    return found
 
 
 def warn_of_zeros(weights: Mapping[str, nn.Parameter]) -> None:

@@ -29,7 +29,7 @@ from .activations import Foreign
 from .blocks import NoBlocks, OnDisk, Passage, Skeleton, without_parameters
 from .choose import divergence
 from .errors import UserError, first_line
-from .parameters import copied
+from .modules import copied
 from .samples import Call, Labelled, Samples, first_that_runs
 from .sharded import is_sharded
 from .tensors import is_computed

@@ -6,18 +6,17 @@ stacked attention projections (`in_proj_weight`) and recurrent weights (`weight_
 a parametrization makes a weight of, and the fused experts of transformers, whose names say `proj`.
 """
 
-import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from .errors import UserError, some_names
-from .sharded import is_sharded
-from .tensors import check_shaped, identity, info_of, is_computed, tie_of
+from .modules import plain_name
+from .tensors import check_shaped, info_of, is_computed, tie_of
 
 KINDS = ("linear", "conv", "attention", "rnn", "embedding")
 Patterns = str | Sequence[str]
@@ -33,9 +32,6 @@ BESIDE = re.compile(
 EXPERTS = re.compile(r"(?:.*\.)?experts\.(?:gate_up|gate|up|down)_proj")
 # What an optimizer keeps of each parameter, where a checkpoint has it under such a name.
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
-# Between the names of a layer and of what it has, where torch.distributed checkpoints activations;
-# the model's state dict leaves it out.
-CHECKPOINTED = "_checkpoint_wrapped_module"
 WIDEST_KERNEL = 64  # elements, of one dimension and without a module that says so
 PARAMETRIZED = re.compile(r"(.*?)parametrizations\.(\w+)\.original(\d*)")
 
@@ -193,28 +189,6 @@ def resolve(values: Value | Mapping[str, Value], kinds: Mapping[str, str]) -> di
     return found
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, DataParallel or torch.compile, if it is in one."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def plain_name(name: str) -> str:
-    """The name of a module or a parameter as the state dict has it."""
-    return ".".join(part for part in name.split(".") if part != CHECKPOINTED)
-
-
-def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{name in the state dict: parameter}, tied ones under each of their names."""
-    every = model.named_parameters(remove_duplicate=False)
-    return {plain_name(name): parameter for name, parameter in every}
-
-
 def normed_axes(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
     """The axes of a tensor over which weight normalisation (torch.nn.utils) divides it by its norm,
     where all zeros would be no number; empty for any other. `tensors`: those of the model."""
@@ -226,51 +200,6 @@ def normed_axes(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ..
     if len(of_each) != len(shape):  # one length for all
         return tuple(range(len(shape)))
     return tuple(axis for axis, size in enumerate(of_each) if size == 1)
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, of a model whose layers keep the results of computations, too: the weights that
-    torch.nn.utils.weight_norm and spectral_norm leave in theirs, activations in a list. Parameters
-    that are the same memory become one."""
-    found: list[torch.Tensor] = []
-    for module in model.modules():
-        _computed(list(vars(module).values()), found, set())
-    memo: dict[int, Any] = {id(value): value.detach().clone() for value in found}
-    first: dict[tuple, nn.Parameter] = {}
-    for parameter in model.parameters():
-        if not is_sharded(parameter):
-            same = first.setdefault(identity(parameter), parameter)
-            if same is not parameter and same.requires_grad == parameter.requires_grad:
-                memo[id(parameter)] = copy.deepcopy(same, memo)
-    return copy.deepcopy(model, memo)
-
-
-def in_evaluation(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode. UserError if that mode changes its weights, as that of adapters
-    does that merge: what is found of those says nothing of the ones that the model has."""
-    found = copied(model).eval()
-    if any(module.training for module in model.modules()):
-        own = dict(model.named_parameters())
-        for name, parameter in found.named_parameters():
-            if not is_computed(parameter) or parameter.isnan().any():
-                continue
-            if name not in own or not torch.equal(own[name], parameter):
-                raise UserError(
-                    f"eval() changes {plain_name(name)}, as adapters do that are merged then: "
-                    "leave the sample inputs out, or merge the adapters for good"
-                )
-    return found
-
-
-def _computed(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
-    """Append the tensors within a value, and the containers in it, that are results."""
-    if isinstance(value, torch.Tensor):
-        if not value.is_leaf:
-            found.append(value)
-    elif isinstance(value, list | tuple | set | dict) and id(value) not in seen:
-        seen.add(id(value))
-        for each in value.values() if isinstance(value, dict) else value:
-            _computed(each, found, seen)
 
 
 def tensors_of(source: nn.Module | Mapping[str, torch.Tensor]) -> Iterator[tuple]:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .constants import is_table
+from .modules import plain_name, unwrapped
 from .parameters import (
     NORM_NAME,
     bias_of,
@@ -28,10 +29,8 @@ from .parameters import (
     layer_of,
     listed,
     matrices,
-    plain_name,
     resolve,
     tensors_of,
-    unwrapped,
     weights_of,
 )
 from .sharded import check, full

@@ -17,7 +17,7 @@ from torch import nn
 from . import encoding
 from .encoding import Encoding, EncodingError
 from .errors import UserError, some_names
-from .parameters import unwrapped
+from .modules import unwrapped
 from .tensors import COMPUTED, fault, overlaps
 from .threads import in_order
 

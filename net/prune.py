@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import UserError
-from .hooks import StepHooks, check_written, parameters_of, warn_of_zeros
-from .parameters import Patterns, compressible, normed_axes, parameters_by_name, resolve
+from .hooks import StepHooks, check_written, warn_of_zeros
+from .modules import parameters_by_name, parameters_of
+from .parameters import Patterns, compressible, normed_axes, resolve
 from .plan import constants
 from .sharded import full, kth_greatest, laid, local, part, summed, total
 from .tensors import version_of

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .backward import gradients
 from .blocks import Passage
 from .errors import first_line
+from .modules import in_evaluation, plain_name
 from .outputs import rows_of
-from .parameters import in_evaluation, plain_name
 from .samples import Call, Samples
 
 INPUTS = 128  # that are looked at, about

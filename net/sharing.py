@@ -17,10 +17,9 @@ from .hooks import (
     attached_to,
     check_written,
     gradient_scaler,
-    parameters_of,
     warn_of_zeros,
 )
-from .parameters import parameters_by_name
+from .modules import parameters_by_name, parameters_of
 from .plan import plan
 from .prune import Pruner
 from .rounding import FOLDED, Spread, fold_statistics, scale_of

@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from .extras import needs
-from .parameters import compressible, copied, layer_of, shortest_name
+from .modules import copied
+from .parameters import compressible, layer_of, shortest_name
 
 SAMPLES = 25
 SAMPLE_SECONDS = 1e-3  # a sample repeats a call for this long: the clock is coarser than a layer

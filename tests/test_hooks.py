@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from net import Pruner, WeightSharing
 from net.errors import UserError
-from net.hooks import parameter_of
+from net.modules import parameter_of
 
 STEPS = 30
 

@@ -14,7 +14,7 @@ from torch import nn
 from .. import choose
 from ..choose import Choice
 from ..errors import UserError
-from ..parameters import copied
+from ..modules import copied
 from ..prune import Pruner
 from ..rounding import NOISE
 from ..sharing import WeightSharing

@@ -15,7 +15,8 @@ from ..codec.forms import patterns
 from ..container import is_encoded
 from ..encoding import NOISE_PERCENT, TensorInfo
 from ..errors import UserError
-from ..parameters import is_weight, unwrapped
+from ..modules import unwrapped
+from ..parameters import is_weight
 from ..tensors import fault
 from ..threads import in_order
 from . import plots

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from ..extras import needs
-from ..parameters import copied
+from ..modules import copied
 from . import own_code
 from .inputs import Input
 from .models import CifarResNet, CifarVGG16, LeNet5, LeNet300100

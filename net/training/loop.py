@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from ..extras import ProgressBar
-from ..parameters import copied
+from ..modules import copied
 from . import distributed
 from .log import Log
 from .resume import PhaseProgress

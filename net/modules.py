@@ -1,0 +1,130 @@
+"""Modules as users have them: in wrappers, with results of computations in their layers, and the
+names of their parameters in the state dict."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from .errors import UserError
+from .sharded import is_sharded, lies_alike
+from .tensors import identity, is_computed
+
+# Between the names of a layer and of what it has, where torch.distributed checkpoints activations;
+# the model's state dict leaves it out.
+CHECKPOINTED = "_checkpoint_wrapped_module"
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel or torch.compile, if it is in one."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def check_not_scripted(model: nn.Module) -> None:
+    """Raises UserError for a model that is TorchScript, or some part of which is."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"{name or 'the model'} is a TorchScript module, which cannot be changed; give "
+                "the module that it was made of, and script that in the end"
+            )
+
+
+# Names
+
+
+def plain_name(name: str) -> str:
+    """The name of a module or a parameter as the state dict has it."""
+    return ".".join(part for part in name.split(".") if part != CHECKPOINTED)
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """{name in the state dict: parameter}, tied ones under each of their names."""
+    every = model.named_parameters(remove_duplicate=False)
+    return {plain_name(name): parameter for name, parameter in every}
+
+
+def parameter_of(model: nn.Module, name: str) -> nn.Parameter | None:
+    """The parameter of that name, faster than Module.get_parameter; None if there is none."""
+    module: nn.Module | None = model
+    *path, last = name.split(".")
+    for part in path:
+        module = module._modules.get(part) if module is not None else None
+        if module is not None and CHECKPOINTED in module._modules:
+            module = module._modules[CHECKPOINTED]
+    return module._parameters.get(last) if module is not None else None
+
+
+def parameters_of(model: nn.Module, like: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
+    """{name: parameter} of a copy of a model, or of what averages it (swa_utils.AveragedModel).
+
+    Raises ValueError where it has none of that name that lies as that of `like` does.
+    """
+    model = unwrapped(model)
+    if isinstance(model, AveragedModel):
+        model = unwrapped(model.module)
+    found = {}
+    for name, tensor in like.items():
+        parameter = parameter_of(model, name)
+        if parameter is None or not lies_alike(parameter, tensor):
+            where = " and its placements" if is_sharded(tensor) else ""
+            raise ValueError(f"this model has no {name} of the shape {tuple(tensor.shape)}{where}")
+        found[name] = parameter
+    return found
+
+
+# Copies
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, of a model whose layers keep the results of computations, too: the weights that
+    torch.nn.utils.weight_norm and spectral_norm leave in theirs, activations in a list. Parameters
+    that are the same memory become one."""
+    found: list[torch.Tensor] = []
+    for module in model.modules():
+        _computed(list(vars(module).values()), found, set())
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in found}
+    first: dict[tuple, nn.Parameter] = {}
+    for parameter in model.parameters():
+        if not is_sharded(parameter):
+            same = first.setdefault(identity(parameter), parameter)
+            if same is not parameter and same.requires_grad == parameter.requires_grad:
+                memo[id(parameter)] = copy.deepcopy(same, memo)
+    return copy.deepcopy(model, memo)
+
+
+def _computed(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
+    """Append the tensors within a value, and the containers in it, that are results."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_leaf:
+            found.append(value)
+    elif isinstance(value, list | tuple | set | dict) and id(value) not in seen:
+        seen.add(id(value))
+        for each in value.values() if isinstance(value, dict) else value:
+            _computed(each, found, seen)
+
+
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode. UserError if that mode changes its weights, as that of adapters
+    does that merge: what is found of those says nothing of the ones that the model has."""
+    found = copied(model).eval()
+    if any(module.training for module in model.modules()):
+        own = dict(model.named_parameters())
+        for name, parameter in found.named_parameters():
+            if not is_computed(parameter) or parameter.isnan().any():
+                continue
+            if name not in own or not torch.equal(own[name], parameter):
+                raise UserError(
+                    f"eval() changes {plain_name(name)}, as adapters do that are merged then: "
+                    "leave the sample inputs out, or merge the adapters for good"
+                )
+    return found
