@@ -65,10 +65,11 @@ class Code:
         """The code words as uint64."""
         return codec.kernels.canonical_words(self.lengths, self.longest)
 
-    def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Canonical order, and how many numbers of ``longest`` bits begin with each word."""
-        order = np.argsort(self.lengths, kind="stable")
-        return order, 1 << (self.longest - self.lengths[order].astype(np.int64))
+    def lookup(self, width: int, of_each: np.ndarray) -> np.ndarray:
+        """For each number of ``width`` bits, which begins with a code word, what ``of_each`` has in
+        the place of its symbol."""
+        order = np.argsort(self.lengths, kind="stable")  # canonical
+        return np.repeat(of_each[order], 1 << (width - self.lengths[order].astype(np.int64)))
 
     def _fewest_bits(self, count: int) -> int:
         """At least so many bits are taken by ``count`` symbols."""
@@ -132,17 +133,17 @@ class Code:
             return
         each = lane_size(count)
         starts = lane_starts(reader, LANES if each else 1)
-        order, ranges = self._ranges()
         kernel: Callable = codec.kernels.unpack_words
         code: tuple[np.ndarray, ...]
         if 1 << self.longest <= max(LARGE_TABLE, count):
-            code = (np.repeat((order << 6 | self.lengths[order]).astype(np.uint32), ranges),)
+            ranks = np.arange(len(self.lengths))
+            code = (self.lookup(self.longest, (ranks << 6 | self.lengths).astype(np.uint32)),)
         else:
             counts = np.bincount(self.lengths)
             ends = np.cumsum(counts << np.arange(self.longest, -1, -1))
             kernel = codec.kernels.search_words
+            order = np.argsort(self.lengths, kind="stable")
             code = order, ends.astype(np.uint64), np.cumsum(counts)
-        del ranges
 
         def unpack(at: np.ndarray, out: np.ndarray) -> np.ndarray:
             if not kernel(reader.data, at, reader.end, *code, self.longest, values, out):

@@ -154,9 +154,7 @@ def read_heads(
         code = read_table(reader, count, (1 << head) - 1, "a head beyond its width")
         if code.longest > LONGEST:
             raise HuffmanError("a code word that is too long for a head")
-        order = np.argsort(code.lengths, kind="stable")
-        lengths = code.lengths[order].astype(np.int64)
-        table[:] = np.repeat(code.symbols[order] << 4 | lengths, 1 << (LONGEST - lengths))
+        table[:] = code.lookup(LONGEST, code.symbols << 4 | code.lengths)
     of = read_table(reader, blocks, size * TAILS - 1, "a block of a code that is not there")
     tail = of.symbols % TAILS
     if tail.min() < 1 or tail.max() > low:
