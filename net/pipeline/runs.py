@@ -316,7 +316,8 @@ class Run:
         return identity(arch or self.arch, self.dataset.name, recorded)
 
     def sums(self, options: CommonOptions) -> dict[str, int | None]:
-        """Of the contents that names stand for: None where a file has gone."""
+        """Of the contents that names stand for: None where a file has gone, and of others that of
+        the tensors alone, which a run may have written again with other things beside them."""
         found: dict[str, int | None] = {DATA: self.dataset.fingerprint}
         asked = options.asked or options
         named = {WEIGHTS: getattr(asked, "weights", None), TAUGHT_BY: asked.teacher}
@@ -325,7 +326,8 @@ class Run:
         for what, file in named.items():
             if file and not weights.is_published(file):
                 if file not in self._sums:  # which may take a while
-                    self._sums[file] = sum_of_file(file)
+                    there = os.path.exists(file)
+                    self._sums[file] = fingerprint(checkpoint.load(file)) if there else None
                 found[what] = self._sums[file]
         return found
 
@@ -334,12 +336,6 @@ def identity(arch: str | None, dataset: str | None, options: dict) -> dict:
     """What a model depends on: not what was chosen, which follows from it."""
     asked = {name: value for name, value in options.items() if name != "chosen"}
     return {"arch": arch, "dataset": dataset, **asked}
-
-
-def sum_of_file(path: str | Path) -> int | None:
-    """The CRC-32 of the tensors that a file or a folder holds, which a run may have written again
-    with other things beside them; None where there is nothing."""
-    return fingerprint(checkpoint.load(path)) if os.path.exists(path) else None
 
 
 def changes(source: Checkpoint, shared: Checkpoint) -> dict[str, Clustering]:

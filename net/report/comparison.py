@@ -201,7 +201,7 @@ def parameters_of(model: Checkpoint) -> list[torch.Tensor]:
     Tied ones count once.
     """
     if model.arch:
-        names = weights.parameter_names(model.arch)
+        names = dict(architectures.skeleton(model.arch).named_parameters())
         return [tensor for name, tensor in model.state_dict.items() if name in names]
     floating = [tensor for tensor in model.state_dict.values() if tensor.is_floating_point()]
     return list({identity(tensor): tensor for tensor in floating}.values())

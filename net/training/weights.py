@@ -67,11 +67,6 @@ def kinds_of(source: Checkpoint) -> dict[str, str]:
     return compressible(source.state_dict)
 
 
-def parameter_names(arch: str) -> set[str]:
-    """The names in the state dict that are parameters, not buffers; of tied ones the first."""
-    return {name for name, _ in architectures.skeleton(arch).named_parameters()}
-
-
 def is_published(weights: str) -> bool:
     """Whether `weights` names some of torchvision's, such as DEFAULT, rather than a file."""
     return re.fullmatch(r"[A-Z][A-Z0-9_]*", weights) is not None
