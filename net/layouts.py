@@ -34,7 +34,7 @@ OTHER_FORMS = re.compile(
 # STEM, VARIANT, of a shard its number, VARIANT, suffix
 WEIGHTS = re.compile(
     r"(.+?)(\.(?:fp16|bf16|fp32|non_ema))?(-\d{5}-of-\d{5})?(\.(?:fp16|bf16|fp32|non_ema))?"
-    r"\.(?:safetensors|bin|ckpt|ptmodel|th|pth?|pth\.tar)"
+    rf"(?:{'|'.join(map(re.escape, formats.WEIGHTS))})"
 )
 # Folders in a folder that are not of its model
 APART = re.compile(r"\..*|__pycache__|(checkpoint-\d+)")
