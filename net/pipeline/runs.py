@@ -87,8 +87,8 @@ class Run:
         options = self.numbers(options)
         made_by = self.made_by(options)
         progress = RunProgress(self.folder / PROGRESS, made_by, resume)
-        if resume and progress.record is None and (found := self.earlier(RETRAINED, options)):
-            path = self.folder / RETRAINED
+        path = self.folder / RETRAINED
+        if resume and progress.record is None and (found := earlier(path, made_by)):
             self.runtime.log.result(f"{path}: finished already", event="finished")
             return found
         if progress.passed("train"):
@@ -112,7 +112,7 @@ class Run:
             options = replace(options, density=progress.once("density", search, "prune"))
         found = stages.prune(initial, self.dataset, options, self.runtime, learn_from, progress)
         found.options |= self.sums(options)
-        write(self.folder / RETRAINED, found)
+        write(path, found)
         progress.finish()
         return found
 
@@ -133,7 +133,7 @@ class Run:
     def initial(self, options: TrainingOptions) -> Checkpoint:
         """The dense model of an earlier run with these options, or else of one now."""
         options = self.numbers(options)
-        return self.earlier(INITIAL, options) or self.train(options)
+        return earlier(self.folder / INITIAL, self.made_by(options)) or self.train(options)
 
     def share(
         self,
@@ -153,7 +153,7 @@ class Run:
         made_by = self.made_by(options) | {MADE_FROM: fingerprint(source)}
         phases = sharing_phases(options.share_parts)
         progress = RunProgress(self.folder / SHARING_PROGRESS, made_by, resume, phases)
-        if resume and progress.record is None and (found := self.shared(made_by, path)):
+        if resume and progress.record is None and (found := earlier(path, made_by)):
             self.runtime.log.result(f"{path}: finished already", event="finished")
             return found, changes(source, found)
         if options.bits == "auto" and options.noise == "auto":
@@ -171,14 +171,6 @@ class Run:
         write(path, found)
         progress.finish()
         return found, changes(source, found) if progress.record else clusterings
-
-    def shared(self, made_by: dict, path: str | Path) -> Checkpoint | None:
-        """The model in the file `path`, if a run made it by these options of this source."""
-        if not Path(path).exists():
-            return None
-        found = checkpoint.load(path)
-        own = identity(found.arch, found.dataset, found.options)
-        return found if all(own.get(name) == value for name, value in made_by.items()) else None
 
     def adopt(self, source: Checkpoint, path: str | Path) -> Checkpoint:
         """A state dict of the file `path`, as a checkpoint of this architecture."""
@@ -226,7 +218,8 @@ class Run:
                 "that teacher, or name a .ptmodel file"
             )
         training = options.training()
-        if found := self.earlier(TEACHER, training, options.teacher):
+        made_by = self.made_by(training, options.teacher)
+        if found := earlier(self.folder / TEACHER, made_by):
             return found
         if progress and progress.passed("teacher"):  # its file has been lost since
             progress = None
@@ -299,17 +292,6 @@ class Run:
     def numbers(self, options: Options) -> Options:
         return choosing.schedules(options, self.dataset, self.runtime.device)
 
-    def earlier(
-        self, file: str, options: CommonOptions, arch: str | None = None
-    ) -> Checkpoint | None:
-        """The model in `file` of the folder, if it is of this data set and of these options."""
-        path = self.folder / file
-        if not path.exists():
-            return None
-        found = checkpoint.load(path)
-        own = identity(found.arch, found.dataset, found.options)
-        return found if same_run(own, self.made_by(options, arch)) else None
-
     def made_by(self, options: CommonOptions, arch: str | None = None) -> dict:
         """What identifies a run of these options here, and what it makes."""
         recorded = options.recorded() | self.sums(options)
@@ -336,6 +318,15 @@ def identity(arch: str | None, dataset: str | None, options: dict) -> dict:
     """What a model depends on: not what was chosen, which follows from it."""
     asked = {name: value for name, value in options.items() if name != "chosen"}
     return {"arch": arch, "dataset": dataset, **asked}
+
+
+def earlier(path: str | Path, made_by: dict) -> Checkpoint | None:
+    """The model in the file `path`, if a run made it by these options (Run.made_by)."""
+    if not Path(path).exists():
+        return None
+    found = checkpoint.load(path)
+    own = identity(found.arch, found.dataset, found.options)
+    return found if same_run({name: own.get(name) for name in made_by}, made_by) else None
 
 
 def changes(source: Checkpoint, shared: Checkpoint) -> dict[str, Clustering]:
