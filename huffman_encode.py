@@ -3,8 +3,8 @@
 
     python huffman_encode.py saves/model_after_weight_sharing.ptmodel
 
-Writes one file per tensor and a manifest into the folder encodings/, which
-docs/format.md describes.
+Writes a file for each tensor, one for all small vectors of a kind, and a
+manifest into the folder encodings/, which docs/format.md describes.
 """
 
 import sys

@@ -6,8 +6,8 @@
     python pruning.py --scan --plot scan.png
 
 Writes OUTPUT/initial_model.ptmodel and OUTPUT/model_after_retraining.ptmodel.
-With --scan only the former, unless it is there, and shows how much pruning each
-layer bears.
+With --scan only the former, unless it is there by the same options, and shows
+how much pruning each layer bears.
 """
 
 import sys

@@ -125,6 +125,7 @@ class _Job:
             self.surveyed = gather(self.survey)
             gather(self.agree)
             [(self.there, whole), *_] = gather(self.find)
+            before = set(self.there)
             exact = all(each.how == Exact.how for each in self.plan.values())
             if whole:
                 self.noise = json.loads(next(iter(self.there.values()))[0])
@@ -139,7 +140,8 @@ class _Job:
                 self.make(choose.default_noise(self.state) if noise is None else noise)
             gather(self.write_index)
         again = {name for shard in self.left for name in shard.names}
-        finished = len(self.shards) - len(self.left)
+        kept = [each for each in self.shards if each not in self.left]
+        finished = sum(each.target.name in before for each in kept)
         if finished:
             self.notes.append(f"{finished} of {len(self.shards)} files were finished before")
         return Result(

@@ -173,3 +173,15 @@ def test_fields_of_somebody_else_are_one_line(tmp_path, capsys, extra, message):
     message = message or "not made of numbers, texts, lists and dicts"
     assert f"manifest.huff: {message}" in capsys.readouterr().err
     assert not (tmp_path / "m.ptmodel").exists()
+
+
+def test_the_encoded_model_is_not_written_over(tmp_path, capsys):
+    state = {"a.weight": torch.randn(9, 9)}
+    encoding.save(state, tmp_path / "enc")
+    encoding.save(state, tmp_path / "m.dc")
+    for source, file in (("enc", "enc/manifest.huff"), ("m.dc", "m.dc")):
+        before = (tmp_path / file).read_bytes()
+        argv = ["--directory", str(tmp_path / source), "--output", str(tmp_path / file)]
+        assert huffman_decode.main(argv) == 1
+        assert "is a file of the model" in capsys.readouterr().err
+        assert (tmp_path / file).read_bytes() == before

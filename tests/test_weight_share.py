@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import pruning
 import weight_share
@@ -328,3 +329,48 @@ def test_resume_of_another_source_starts_anew(few_digits, pruned, in_parts, tmp_
     assert share(tmp_path / "other", tmp_path / "m", *AUTO, "--resume") == 0
     assert "finished already" not in capsys.readouterr().out
     assert (tmp_path / "m").read_bytes() != in_parts.read_bytes()
+
+
+@pytest.mark.parametrize("written", [["--output", "m.pth"], ["--output", "x", "--log", "m.pth"]])
+def test_the_model_itself_is_not_written_over(tmp_path, monkeypatch, capsys, written):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a.weight": torch.randn(9, 9)}, "m.pth")
+    before = (tmp_path / "m.pth").read_bytes()
+    assert weight_share.main(["m.pth", *written]) == 1
+    assert "m.pth is a file of the model m.pth" in capsys.readouterr().err
+    assert (tmp_path / "m.pth").read_bytes() == before
+
+
+def test_nor_is_a_shard_of_it(tmp_path, capsys):
+    save_file({"a.weight": torch.randn(9, 9)}, tmp_path / "model.safetensors")
+    shard = tmp_path / "model.safetensors"
+    before = shard.read_bytes()
+    assert share(tmp_path, shard) == 1
+    assert "is a file of the model" in capsys.readouterr().err
+    assert shard.read_bytes() == before
+
+
+def test_a_model_that_does_not_take_the_data_is_one_line(few_digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Linear(64, 10))\n"
+    (tmp_path / "of_64_numbers.py").write_text(text)
+    torch.save(torch.nn.Sequential(torch.nn.Linear(64, 10)).state_dict(), "m.pth")
+    assert share("m.pth", "x", "--arch", "of_64_numbers:net", "--dataset", "digits") == 1
+    assert "does not take the inputs of digits" in capsys.readouterr().err
+
+
+def test_a_full_disk_under_the_log(tmp_path, capsys):
+    torch.save({"a.weight": torch.randn(9, 9)}, tmp_path / "m.pth")
+    assert share(tmp_path / "m.pth", tmp_path / "x", "--log", "/dev/full") == 0
+    assert "the log /dev/full ends here" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "x").state_dict["a.weight"].shape == (9, 9)
+
+
+def test_what_resume_replaces_is_told(pipeline, tmp_path, capsys):
+    source = pipeline.saves / checkpoint.RETRAINED
+    share(source, tmp_path / "m", *OPTIONS, "--bits", "3")
+    capsys.readouterr()
+    share(source, tmp_path / "m", *OPTIONS, "--bits", "4", "--resume")
+    assert "begins anew, and replaces it" in capsys.readouterr().err
+    share(source, tmp_path / "m", *OPTIONS, "--bits", "4", "--resume")
+    assert "replaces it" not in capsys.readouterr().err

@@ -115,6 +115,7 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
     process.limit_threads()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # set by torchrun
     try:
+        check_overwrites(args)
         if several:
             import torch
 
@@ -143,6 +144,32 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
             return fail("another process of torchrun has ended; its own message says why")
         raise
     return 0
+
+
+# Names of arguments, of the scripts that have them: of models that are read, and of files that are
+# written. (A folder that models are written to is none of these.)
+READ = ("model", "weights", "teacher", "initial", "path", "directory")
+WRITTEN = ("output", "json", "log")
+
+
+def check_overwrites(args: Namespace) -> None:
+    """Raises UserError where a file that is to be written is one of a model that is read: itself,
+    or weights or a part of an encoding in its folder."""
+    from ..formats import WEIGHTS
+
+    def paths(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        found = ((name, getattr(args, name, None)) for name in names)
+        return ((name, path) for name, path in found if isinstance(path, str))
+
+    for what, target in paths(WRITTEN):
+        if not os.path.isfile(target):
+            continue
+        of_model = target.endswith((*WEIGHTS, ".huff", ".index.json"))
+        for _, source in paths(READ):
+            folder = os.path.join(os.path.realpath(source), "")
+            inside = of_model and os.path.realpath(target).startswith(folder)
+            if inside or (os.path.exists(source) and os.path.samefile(source, target)):
+                raise UserError(f"{target} is a file of the model {source}; give another --{what}")
 
 
 def fail(message: str) -> int:

@@ -12,6 +12,7 @@ In a clone `python -m net` does the same. Each command has a --help of its own.
 import argparse
 import inspect
 import json
+import os
 import re
 import sys
 import time
@@ -203,7 +204,7 @@ def _named_after(model: str) -> Path:
     """MODEL's own name in the working directory. UserError where there is such a file already."""
     from ..formats import WEIGHTS
 
-    name = Path(model).resolve().name
+    name = Path(os.path.abspath(model)).name  # of a link its own
     for suffix in WEIGHTS:
         name = name.removesuffix(suffix)
     target = Path((name or "model") + SUFFIX)

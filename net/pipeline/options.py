@@ -25,6 +25,12 @@ def dataset_name(text: str) -> str:
     )
 
 
+def file_name(text: str) -> str:
+    if not Path(text).name:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file")
+    return text
+
+
 def picture_name(text: str) -> str:
     if not text.lower().endswith((".png", ".svg", ".pdf")):
         raise argparse.ArgumentTypeError(f"{text!r} ends in none of .png, .svg and .pdf")
@@ -104,9 +110,12 @@ class ModelOptions:
 class ReportOptions:
     """How the comparison of the stages is shown."""
 
-    json: str | None = option(None, "write the figures as JSON", metavar="FILE")
+    json: str | None = option(None, "write the figures as JSON", metavar="FILE", check=file_name)
     csv: str | None = option(
-        None, "write the tables as NAME-stages.csv and NAME-layers.csv", metavar="NAME.csv"
+        None,
+        "write the tables as NAME-stages.csv and NAME-layers.csv",
+        metavar="NAME.csv",
+        check=file_name,
     )
     plot: str | None = option(
         None, "draw the comparison (.png, .svg or .pdf)", metavar="FILE", check=picture_name
@@ -210,8 +219,8 @@ class PruningOptions(TrainingOptions, ChoiceOptions):
     )
     density: float | PerLayer | Literal["auto"] | None = option(
         None,
-        "instead of --sensitivity: the fraction of weights to keep, in all or per layer, reached "
-        "gradually; lower: fewer bytes; auto: as low as --error-budget allows",
+        "instead of --sensitivity: the fraction of weights to keep at most, in all or per layer, "
+        "reached gradually; lower: fewer bytes; auto: as low as --error-budget allows",
         high=1,
     )
     prune_epochs: int = expert(20, "epochs of gradual pruning (--density)")

@@ -91,6 +91,8 @@ class Run:
         if resume and progress.record is None and (found := earlier(path, made_by)):
             self.runtime.log.result(f"{path}: finished already", event="finished")
             return found
+        if resume and progress.record is None:
+            self.tell_replaced(path)
         if progress.passed("train"):
             initial = checkpoint.load(self.folder / INITIAL)
             own = fingerprint(initial)
@@ -156,10 +158,13 @@ class Run:
         if resume and progress.record is None and (found := earlier(path, made_by)):
             self.runtime.log.result(f"{path}: finished already", event="finished")
             return found, changes(source, found)
+        if resume and progress.record is None:
+            self.tell_replaced(path)
         if options.bits == "auto" and options.noise == "auto":
 
             def search() -> float:
                 model = stages.restored(source, options.seed + 2, self.runtime.device)
+                architectures.check_fits(model, self.arch, self.dataset)
                 return choosing.noise(model, self.dataset, options, self.runtime.log)
 
             options = replace(options, noise=progress.once("noise", search, phases[0]))
@@ -282,6 +287,14 @@ class Run:
                     f"the teacher {teacher} is a file that this run writes; copy it, or give "
                     "another --output"
                 )
+
+    def tell_replaced(self, path: str | Path) -> None:
+        """That there is nothing to go on with, where an earlier run's model will be replaced."""
+        if os.path.exists(path):
+            self.runtime.log.note(
+                f"--resume: {path} is of another model, data or options; this run begins anew, and "
+                "replaces it"
+            )
 
     def forget(self) -> None:
         """Drop what a killed run has left: this one begins anew."""

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from .. import outputs
 from ..errors import UserError
 from ..files import FOREIGN, reason
 from ..outputs import BATCH
+from ..tensors import check_dense
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_IMAGES = 1000
@@ -63,6 +65,9 @@ def read(path: str) -> Any:
 
 
 def _checked(path: str, found: Any) -> Any:
+    for each in tree_leaves(found):
+        if isinstance(each, torch.Tensor):
+            check_dense("inputs", each, f"{path} cannot be used: ", UserError)
     if isinstance(found, torch.Tensor | dict | list | tuple) and len(found):
         return found
     raise UserError(

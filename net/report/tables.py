@@ -27,7 +27,8 @@ NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is na
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())["networks"]
 LEGEND = """\
 KL: of the outputs on the test images from the first stage's, in nats;
-P pruning, Q weight sharing, H Huffman coding; bits per non-zero weight;
+P pruning, Q weight sharing, H Huffman coding; bits of each weight that is stored:
+with an index those that are not zero, without one all;
 rate: bytes in percent of dense float32 (the paper's compress rate);
 the rest: biases, all other tensors, and the manifest"""
 NAME_WIDTH = 24  # of layer names in tables: keeps a line within 100 columns
@@ -260,8 +261,13 @@ def comparison_text(figures: dict) -> str:
     if "latency" in figures:
         parts += ["", latency_text(figures["latency"])]
     if figures["decoded_equals_weight_shared"] is not None:
-        equal = "equals" if figures["decoded_equals_weight_shared"] else "DIFFERS FROM"
-        parts += ["", f"the decoded model {equal} the weight-shared one, bit for bit"]
+        text = "the decoded model equals the weight-shared one, bit for bit"
+        if not figures["decoded_equals_weight_shared"]:
+            text = (
+                "the decoded model DIFFERS FROM the weight-shared one; where that was shared, or "
+                "encoded, anew since, encode and decode it anew"
+            )
+        parts += ["", text]
     parts += [f"missing: {shown(line)}" for line in figures["missing"]]
     return "\n".join(parts)
 
@@ -340,7 +346,7 @@ def layer_table(figures: dict) -> str:
 
 
 def bit_cells(row: dict) -> list:
-    """Weights, density, and the bits per non-zero weight and index before and after Huffman."""
+    """Weights, density, and the bits of each stored weight and index before and after Huffman."""
     bits = [row["weight_bits_before_huffman"], row["weight_bits"]]
     bits += [row["index_bits_before_huffman"], row["index_bits"]]
     density = percent(row["nonzero"], row["parameters"])

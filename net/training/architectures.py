@@ -59,6 +59,11 @@ def build(arch: str) -> nn.Module:
         raise UserError(
             f"the architecture {arch} has lazy layers; give them their sizes, or run it once"
         )
+    if any(p.is_meta for p in model.parameters()) and not torch.empty(0).is_meta:
+        raise UserError(
+            f"the architecture {arch} has parameters on the meta device, which have no values; "
+            "build it on another"
+        )
     return model
 
 
@@ -263,8 +268,14 @@ def _normalisation_of(
 
 @torch.no_grad()
 def check_fits(model: nn.Module, arch: str, data: Dataset) -> int:
-    """The outputs of `model`. Raises UserError unless it takes the inputs of `data` and has an
-    output per class."""
+    """The outputs of `model`. Raises UserError unless it takes the inputs of `data`, has an output
+    per class, and nothing in its state dict that a checkpoint could not hold."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"{arch} has {name} in its state dict, no tensor but a {type(value).__name__}; "
+                "make its get_extra_state return a tensor"
+            )
     inputs = next(iter(data.test.batches(2)))[0]
     model.eval()
     shape = "x".join(map(str, inputs.shape[1:])) or "numbers"

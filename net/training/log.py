@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,15 @@ class Log:
         self.write(f"NOTE: {text}", event="note", note=text)
 
     def write(self, text: str, **event: Any) -> None:
-        if self.file:
+        if not self.file:
+            return
+        try:
             self.file.write((json.dumps(finite(event)) if self.json_lines else text) + "\n")
+        except OSError as error:  # hours of training must not end with a full disk
+            file, self.file = self.file, None
+            with suppress(OSError):  # what is in its buffer would fail again
+                file.close()
+            self.note(f"the log {file.name} ends here: {error.strerror}; work goes on without it")
 
 
 def finite(event: Any) -> Any:

@@ -118,7 +118,7 @@ class Files:
         path = self.name_of(i)
         return UserError(
             f"{path} cannot be read as an image ({why.removesuffix(repr(path)).strip()}); "
-            "repair or remove it, or have broken files passed over"
+            "repair or remove it, or pass over broken files (--skip-broken)"
         )
 
 

@@ -130,7 +130,7 @@ def load_into(
     BatchNorm has had since PyTorch 0.4.1 and needs for no output, may be missing.  Raises UserError
     for any other difference.
     """
-    own = model.state_dict()
+    own = {n: each for n, each in model.state_dict().items() if isinstance(each, torch.Tensor)}
     given = without_prefixes(given, own)
     other_shape = [name for name in own if name in given and given[name].shape != own[name].shape]
     last_layer = [layer_of(name) for name in compressible(model)][-1:]

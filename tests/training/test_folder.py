@@ -131,7 +131,7 @@ def test_more_images_than_files_may_be_open(tmp_path):
 def test_a_broken_file_is_refused_with_its_path_or_skipped(images, content, capsys, tmp_path):
     path = images / "train" / "dog" / "5.png"
     path.write_bytes(path.read_bytes()[:-200] if content == "cut off" else content)
-    with pytest.raises(UserError, match=r"dog/5\.png cannot be read as an image.*passed over"):
+    with pytest.raises(UserError, match=r"dog/5\.png cannot be read as an image.*pass over"):
         load(images)
     log = Log(tmp_path / "log.txt")
     found = load(images, skip_broken=True, log=log)
