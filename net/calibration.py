@@ -391,7 +391,7 @@ def _share(
         if scale.max() > 1:
             own = scale[use.first : use.first + use.rows]
         problem = _Problem(use.matrices(source), found, own)
-        values = torch.empty(problem.weights.shape, dtype=source.dtype)
+        values = torch.empty(problem.weights.shape, dtype=source.dtype, device="cpu")
         for part, labels in _rounded(problem, step, levels, 1 + trellis):
             if trellis and not tells_its_steps(labels, len(levels) // 2, own):
                 parameter.copy_(source)

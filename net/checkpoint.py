@@ -128,7 +128,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> int:
     state = dict(checkpoint.state_dict)
     _check(state, f"cannot write {path}: ")
     content = {"format": FORMAT, **shallow_dict(checkpoint), "state_dict": state}
-    outline = content | {"state_dict": dict.fromkeys(state, torch.empty(0))}
+    outline = content | {"state_dict": dict.fromkeys(state, torch.empty(0, device="cpu"))}
     file = io.BytesIO()
     try:  # whether what is beside the tensors comes back
         torch.save(outline, file)

@@ -254,6 +254,13 @@ class StepHooks:
                 )
             self._parameters[name] = current
 
+    def __copy__(self) -> "StepHooks":
+        """Of the same model, and attached to nothing: the hooks on its optimizers stay this one's.
+        (A deep copy takes model and optimizers along.)"""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__, _moving=set(), _attached=[])
+        return found
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_moving": set()}
 
@@ -278,6 +285,11 @@ def check_written(name: str, parameter: nn.Parameter) -> None:
     """Raises TensorError for a parameter that has no plain values, or that cannot be written in
     place."""
     check(name, parameter)
+    if parameter.is_inference():
+        raise TensorError(
+            f"{name!r}: made in torch.inference_mode(), and not to be trained; make the model "
+            "outside of it"
+        )
     if overlaps(local(parameter.detach())):
         raise TensorError(
             f"{name!r}: an expanded tensor, elements of which share memory; make it one of its own "

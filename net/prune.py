@@ -5,6 +5,7 @@ after every optimizer step, so that neither momentum nor weight decay can revive
 weight. The mask of a model that was loaded is `weight != 0`.
 """
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from numbers import Real
@@ -21,6 +22,7 @@ from .plan import constants
 from .sharded import full, kth_greatest, laid, local, part, summed, total
 from .tensors import version_of
 
+LEAST, GREATEST = 1e-15, 1e15  # between which squares are float32 numbers, with room
 UPDATES = 100  # steps down of a gradual schedule
 MEMORY = 0.999  # decay of the mean squared gradient, Adam's beta2
 UNSEEN = 1e-30  # and where it begins: above 0, so that before any gradient magnitudes decide
@@ -32,6 +34,7 @@ def threshold_mask(weight: torch.Tensor, sensitivity: float) -> torch.Tensor:
     A weight that is zero is not kept, whatever the sensitivity; a constant tensor, of standard
     deviation 0, is kept whole.
     """
+    weight = _squarable(weight)
     deviation = full(weight).std(correction=0)
     return (weight.abs() >= sensitivity * deviation) & ((weight != 0) | (deviation == 0))
 
@@ -198,7 +201,7 @@ class Pruner(StepHooks):
         every = parameters_by_name(self._model)
         for name, score in scores.items():
             axes = normed_axes(every, name)
-            if axes:
+            if axes and score.numel():
                 mask, score = full(self.masks[name]), full(score)
                 best = score == score.amax(axes, keepdim=True)
                 kept = mask | (best & ~mask.any(axes, keepdim=True))
@@ -387,8 +390,20 @@ def prunable(
 
 
 def _in_deviations(weight: torch.Tensor) -> torch.Tensor:
-    deviation = full(weight).detach().float().std(correction=0)
-    return weight.detach().float().abs() / deviation.clamp(min=1e-30)
+    weight = _squarable(weight.detach())
+    if not weight.numel():
+        return weight.float()
+    deviation = full(weight).float().std(correction=0)
+    return weight.float().abs() / deviation.clamp(min=1e-30)
+
+
+def _squarable(weight: torch.Tensor) -> torch.Tensor:
+    """`weight`, or a multiple of it in float64 where float32 does not reach as far as its squares,
+    whose deviation would be infinite or 0."""
+    greatest = float(full(weight).abs().max()) if weight.numel() else 0.0
+    if not greatest or not math.isfinite(greatest) or LEAST < greatest < GREATEST:
+        return weight
+    return weight.double() / greatest
 
 
 def _check_numbers(what: str, values: float | Mapping[str, float] | None, most: float) -> None:

@@ -74,7 +74,7 @@ def spread(tensor: torch.Tensor) -> Spread:
 def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each row, how many weights are not zero, and the sum of their squares: float64 [rows]."""
     rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor.detach().reshape(1, -1)
-    counts, powers = (torch.zeros(len(rows), dtype=torch.float64) for _ in range(2))
+    counts, powers = (torch.zeros(len(rows), dtype=torch.float64, device="cpu") for _ in range(2))
     height = max(1, CHUNK // max(1, rows.shape[1]))
     for first in range(0, len(rows), height):
         for part in rows[first : first + height].split(CHUNK, dim=1):
@@ -210,7 +210,7 @@ def directed(before: torch.Tensor, after: torch.Tensor, axes: tuple[int, ...]) -
     """`after`, in which no direction of `before` along `axes` is all zeros, whose norm is divided
     by: the largest weight of such a one gets the smallest of the values, which is as good as any.
     """
-    if not axes:
+    if not axes or not before.numel():
         return after
     weight = before.detach()
     largest = weight.abs() == weight.abs().amax(axes, keepdim=True)
@@ -262,7 +262,7 @@ def fineness(tensor: torch.Tensor, kind: str) -> torch.Tensor:
     rows = len(tensor) if tensor.dim() > 1 else 1
     vocabulary = kind == "embedding" and rows >= VOCABULARY
     if kind != "rnn" and not vocabulary:
-        return torch.zeros(rows, dtype=torch.int64)
+        return torch.zeros(rows, dtype=torch.int64, device="cpu")
     if not vocabulary:
         return row_fineness(tensor, 2)
     counts, powers = _rows(tensor)
@@ -290,7 +290,7 @@ def _frequency_order(sizes: torch.Tensor) -> torch.Tensor:
     others, the order of the rows is all that counts. Rows of zeros are the last.
     """
     rows = len(sizes)
-    place, quarter = torch.arange(rows), rows // 4
+    place, quarter = torch.arange(rows, device="cpu"), rows // 4
     if float(sizes[:quarter].mean()) >= float(sizes[quarter:].mean()):
         return place
     rarity = torch.where(sizes > 0, (place + 1) * sizes**FREQUENT_SIZE, math.inf)
@@ -374,7 +374,7 @@ def grid(
     """
     step = max(step, largest / MAX_LEVEL) * (TRELLIS_STEP if trellis else 1)
     m = math.ceil(largest / step) + 1
-    exact = torch.arange(-m, m + 1, dtype=torch.float64) * step
+    exact = torch.arange(-m, m + 1, dtype=torch.float64, device="cpu") * step
     half = exact.half().double()
     fine = bool(half.isfinite().all()) and float((half - exact).abs().max()) < step / 10
     if dtype.itemsize > 2 and fine:  # rounding twice would leave the grid

@@ -15,6 +15,16 @@ from .sharded import laid, local, part, replicated, summed, total, union
 COUNTED = 1 << 22  # distinct values among more take a sort that is too long
 
 
+def put(tensor: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`tensor` with values [n] at the flat indexes `positions` [n], none of which comes twice, in
+    place. (Tensor.put_ refuses under torch.use_deterministic_algorithms.)"""
+    if tensor.is_contiguous():
+        tensor.view(-1).scatter_(0, positions, values)
+        return tensor
+    flat = tensor.flatten().scatter_(0, positions, values)
+    return tensor.copy_(flat.view(tensor.shape))
+
+
 class SharedTensor:
     """The non-zero entries of a tensor as `centroids[labels]` (section 3 of the paper).
 
@@ -83,7 +93,7 @@ class SharedTensor:
     def _numbers(self, tensor: torch.Tensor) -> torch.Tensor:
         """int32, of the shape of `tensor`: 0 where an entry is pruned, else its label + 1."""
         numbers = torch.zeros(tensor.shape, dtype=torch.int32, device=self.labels.device)
-        return numbers.put_(self.positions, self.labels.int() + 1)
+        return put(numbers, self.positions, self.labels.int() + 1)
 
     def _set_numbers(self, numbers: torch.Tensor) -> None:
         self.positions = local(numbers).flatten().nonzero().flatten()
@@ -114,7 +124,8 @@ class SharedTensor:
         news = [replicated(sums, gradient)]
         if self.latent is not None:
             each = local(gradient).take(self.positions).to(self.latent.dtype)
-            single = torch.zeros_like(local(self.latent.detach())).put_(self.positions, each)
+            single = torch.zeros_like(local(self.latent.detach()))
+            single = put(single, self.positions, each)
             news.append(part(single, gradient))
         for trained, new in zip(self.trained(), news, strict=True):
             if add and (last := trained.grad) is not None:
@@ -203,7 +214,7 @@ class SharedTensor:
     def _put(self, tensor: torch.Tensor, stored: torch.Tensor) -> None:
         stored = stored.to(tensor.device, tensor.dtype)
         labels = self.labels.to(tensor.device)
-        local(tensor).put_(self.positions.to(tensor.device), stored[labels])
+        put(local(tensor), self.positions.to(tensor.device), stored[labels])
 
     def stored_centroids(self) -> torch.Tensor:
         """The centroids [k'] in the tensor's type, rounded to float16, which halves the codebook.
@@ -250,7 +261,9 @@ class SharedTensor:
     def load_state_dict(self, state: Mapping[str, Any], tensor: torch.Tensor) -> None:
         """Take a state that `check_state` lets pass."""
         self._set_numbers(laid(state["numbers"], tensor))
-        centroids = torch.tensor(state["centroids"], dtype=torch.float64).to(self.values())
+        centroids = torch.tensor(state["centroids"], dtype=torch.float64, device="cpu").to(
+            self.values()
+        )
         if len(centroids) == len(self.centroids):
             self.values().copy_(centroids)
         else:

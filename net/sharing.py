@@ -316,6 +316,15 @@ class WeightSharing(StepHooks):
             raise ValueError("these shared values are final; to train them, leave out final=True")
         if isinstance(optimizer, torch.optim.SparseAdam):
             raise ValueError("gradients of shared values are dense; use Adam, not SparseAdam")
+        first: dict[tuple, str] = {}
+        for name in self.tensors:  # what one writes the other would write over
+            memory = self._parameters[name].detach()
+            same = first.setdefault((memory.device, local(memory).data_ptr()), name)
+            if same != name and memory.numel() and not memory.is_meta:
+                raise UserError(
+                    f"{same} and {name} are two parameters of the same memory; make them one, as "
+                    "in b.weight = a.weight, before the model is shared"
+                )
         super().attach(optimizer)
 
     def _held(self, attached: Any) -> dict[str, nn.Parameter]:

@@ -471,3 +471,28 @@ def test_constants_are_not_pruned():
     model.fc = nn.Linear(32, 32)
     assert list(Pruner(model, density=0.2).masks) == ["fc.weight"]
     assert list(Pruner(model, sensitivity=1.0, include="bank").masks) == ["bank.weight"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        *((torch.float32, 1e37), (torch.bfloat16, 1e38), (torch.float32, 1e-30)),
+        *((torch.float64, 1e40), (torch.float64, 1e150), (torch.float64, 1e-46)),
+    ],
+)
+def test_weights_whose_squares_are_no_numbers(dtype, size):
+    torch.manual_seed(0)
+    weight = (torch.randn(64, 64).double().clamp(-3, 3) * size).to(dtype)
+    for options in ({"density": 0.5}, {"sensitivity": 0.5}):
+        model = nn.Linear(64, 64, bias=False, dtype=dtype)
+        model.weight.data = weight.clone()
+        Pruner(model, **options)
+        assert 0.4 < model.weight.count_nonzero() / 4096 < 0.7
+
+
+def test_weight_normalisation_of_no_inputs():
+    none = nn.utils.parametrizations.weight_norm(nn.Linear(0, 5))
+    model = nn.Sequential(none, nn.Linear(5, 5))
+    Pruner(model, density=0.4)
+    WeightSharing(model, bits="auto")
+    assert model[1].weight.count_nonzero() == 10

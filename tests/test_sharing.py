@@ -868,3 +868,67 @@ def test_what_cannot_be_written_is_refused_in_a_line():
             UserError, match="'weight': an expanded tensor, elements of which share"
         ):
             make(expanded)
+
+
+@pytest.mark.parametrize("bits", [3, "auto"])
+def test_under_deterministic_algorithms(bits):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    torch.use_deterministic_algorithms(True)
+    try:
+        own = WeightSharing(model, bits=bits)
+        own.load_state_dict(own.state_dict())
+        state = SharedState(model.state_dict(), bits=4)["0.weight"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(model[0].weight.unique()) < 256
+    assert len(state.unique()) <= 17
+
+
+def test_two_parameters_of_one_memory_are_not_trained_apart():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.b.weight = nn.Parameter(self.a.weight)
+
+        def forward(self, x):
+            return self.a(x)
+
+    own = WeightSharing(Two(), bits=3)
+    with pytest.raises(UserError, match=r"a\.weight and b\.weight are two parameters of the same"):
+        own.attach(torch.optim.SGD(own.parameters(), 0.1))
+
+
+def test_a_shallow_copy_is_attached_to_nothing():
+    torch.manual_seed(0)
+    model, x = nn.Linear(8, 3), torch.randn(16, 8)
+    pruner = Pruner(model, density=0.1, steps=10)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner.attach(optimizer)
+    copy.copy(pruner)
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert pruner.steps_done == 12
+    assert model.weight.count_nonzero() <= 3
+
+
+@pytest.mark.parametrize("kind", [Pruner, WeightSharing])
+def test_what_was_made_in_inference_mode_is_refused(kind):
+    with torch.inference_mode():
+        model = nn.Linear(8, 3)
+    with pytest.raises(UserError, match="made in torch"):
+        kind(model, **({"density": 0.5} if kind is Pruner else {"bits": 3}))
+
+
+def test_another_default_device():
+    model = nn.Linear(8, 3)
+    torch.set_default_device("meta")
+    try:
+        own = WeightSharing(model, bits="auto")
+        own.load_state_dict(own.state_dict())
+    finally:
+        torch.set_default_device(None)
+    assert model.weight.isfinite().all()
