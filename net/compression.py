@@ -26,7 +26,7 @@ from .checkpoint import copied as copied_state
 from .container import SUFFIX
 from .encoding import TooLarge
 from .errors import UserError
-from .files import check_output, same_file
+from .files import check_output, same_directory, same_file
 from .limits import free_memory
 from .modules import check_not_scripted, unwrapped
 from .modules import copied as copied_model
@@ -37,7 +37,7 @@ from .rounding import Spread, cast, spreads_of, steps
 from .samples import Samples
 from .sharing import SharedState, WeightSharing
 from .state_dicts import Renamed
-from .tensors import TensorMap, info_of, tie_of
+from .tensors import TensorMap, check_shaped, info_of, tie_of
 from .treatments import (
     NOT_MEASURED,
     ByRate,
@@ -103,6 +103,7 @@ def conflict(
     return None
 
 
+@torch.inference_mode(False)  # in which nothing can be written in other threads
 def compress(
     model: nn.Module | Mapping[str, torch.Tensor] | str | Path,
     target: str | Path,
@@ -227,6 +228,10 @@ class _Source:
         if self.module is not None:
             self.state = copied_state(self.module.state_dict())
         elif isinstance(model, Mapping):
+            for name, value in model.items() if isinstance(model, dict) else ():
+                if not isinstance(value, torch.Tensor):
+                    raise UserError(f"{name!r} is no tensor but a {type(value).__name__}; drop it")
+                check_shaped(name, value)
             self.state = model
         else:
             from . import layouts
@@ -387,7 +392,8 @@ class _Work:
             if source.module is not None:
                 self.subject = outputs.of_module(source.module, inputs, about)
             elif module is not None:
-                model = module(source.state)
+                with same_directory():
+                    model = module(source.state)
                 names = outputs.names_by_value(model, source.state)
                 self.subject = outputs.of_module(model, inputs, about, names)
             else:
@@ -410,7 +416,7 @@ class _Work:
             model = copied_model(own).eval()
             try:
                 with outputs.own_weights(own, model):
-                    self.evaluate, self.figure = evaluate, float(evaluate(model))
+                    self.evaluate, self.figure = evaluate, _figure(evaluate, model)
             except Unseen:
                 self.notes.append(
                     "evaluate computes with weights of the model itself: unless it compares with "
@@ -422,11 +428,11 @@ class _Work:
     def evaluated(self, state: Mapping[str, torch.Tensor]) -> float:
         assert self.evaluate is not None
         if self.subject:
-            return float(self.evaluate(self.subject.changed(state).eval()))
+            return _figure(self.evaluate, self.subject.changed(state).eval())
         assert self.source.module is not None
         model = copied_model(self.source.module).eval()
         model.load_state_dict(state)
-        return float(self.evaluate(model))
+        return _figure(self.evaluate, model)
 
     # Choosing
 
@@ -573,6 +579,11 @@ class _Work:
             f"{most:,} bytes cannot be had: the smallest is {smallest:,}, at a noise of "
             f"{NOISES[1]:g}, at which little is left of the outputs; {', or '.join(helps)}"
         )
+
+
+def _figure(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:
+    with same_directory():
+        return float(evaluate(model))
 
 
 def _excess(moved: Moved, max_divergence: float | None) -> float:

@@ -218,6 +218,17 @@ def same_file(one: str | Path, other: str | Path) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
+@contextmanager
+def same_directory() -> Iterator[None]:
+    """The working directory is what it was, whatever code of the user's in the block has made of
+    it: relative paths mean the same files before and after."""
+    before = os.getcwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def check_output(path: str | Path) -> None:
     """As `check_writable`, for a file that is to be written, or replaced."""
     try:

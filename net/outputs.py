@@ -58,7 +58,7 @@ class Unseen(UserError):
 class Moved(NamedTuple):
     """How far outputs are from those of before. Means over all inputs that judge."""
 
-    cosine: float
+    cosine: float  # at most that at which an error so large stands upright, of one figure each
     relative_error: float  # norm of the change over that of the outputs before
     divergence: float | None  # nats; None for what are no logits
 
@@ -84,7 +84,8 @@ class Answers(NamedTuple):
         count, width = before.rows.shape
         # One figure for each input has a sign and no direction: all of them together have one.
         height = count if width == 1 else max(1, CHUNK // width)
-        cosines, squares, nats = [], torch.zeros(2, dtype=torch.float64), 0.0
+        squares = torch.zeros(2, dtype=torch.float64, device="cpu")
+        cosines, nats = [], 0.0
         for part in zip(self.rows.split(height), before.rows.split(height), strict=True):
             new, old = (each.double() for each in part)
             pair = (new.T, old.T) if width == 1 else (new, old)
@@ -93,11 +94,11 @@ class Answers(NamedTuple):
             squares += torch.stack([(new - old).square().sum(), old.square().sum()])
             nats += divergence(new, old) * len(new) / count if self.logits else 0.0
         change, size = squares.sqrt()
-        return Moved(
-            torch.cat(cosines).mean().item(),
-            (change / size.clamp_min(torch.finfo(size.dtype).tiny)).item(),
-            nats if self.logits else None,
-        )
+        cosine = torch.cat(cosines).mean().item()
+        relative = (change / size.clamp_min(torch.finfo(size.dtype).tiny)).item()
+        if width == 1:  # the size of a figure counts as well, and of a single one nothing else
+            cosine = max(-1.0, min(cosine, 1 - relative**2 / 2))
+        return Moved(cosine, relative, nats if self.logits else None)
 
 
 class Subject:
@@ -314,7 +315,8 @@ class _Sample:
 
     def whole(self) -> torch.Tensor:
         """All of them, float32 [rows, width], in memory once."""
-        found, end = torch.empty(sum(map(len, self.parts)), *self.parts[0].shape[1:]), 0
+        shape = sum(map(len, self.parts)), *self.parts[0].shape[1:]
+        found, end = torch.empty(shape, device="cpu"), 0
         while self.parts:
             part = self.parts.pop(0)
             found[end : end + len(part)] = part
@@ -387,6 +389,9 @@ def names_by_value(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[
         same = next((each for each in left if _equal(own[name], state[each])), None)
         if same is not None:
             found[name] = same
+        elif name in state and state[name].shape != own[name].shape:
+            shapes = (tuple(each.shape) for each in (own[name], state[name]))
+            raise Unseen("{} of the model has the shape {}, in the file {}".format(name, *shapes))
         elif name in parameters and own[name].data_ptr() not in held:
             raise Unseen(f"{name} of the model is not in the file under any name")
     return found

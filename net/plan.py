@@ -34,7 +34,7 @@ from .parameters import (
     weights_of,
 )
 from .sharded import check, full
-from .tensors import check_shaped, is_computed
+from .tensors import COMPUTED, check_shaped, is_computed
 from .treatments import TREATMENTS, Asked, Exact, SharingConfig, Treatment
 
 ONE = "one element"
@@ -54,6 +54,7 @@ NO_NORM = re.compile(r"scale|shift|affine|mean|std|energ|loss|criterion", re.IGN
 QUANTIZED_BY = re.compile(
     r"q(?:weight|zeros)|SCB|absmax|quant_map|quant_state|weight_format|g_idx|_packed_params"
     r"|.*zero_?points?|(?:weight|input|output|act)_quantizer|.*_fake_quant"
+    r"|(?:weights?|input|output|act(?:ivation)?)_(?:scaling_factors?|amax|offset|zp|step_size|clip_val)"
     r"|(?:.*(?:weight|proj)|input|output|activation|act|[qkv]|kv)_(?:packed|scales?|qdata)(?:_.*)?"
 )
 # Layers of constants, of which no values can be told from learned ones.
@@ -292,10 +293,14 @@ def _of_state(state: Mapping[str, torch.Tensor]) -> dict[str, _Tensor]:
     return found
 
 
-def _quantized_layers(names: Iterable[str]) -> set[str]:
-    """The layers that hold what only quantized ones do."""
+def _quantized_layers(tensors: Mapping[str, _Tensor]) -> set[str]:
+    """The layers that hold what only quantized ones do: a weight of a type without an arithmetic,
+    or a companion of such a name."""
     found = set()
-    for name in names:
+    for name, tensor in tensors.items():
+        dtype = tensor.info.dtype
+        if not (dtype in COMPUTED or dtype.is_complex) and name.rpartition(".")[2] == "weight":
+            found.add(name.rpartition(".")[0])
         parts = name.split(".")
         for i, part in enumerate(parts):
             if QUANTIZED_BY.fullmatch(part):

@@ -142,7 +142,8 @@ def _misfits(place: Place, source: Encoding, given: list[str], replace: bool) ->
     target = place.tensor
     if not target.is_meta and (what := fault(target)):
         yield f"{given[0]} of the model is {what}"
-    elif target.is_meta and not replace:
+        return
+    if target.is_meta and not replace:
         yield f"{given[0]} of the model is on the meta device, which needs assign"
     elif not replace and (target.is_inference() or overlaps(target)):
         yield f"{given[0]} of the model cannot be written to, which needs assign"

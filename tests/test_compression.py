@@ -430,3 +430,52 @@ def test_weights_of_one_memory_stay_one(tmp_path):
     of_state = net.compress(model.state_dict(), tmp_path / "b.dc", noise=0.3)
     assert of_model.dense_bytes == of_state.dense_bytes
     assert abs(of_model.bytes - of_state.bytes) < 200
+
+
+def test_a_single_figure_has_no_direction_to_judge_by(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(500, 8)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1)).eval()
+    for inputs in ([x[:1], x[1:2]], x[:2]):
+        net.compress(model, tmp_path / "m.dc", inputs=inputs)
+        with torch.no_grad():
+            before, after = model(x), decoded(model, tmp_path / "m.dc")(x)
+        assert (after - before).norm() < 0.25 * before.norm()
+
+
+def test_the_users_code_may_change_the_directory(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(8, 3)
+    torch.save(model.state_dict(), "m.pth")
+
+    def made(state):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        found = nn.Linear(8, 3)
+        found.load_state_dict(dict(state))
+        return found
+
+    def figure(model):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return 1.0
+
+    x = torch.randn(20, 8)
+    net.compress("m.pth", "o.dc", module=made, inputs=x, evaluate=figure, tolerance=0.1)
+    assert (tmp_path / "o.dc").exists()
+
+
+def test_what_a_dict_holds_beside_tensors_is_named(tmp_path):
+    state = {"a.weight": torch.randn(8, 8), "l._extra_state": None}
+    with pytest.raises(UserError, match=r"'l\._extra_state' is no tensor but a NoneType"):
+        net.compress(state, tmp_path / "m.dc")
+    with pytest.raises(UserError, match="lazy"):
+        net.compress(nn.LazyLinear(3).state_dict(), tmp_path / "m.dc")
+
+
+def test_in_inference_mode(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    with torch.inference_mode():
+        net.compress(model, tmp_path / "m.dc", inputs=torch.randn(64, 8))
+        net.compress(model.state_dict(), tmp_path / "n.dc")
+    assert decoded(model, tmp_path / "m.dc")[0].weight.isfinite().all()

@@ -338,3 +338,19 @@ def test_one_config_for_both():
     assert all(torch.equal(tensor, expected[n]) for n, tensor in model.state_dict().items())
     with pytest.raises(ValueError, match="either a SharingConfig or its fields"):
         WeightSharing(model, config, seed=1)
+
+
+def test_scales_beside_a_weight_without_an_arithmetic():
+    state = {
+        "l.weight": torch.randint(-127, 127, (256, 64), dtype=torch.int8),
+        "l.weights_scaling_factor": torch.rand(256, 8) * 1e-3 + 5e-4,
+        "k.weight": torch.randint(-9, 9, (32, 32), dtype=torch.int32),
+        "k.scale_weight": torch.rand(32, 8),
+        "k.weight_lut": torch.rand(32, 8),
+        "f.qdata": torch.randint(-9, 9, (32, 32), dtype=torch.int32),
+        "f.weight_amax": torch.rand(32, 8),
+        "g.weight": torch.randn(32, 32),
+    }
+    shared = SharedState(state, bits="auto")
+    assert all(torch.equal(shared[name], state[name]) for name in state if name != "g.weight")
+    assert not torch.equal(shared["g.weight"], state["g.weight"])

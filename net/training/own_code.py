@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import same_directory
 
 
 def find(name: str, option: str) -> Callable[..., Any]:
@@ -67,7 +68,8 @@ def is_own_code(spec: ModuleSpec) -> bool:
 def one_line(what: str) -> Iterator[None]:
     """Turn an exception of the user's code in the block into a UserError with its place."""
     try:
-        yield
+        with same_directory():
+            yield
     except (Exception, SystemExit) as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         why = f"{type(error).__name__}: {error}"
