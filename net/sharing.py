@@ -318,9 +318,11 @@ class WeightSharing(StepHooks):
             raise ValueError("gradients of shared values are dense; use Adam, not SparseAdam")
         first: dict[tuple, str] = {}
         for name in self.tensors:  # what one writes the other would write over
-            memory = self._parameters[name].detach()
-            same = first.setdefault((memory.device, local(memory).data_ptr()), name)
-            if same != name and memory.numel() and not memory.is_meta:
+            memory = local(self._parameters[name].detach())
+            if not memory.numel() or memory.is_meta:
+                continue
+            same = first.setdefault((memory.device, memory.data_ptr()), name)
+            if same != name:
                 raise UserError(
                     f"{same} and {name} are two parameters of the same memory; make them one, as "
                     "in b.weight = a.weight, before the model is shared"
