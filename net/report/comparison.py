@@ -89,7 +89,9 @@ def read(
         missing.append(line)
     before = [fingerprint(found[stage]) for stage in ("initial", "retrained") if stage in found]
     if shared is not None and before and shared.options.get(MADE_FROM, before[0]) not in before:
-        missing.append("the model that was shared: what is pruned there now is another")
+        missing.append(
+            "the model that was shared: it was pruned anew since; run weight_share.py again"
+        )
     file_bytes = {stage: files[stage].stat().st_size for stage in found}
     if not (directory.is_file() or (directory.is_dir() and any(directory.glob("[!.]*")))):
         return Stages(found, file_bytes, missing, {}, [], None)

@@ -175,7 +175,8 @@ def sharing_notes(
         if size > NOTED * total or reason == QUANTIZED:
             largest = some_names(sorted(names, key=lambda name: -sizes[name]))
             notes.append(
-                f"left as they are ({reason}): {largest}; {percent(size, total) or 0:.2f} %"
+                f"left as they are ({reason}): {largest}; {percent(size, total) or 0:.2f} % of the "
+                "bytes"
             )
     return notes
 
