@@ -32,7 +32,7 @@ from .modules import check_not_scripted, unwrapped
 from .modules import copied as copied_model
 from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, bias_of, listed, matches
-from .results import Counted, Result, Shared, Tell, write
+from .results import Counted, Result, Shared, Tell, nothing_shared, write
 from .rounding import Spread, cast, spreads_of, steps
 from .samples import Samples
 from .sharing import SharedState, WeightSharing
@@ -189,7 +189,7 @@ def compress(
     if lossless:
         return work.finish(as_it_is)
     if source.stays_exact():
-        work.notes.append("nothing in it can be shared: it is encoded without loss")
+        work.notes.append(nothing_shared(source.plan))
         size = work.save(as_it_is, None if max_bytes is None else int(max_bytes))
         return work.finish(as_it_is, size)
     work.look(inputs, about, module, evaluate, blockwise)

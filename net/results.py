@@ -113,3 +113,10 @@ def write(
     return encoding.save(
         state, target, meta or None, files=dict(files) or None, layout=layout or None, most=most
     )
+
+
+def nothing_shared(plan: Mapping[str, Treatment]) -> str:
+    """The note that all tensors stay as they are, and why."""
+    reasons = dict.fromkeys(each.reason for each in plan.values() if each.reason)
+    why = f" ({', '.join(reasons)})" if reasons else ""
+    return f"nothing in it can be shared{why}: it is encoded without loss"

@@ -32,7 +32,7 @@ from .errors import UserError
 from .files import atomic_write, checksum, locked, sync_folder
 from .plan import plan
 from .processes import Processes
-from .results import Result, Shared, Tell, write
+from .results import Result, Shared, Tell, nothing_shared, write
 from .rounding import Spread, spreads_of, steps
 from .shared_tensor import Clustering
 from .sharing import SharedState
@@ -43,7 +43,6 @@ from .treatments import ByRate, Exact, SharingConfig, Treatment, felt_in, treate
 LONGEST = timedelta(hours=6)  # for which a process waits for others, whose share takes longer
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)*\.tmp")  # what killed processes leave
 MADE_OF = "made_of"  # in the meta data of a file: a digest of all that decides its bytes
-NOTHING = "nothing in it can be shared: it is encoded without loss"
 UNSEEN = "the files are compressed one by one, and the model is never in memory"
 NOT_COMMON = (
     "the processes do not see the same files in {} and {}: both must be on a file system that all "
@@ -130,7 +129,7 @@ class _Job:
             if whole:
                 self.noise = json.loads(next(iter(self.there.values()))[0])
             elif lossless or exact:
-                self.notes += [] if lossless else [NOTHING]
+                self.notes += [] if lossless else [nothing_shared(self.plan)]
                 size = self.make(None)
                 if max_bytes is not None and size > max_bytes:
                     self.refuse(max_bytes, size)

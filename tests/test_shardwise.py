@@ -308,7 +308,9 @@ def test_nothing_to_share(tmp_path):
     save_file({"steps": torch.arange(9)}, tmp_path / "m" / "model.safetensors")
     result = compress(tmp_path / "m", tmp_path / "out")
     assert result.noise is None
-    assert result.notes == ["nothing in it can be shared: it is encoded without loss"]
+    assert result.notes == [
+        "nothing in it can be shared (no floating-point numbers): it is encoded without loss"
+    ]
     assert torch.equal(encoding.open(tmp_path / "out")["steps"], torch.arange(9))
 
 

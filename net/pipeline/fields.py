@@ -87,8 +87,8 @@ def reader(group: type, name: str) -> Callable[[str], Any]:
             return text
         if text == "none" and type(None) in kinds:
             return None
-        if bool in kinds and text in ("on", "off"):
-            return text == "on"
+        if bool in kinds and text.lower() in ("on", "off", "true", "false"):
+            return text.lower() in ("on", "true")
         if typing.get_origin(PerLayer) in kinds and "=" in text:
             return per_layer(text, number)
         if int in kinds or float in kinds:
