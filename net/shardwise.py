@@ -16,7 +16,7 @@ import re
 import secrets
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -98,7 +98,14 @@ def compress(
     for another model in `target`, and for a budget that cannot be kept. Nothing is waited for for
     longer than LONGEST.
     """
-    return _Job(Path(path), Path(target), config, key, tell).run(noise, max_bytes, lossless)
+    job, is_new = _Job(Path(path), Path(target), config, key, tell), not os.path.lexists(target)
+    try:
+        return job.run(noise, max_bytes, lossless)
+    except UserError:
+        if is_new and job.is_first:
+            with suppress(OSError):  # only what is empty
+                job.target.rmdir()
+        raise
 
 
 class _Job:

@@ -146,7 +146,7 @@ def test_one_process_says_what_was_wrong(folder, tmp_path):
     out = tmp_path / "out"
     found = together(4, tmp_path, lambda _: compress(folder, out))
     assert refused(found, "4 processes for 3 files of weights, so that some have none; start at")
-    assert not list(out.iterdir())  # of the lock and the token nothing is left
+    assert not out.exists()  # of the lock and the token nothing is left
 
     found = together(2, tmp_path, lambda rank: compress(folder, tmp_path / f"{rank}"))
     assert refused(found, "both must be on a file system that all machines have in common")
@@ -164,7 +164,7 @@ def test_every_process_fails_by_its_exit_code(folder, tmp_path):
     arguments = ["compress", str(folder), "-o"]
     assert together(4, tmp_path, lambda _: main([*arguments, str(tmp_path / "out")])) == [1] * 4
     assert together(2, tmp_path, lambda _: main([*arguments, str(tmp_path / "one.dc")])) == [1] * 2
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.exhaustive
@@ -227,7 +227,7 @@ def test_a_budget_is_of_all_files_whoever_makes_them(big_folder, tmp_path):
         2, tmp_path, lambda _: compress(big_folder, tmp_path / "no", max_bytes=99, noise=None)
     )
     assert refused(found, "99 bytes cannot be had: the smallest is")
-    assert not list((tmp_path / "no").iterdir())
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_budget_that_needs_no_loss(folder, tmp_path):
@@ -489,3 +489,9 @@ def test_a_model_of_transformers(tmp_path):
     tokens = torch.arange(12).view(2, 6)
     assert torch.equal(found(tokens).logits, model(tokens).logits)
     net.load_into(model, tmp_path / "out")
+
+
+def test_files_of_this_run_were_not_finished_before(folder, tmp_path):
+    whole = compress(folder, tmp_path / "out", noise=0.3)
+    result = compress(folder, tmp_path / "other", noise=None, max_bytes=whole.bytes)
+    assert not any("finished before" in note for note in result.notes)
