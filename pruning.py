@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from net.pipeline import cli
 from net.pipeline.deep_compressing import add_pruning
 from net.pipeline.fields import Parser, in_range
-from net.pipeline.options import picture_name
+from net.pipeline.options import file_name, picture_name
 
 if TYPE_CHECKING:
     from net.pipeline.options import PruningOptions
@@ -56,7 +56,7 @@ def add_scan(parser: Parser) -> None:
         metavar="R",
         help="fraction of all weights to keep (default: 0.05)",
     )
-    group.add_argument("--json", metavar="FILE", help="write the scan as JSON")
+    group.add_argument("--json", type=file_name, metavar="FILE", help="write the scan as JSON")
     group.add_argument(
         "--plot", type=picture_name, metavar="FILE", help="draw it (.png, .svg or .pdf)"
     )

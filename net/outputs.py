@@ -58,7 +58,7 @@ class Unseen(UserError):
 class Moved(NamedTuple):
     """How far outputs are from those of before. Means over all inputs that judge."""
 
-    cosine: float  # at most that at which an error so large stands upright, of one figure each
+    cosine: float  # of one figure for each input at most 1 - relative_error**2 / 2
     relative_error: float  # norm of the change over that of the outputs before
     divergence: float | None  # nats; None for what are no logits
 
@@ -389,10 +389,10 @@ def names_by_value(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[
         same = next((each for each in left if _equal(own[name], state[each])), None)
         if same is not None:
             found[name] = same
-        elif name in state and state[name].shape != own[name].shape:
-            shapes = (tuple(each.shape) for each in (own[name], state[name]))
-            raise Unseen("{} of the model has the shape {}, in the file {}".format(name, *shapes))
         elif name in parameters and own[name].data_ptr() not in held:
+            if name in state and state[name].shape != own[name].shape:
+                here, there = tuple(own[name].shape), tuple(state[name].shape)
+                raise Unseen(f"{name} of the model has the shape {here}, in the file {there}")
             raise Unseen(f"{name} of the model is not in the file under any name")
     return found
 

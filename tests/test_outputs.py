@@ -345,3 +345,13 @@ def test_outputs_that_do_not_depend_on_the_weights_are_none(tmp_path):
     assert not (tmp_path / "k.dc").exists()
     model.train()
     assert compress(model, tmp_path / "k.dc", inputs=x).moved.relative_error > 0
+
+
+def test_another_shape_is_told_of_a_parameter_and_not_asked_of_a_buffer():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    model.register_buffer("places", torch.arange(9.0))
+    state = {**model.state_dict(), "places": torch.arange(5.0)}
+    assert "0.weight" in outputs.names_by_value(model, state)
+    state["0.weight"] = torch.randn(2, 4)
+    with pytest.raises(UserError, match=r"0\.weight of the model has the shape \(3, 4\), in the "):
+        outputs.names_by_value(model, state)

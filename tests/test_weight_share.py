@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -346,6 +348,28 @@ def test_nor_is_a_shard_of_it(tmp_path, capsys):
     shard = tmp_path / "model.safetensors"
     before = shard.read_bytes()
     assert share(tmp_path, shard) == 1
+    assert "is a file of the model" in capsys.readouterr().err
+    assert shard.read_bytes() == before
+
+
+@pytest.mark.parametrize("given", ["snapshot", "snapshot/model.safetensors.index.json"])
+@pytest.mark.parametrize("written", ["snapshot/model-1.safetensors", "link.safetensors"])
+def test_nor_by_its_index_or_a_link(tmp_path, capsys, given, written):
+    """As the Hugging Face hub keeps models: links to files elsewhere."""
+    for folder in ("blobs", "snapshot"):
+        (tmp_path / folder).mkdir()
+    blob, shard = tmp_path / "blobs/0a1b", tmp_path / "snapshot/model-1.safetensors"
+    save_file({"a.weight": torch.randn(9, 9)}, blob)
+    shard.symlink_to(blob)
+    index = {"weight_map": {"a.weight": shard.name}}
+    (tmp_path / "snapshot/model.safetensors.index.json").write_text(json.dumps(index))
+    if written == "link.safetensors":
+        own = tmp_path / "snapshot/model-1.safetensors"
+        own.unlink()
+        blob.rename(own)
+        (tmp_path / written).symlink_to(own)
+    before = shard.read_bytes()
+    assert share(tmp_path / given, tmp_path / written) == 1
     assert "is a file of the model" in capsys.readouterr().err
     assert shard.read_bytes() == before
 

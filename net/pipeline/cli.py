@@ -155,7 +155,8 @@ WRITTEN = ("output", "json", "log")
 def check_overwrites(args: Namespace) -> None:
     """Raises UserError where a file that is to be written is one of a model that is read: itself,
     or weights or a part of an encoding in its folder."""
-    from ..formats import WEIGHTS
+    from ..files import same_file
+    from ..formats import WEIGHTS, is_index
 
     def paths(names: Sequence[str]) -> Iterator[tuple[str, str]]:
         found = ((name, getattr(args, name, None)) for name in names)
@@ -164,11 +165,14 @@ def check_overwrites(args: Namespace) -> None:
     for what, target in paths(WRITTEN):
         if not os.path.isfile(target):
             continue
-        of_model = target.endswith((*WEIGHTS, ".huff", ".index.json"))
+        file = Path(target)
+        of_model = target.endswith((*WEIGHTS, ".huff")) or is_index(file)
+        # What is written may be a link in the folder, or what one elsewhere leads to.
+        places = {*file.resolve().parents, *(file.parent.resolve() / file.name).parents}
         for _, source in paths(READ):
-            folder = os.path.join(os.path.realpath(source), "")
-            inside = of_model and os.path.realpath(target).startswith(folder)
-            if inside or (os.path.exists(source) and os.path.samefile(source, target)):
+            read = Path(source)
+            folder = (read.parent if is_index(read) else read).resolve()
+            if same_file(read, target) or (of_model and folder in places):
                 raise UserError(f"{target} is a file of the model {source}; give another --{what}")
 
 

@@ -88,11 +88,8 @@ class Run:
         made_by = self.made_by(options)
         progress = RunProgress(self.folder / PROGRESS, made_by, resume)
         path = self.folder / RETRAINED
-        if resume and progress.record is None and (found := earlier(path, made_by)):
-            self.runtime.log.result(f"{path}: finished already", event="finished")
+        if resume and progress.record is None and (found := self.finished(path, made_by)):
             return found
-        if resume and progress.record is None:
-            self.tell_replaced(path)
         if progress.passed("train"):
             initial = checkpoint.load(self.folder / INITIAL)
             own = fingerprint(initial)
@@ -155,11 +152,8 @@ class Run:
         made_by = self.made_by(options) | {MADE_FROM: fingerprint(source)}
         phases = sharing_phases(options.share_parts)
         progress = RunProgress(self.folder / SHARING_PROGRESS, made_by, resume, phases)
-        if resume and progress.record is None and (found := earlier(path, made_by)):
-            self.runtime.log.result(f"{path}: finished already", event="finished")
+        if resume and progress.record is None and (found := self.finished(path, made_by)):
             return found, changes(source, found)
-        if resume and progress.record is None:
-            self.tell_replaced(path)
         if options.bits == "auto" and options.noise == "auto":
 
             def search() -> float:
@@ -288,13 +282,18 @@ class Run:
                     "another --output"
                 )
 
-    def tell_replaced(self, path: str | Path) -> None:
-        """That there is nothing to go on with, where an earlier run's model will be replaced."""
-        if os.path.exists(path):
+    def finished(self, path: str | Path, made_by: dict) -> Checkpoint | None:
+        """What an earlier run has made, where there is nothing left to go on with; tells so, or
+        that a model of another run will be replaced."""
+        found = earlier(path, made_by)
+        if found:
+            self.runtime.log.result(f"{path}: finished already", event="finished")
+        elif os.path.exists(path):
             self.runtime.log.note(
                 f"--resume: {path} is of another model, data or options; this run begins anew, and "
                 "replaces it"
             )
+        return found
 
     def forget(self) -> None:
         """Drop what a killed run has left: this one begins anew."""
@@ -356,9 +355,6 @@ def share_bare(
     tensor by tensor into a .safetensors file, from memory into a .ptmodel file. Returns what each
     tensor has become."""
     check_output(path)
-    read_from = getattr(source.state_dict, "path", None)  # tensor by tensor
-    if read_from and same_file(path, read_from):
-        raise UserError(f"{path} is the model itself; give another --output")
     if options.finetune_epochs:
         raise UserError(
             "a bare state dict can be shared, not fine-tuned: its architecture is not known; "
