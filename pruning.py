@@ -71,6 +71,9 @@ def body(args: Namespace) -> None:
         if args.scan:
             show_scan(run, options, args)
             return
+        for name in ("json", "plot"):
+            if getattr(args, name):
+                cli.no_effect(f"--{name}", "without --scan")
         run.announce(options)
         retrained = run.prune(options, args.resume)
     print(tables.pruning_table(retrained.state_dict))

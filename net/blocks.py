@@ -6,6 +6,7 @@ the blocks before give what they gave, the run ends behind the one that is in me
 """
 
 import tempfile
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from .errors import UserError
 from .files import reason
 from .limits import release_freed
-from .modules import copied, parameters_by_name
+from .modules import copied, evaluating, parameters_by_name
 from .pretrained import Place, places_of, put
 from .samples import Call, on_device
 from .state_dicts import Renamed
@@ -39,6 +40,7 @@ class OnDisk(TensorMap, MutableMapping[str, torch.Tensor]):
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
         self._named = self._places
 
@@ -313,7 +315,7 @@ class Skeleton:
     """
 
     def __init__(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-        self.model, self.state = model.eval().requires_grad_(False), state
+        self.model, self.state = evaluating(model).requires_grad_(False), state
         self.blocks = repeated(model)
         if not self.blocks:
             raise NoBlocks("it has no repeated blocks with most of its parameters")

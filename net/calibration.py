@@ -181,11 +181,11 @@ def _look(work: Passage, samples: Samples, kinds: Mapping[str, str]) -> tuple[li
                 places.setdefault(use.name, []).append(place)
             for name, count in rows.items():
                 met[name] = met.get(name, 0) + count
-    every = {use for found in uses for use in found}
+    every = dict.fromkeys(use for found in uses for use in found)  # in their order
     parameters = parameters_by_name(work.model)
     reasons, finer = {}, {}
     for name in kinds:
-        own = {use for use in every if use.name == name}
+        own = [use for use in every if use.name == name]
         reasons[name] = _reason(own, parameters[name])
         if {use.kind for use in own} == {EMBEDDING}:
             finer[name], reasons[name] = _finer(met[name]), ""

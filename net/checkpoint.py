@@ -122,6 +122,11 @@ def save(path: str | Path, checkpoint: Checkpoint) -> int:
     """Write `checkpoint` to `path` atomically; return the size of the file in bytes.
 
     Raises CheckpointError, with the old file as it was, for what `load` would refuse."""
+    if not isinstance(checkpoint, Checkpoint):
+        kind = type(checkpoint).__name__
+        raise CheckpointError(
+            f"cannot write {path}: a {kind}, not a Checkpoint; give Checkpoint(state_dict)"
+        )
     if not isinstance(checkpoint.state_dict, Mapping):
         kind = type(checkpoint.state_dict).__name__
         raise CheckpointError(f"cannot write {path}: a {kind}, not a state dict")
@@ -327,12 +332,7 @@ def _unpickling(path: Path) -> Iterator[None]:
 
 
 def _unpickled(source: str | BinaryIO, mmap: bool = False) -> Any:
-    plain_classes = (
-        nullcontext()  # where a class has no other name than its own
-        if torch.__version__ < "2.6"
-        else torch.serialization.safe_globals(PLAIN_CLASSES)
-    )
-    with plain_classes, warnings.catch_warnings():
+    with torch.serialization.safe_globals(PLAIN_CLASSES), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle protocols, which say nothing to a user
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
 

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .compensation import NEIGHBOURS
 from .modules import copied
 from .parameters import compressible
-from .rounding import NOISE
+from .rounding import NEIGHBOURS, NOISE
 from .tensors import info_of
 
 # Nats of divergence per point of error, before any training takes some back. A ResNet-20 of the

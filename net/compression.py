@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from . import choose, encoding, outputs
 from .blocks import OnDisk, Skeleton
 from .budget import NOISES, Estimate, bytes_as_they_are, fitting, told
 from .checkpoint import copied as copied_state
+from .conflicts import conflict
 from .container import SUFFIX
 from .encoding import TooLarge
 from .errors import UserError
 from .files import check_output, same_directory, same_file
 from .limits import free_memory
-from .modules import check_not_scripted, unwrapped
+from .modules import check_not_scripted, evaluating, tensors_of, unwrapped
 from .modules import copied as copied_model
 from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, bias_of, listed, matches
+from .plan import plan
 from .results import Counted, Result, Shared, Tell, nothing_shared, write
 from .rounding import Spread, cast, spreads_of, steps
 from .samples import Samples
@@ -60,47 +63,6 @@ SHOWN = 3  # names in an error
 COPIES, PART_OF_MEMORY = 4, 0.5
 
 Evaluate = Callable[[nn.Module], float]
-
-
-def conflict(
-    max_bytes: Any = None,
-    noise: Any = None,
-    max_divergence: Any = None,
-    lossless: bool = False,
-    inputs: Any = None,
-    evaluate: Any = None,
-    tolerance: Any = None,
-    include: Any = None,
-    exclude: Any = (),
-    arch: Any = None,
-    called: Callable[[str], str] = str,
-    one_file: bool = True,
-) -> str | None:
-    """Which of these options of `compress` cannot have an effect beside the others, or with a
-    target of several files; or None. `called` gives what the user calls an option."""
-    goals = {
-        "lossless": lossless,
-        "noise": noise is not None,
-        "max_bytes": max_bytes is not None,
-        "max_divergence": max_divergence is not None,
-        "tolerance": tolerance is not None,
-    }
-    chosen = [called(name) for name, given in goals.items() if given]
-    if len(chosen) > 1:
-        return f"{chosen[0]} decides alone; give it without {chosen[1]}"
-    if tolerance is not None and evaluate is None:
-        return "tolerance is for evaluate, a function of yours; give both"
-    beside = {"include": include, "exclude": exclude, "inputs": inputs, "arch": arch}
-    beside["evaluate"] = evaluate
-    for name, value in beside.items():
-        if lossless and value is not None and value != ():
-            why = f"{called('lossless')}, which changes no tensor"
-            return f"{called(name)} has no effect with {why}"
-    looks = {"inputs": inputs, "arch": arch, "evaluate": evaluate}
-    for name, value in (looks | {"max_divergence": max_divergence}).items():
-        if not one_file and value is not None:
-            return f"{called(name)} is for one file; give an output that ends in {SUFFIX}"
-    return None
 
 
 @torch.inference_mode(False)  # in which nothing can be written in other threads
@@ -161,7 +123,8 @@ def compress(
         "max_divergence": max_divergence,
     }
     for name, value in (options | {"tolerance": tolerance}).items():
-        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
             raise ValueError(f"{name} must be a positive number, not {value!r}")
     if blockwise and (evaluate or module or isinstance(model, nn.Module | Mapping)):
         raise ValueError("blockwise is for a folder that transformers loads, and not with evaluate")
@@ -226,7 +189,7 @@ class _Source:
         self.files: Mapping[str, Path] = {}
         self.state: Mapping[str, torch.Tensor]
         if self.module is not None:
-            self.state = copied_state(self.module.state_dict())
+            self.state = copied_state(tensors_of(self.module))
         elif isinstance(model, Mapping):
             for name, value in model.items() if isinstance(model, dict) else ():
                 if not isinstance(value, torch.Tensor):
@@ -239,6 +202,10 @@ class _Source:
             assert self.path is not None
             self.state, self.layout, self.files = layouts.read(self.path, key)
         self.notes: list[str] = list(self.layout.pop("notes", ()))
+        if self.module is not None:
+            beside = [name for name in self.module.state_dict() if name not in self.state]
+            if beside:
+                self.notes.append(f"no tensors, and not in the file: {', '.join(beside[:SHOWN])}")
         names = {tie_of(self.state, name): name for name in self.state}.values()  # each once
         self.dense_bytes = sum(info_of(self.state, name).bytes for name in names)
 
@@ -252,14 +219,14 @@ class _Source:
         ]
 
     def stays_exact(self) -> bool:
-        """Whether there is nothing in a file that a noise would change."""
-        if self.module is not None:
-            return False  # WeightSharing refuses such a module, and says why
+        """Whether there is nothing that a noise would change."""
         return all(each.how == Exact.how for each in self.plan.values())
 
     @cached_property
     def plan(self) -> dict[str, Treatment]:
         """What becomes of every tensor, at any noise; made once, since it reads them all."""
+        if self.module is not None:
+            return plan(self.module, self.config)
         return SharedState(self.state, self.config).plan
 
     @cached_property
@@ -279,11 +246,11 @@ class _Source:
         inputs = subject.calibration if subject else None
         if subject and subject.skeleton and inputs:
             return self.by_blocks(config, subject.skeleton, inputs)
-        if self.module is not None:
+        if self.module is not None and inputs is not None:
             model = copied_model(self.module)
             sharing = self.calibrated(model, config, inputs)
             found = sharing.plan, sharing.clusterings, sharing.rounded
-            return Shared(model.state_dict(), noise, *found)
+            return Shared(tensors_of(model), noise, *found)
         rest = SharedState(self.state, config, survey=(self.plan, self.spreads))
         if subject is None or inputs is None:
             return Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)
@@ -295,7 +262,10 @@ class _Source:
 
         state = _Calibrated(rest, renamed(model.state_dict()))
         plan = {**rest.plan, **renamed(sharing.plan)}
-        return Shared(state, noise, plan, renamed(sharing.clusterings), renamed(sharing.rounded))
+        # What the model has not is shared as it is read, and told there.
+        rest.clusterings |= renamed(sharing.clusterings)
+        rest.rounded |= renamed(sharing.rounded)
+        return Shared(state, noise, plan, rest.clusterings, rest.rounded)
 
     def in_model(self, config: SharingConfig, names: Mapping[str, str]) -> SharingConfig:
         """The same with the tensors that its patterns mean in the file, by their names in a model:
@@ -409,11 +379,16 @@ class _Work:
             self.unseen = str(error)
         except ValueError as error:  # of what calibration does not take
             raise UserError(str(error)) from None
+        if self.subject and (others := self.subject.before.others):
+            self.notes.append(
+                f"the logits, or else the first output, judge; {others} more of this model are not "
+                "compared"
+            )
         if evaluate is not None:
             own = self.subject.model if self.subject else source.module
             if own is None:
                 raise UserError(f"evaluate has nothing to run: {self.unseen}")
-            model = copied_model(own).eval()
+            model = evaluating(copied_model(own))
             try:
                 with outputs.own_weights(own, model):
                     self.evaluate, self.figure = evaluate, _figure(evaluate, model)
@@ -428,11 +403,11 @@ class _Work:
     def evaluated(self, state: Mapping[str, torch.Tensor]) -> float:
         assert self.evaluate is not None
         if self.subject:
-            return _figure(self.evaluate, self.subject.changed(state).eval())
+            return _figure(self.evaluate, evaluating(self.subject.changed(state)))
         assert self.source.module is not None
-        model = copied_model(self.source.module).eval()
-        model.load_state_dict(state)
-        return _figure(self.evaluate, model)
+        names = {name: name for name in self.source.state}
+        model = outputs.with_tensors(self.source.module, state, names)
+        return _figure(self.evaluate, evaluating(model))
 
     # Choosing
 
@@ -583,7 +558,11 @@ class _Work:
 
 def _figure(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:
     with same_directory():
-        return float(evaluate(model))
+        figure: Any = evaluate(model)
+    try:
+        return float(figure)
+    except (TypeError, ValueError, RuntimeError):  # of a tensor of several
+        raise ValueError(f"evaluate must give a number, not a {type(figure).__name__}") from None
 
 
 def _excess(moved: Moved, max_divergence: float | None) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 from .errors import UserError, some_names
 from .modules import check_not_scripted, parameter_of, parameters_by_name, unwrapped
 from .sharded import check, is_sharded, lies_alike, local, reshard
-from .tensors import TensorError, overlaps
+from .tensors import TensorError, overlaps, version_of
 
 EVALUATIONS = 2  # of a closure in one step: SAM's; more is a search along a line
 SCALER_FRAMES = 16  # between the step of an optimizer and that of the scaler that calls it
@@ -45,6 +45,8 @@ class StepHooks:
         self._attached: list[_Attached] = []
         self._was_attached = False
         self._moving: set[int] = set()  # optimizers in a step that has gradients
+        # {id of a parameter: version of its gradient} after the last step
+        self._stepped: dict[int, tuple[int, int]] = {}
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """From here on every step of `optimizer` counts.
@@ -180,10 +182,22 @@ class StepHooks:
             self._follow()
             self.before_step(optimizer)
             held = self._attached_as(optimizer).parameter_ids()
-            if any(id(p) in held and p.grad is not None for p in self.trained()):
+            if any(id(p) in held and self._moves(p) for p in self.trained()):
                 self._moving.add(id(optimizer))
 
+    def _moves(self, parameter: nn.Parameter) -> bool:
+        """Whether there is a gradient, other than the zeros of zero_grad(set_to_none=False)."""
+        gradient = parameter.grad
+        if gradient is None or gradient.layout != torch.strided or is_sharded(gradient):
+            return gradient is not None
+        before, version = self._stepped.get(id(parameter), (0, 0))
+        # A backward pass after that is a second change; to look at values is to wait for a GPU.
+        once = version_of(gradient) == (before, version + 1)
+        return not once or bool(gradient.any())
+
     def _after(self, optimizer: Any) -> None:
+        gradients = ((id(p), p.grad) for p in self.trained())
+        self._stepped = {key: version_of(each) for key, each in gradients if each is not None}
         counted = id(optimizer) in self._moving and optimizer is self._counting()
         self._moving.discard(id(optimizer))
         self.steps_done += counted
@@ -262,7 +276,7 @@ class StepHooks:
         return found
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_moving": set()}
+        return {**self.__dict__, "_moving": set(), "_stepped": {}}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

@@ -315,7 +315,8 @@ def _read_weights(file: Path, name: str, key: str | None) -> _Weights:
         at, versions = [], None
         inner: Any = content
         for part in path:
-            at.append(next(each for each in inner if str(each) == part))
+            keys = (each for each in inner if str(each) == part)
+            at.append(next(each for each in keys if isinstance(inner[each], Mapping)))
             inner = inner[at[-1]]
         about = getattr(inner, "_metadata", None) if isinstance(inner, OrderedDict) else None
         if about is not None:

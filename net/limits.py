@@ -53,7 +53,7 @@ def _left(group: Path, names: _Names) -> float:
 
 def _text(path: Path) -> str:
     with suppress(OSError):
-        return path.read_text()
+        return path.read_text(errors="replace")
     return ""
 
 

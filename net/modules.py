@@ -2,6 +2,7 @@
 names of their parameters in the state dict."""
 
 import copy
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .sharded import is_sharded, lies_alike
 from .tensors import identity, is_computed
 
@@ -84,6 +85,13 @@ def parameters_of(model: nn.Module, like: Mapping[str, torch.Tensor]) -> dict[st
 
 # Copies
 
+WITHOUT_COPY = "give its state dict, or a noise and no inputs"
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Its state dict, without what modules keep there beside tensors (get_extra_state)."""
+    return {n: each for n, each in model.state_dict().items() if isinstance(each, torch.Tensor)}
+
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, of a model whose layers keep the results of computations, too: the weights that
@@ -99,7 +107,25 @@ def copied(model: nn.Module) -> nn.Module:
             same = first.setdefault(identity(parameter), parameter)
             if same is not parameter and same.requires_grad == parameter.requires_grad:
                 memo[id(parameter)] = copy.deepcopy(same, memo)
-    return copy.deepcopy(model, memo)
+    try:
+        found_model = copy.deepcopy(model, memo)
+    except Exception as error:  # of locks, files, results in objects of somebody's own
+        why = first_line(error)
+        raise UserError(f"the model cannot be copied ({why}); {WITHOUT_COPY}") from None
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for name, tensor in (*found_model.named_parameters(), *found_model.named_buffers()):
+        if id(tensor) in own:
+            raise UserError(
+                f"a deep copy of the model has {plain_name(name)} of the model itself, by a "
+                f"__deepcopy__ of its own; {WITHOUT_COPY}"
+            )
+    return found_model
+
+
+def evaluating(model: nn.Module) -> nn.Module:
+    """The model, in evaluation mode; what `eval` returns is what a `train` of its own does."""
+    model.eval()
+    return model
 
 
 def _computed(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
@@ -107,7 +133,7 @@ def _computed(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
     if isinstance(value, torch.Tensor):
         if not value.is_leaf:
             found.append(value)
-    elif isinstance(value, list | tuple | set | dict) and id(value) not in seen:
+    elif isinstance(value, list | tuple | set | deque | dict) and id(value) not in seen:
         seen.add(id(value))
         for each in value.values() if isinstance(value, dict) else value:
             _computed(each, found, seen)
@@ -116,7 +142,7 @@ def _computed(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
 def in_evaluation(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode. UserError if that mode changes its weights, as that of adapters
     does that merge: what is found of those says nothing of the ones that the model has."""
-    found = copied(model).eval()
+    found = evaluating(copied(model))
     if any(module.training for module in model.modules()):
         own = dict(model.named_parameters())
         for name, parameter in found.named_parameters():

@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from .activations import Foreign
 from .blocks import NoBlocks, OnDisk, Passage, Skeleton, without_parameters
 from .choose import divergence
 from .errors import UserError, first_line
-from .modules import copied
+from .modules import copied, evaluating, tensors_of
 from .samples import Call, Labelled, Samples, first_that_runs
 from .sharded import is_sharded
 from .tensors import is_computed
@@ -68,10 +69,11 @@ class Moved(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Outputs, float32 [rows, width]."""
+    """Outputs, float32 [rows, width], and how many there are beside them."""
 
     rows: torch.Tensor
     logits: bool
+    others: int = 0
 
     def moved(self, before: "Answers") -> Moved:
         if not bool(self.rows.isfinite().all()):
@@ -174,12 +176,19 @@ class Subject:
 
     def changed(self, state: Mapping[str, torch.Tensor]) -> nn.Module:
         """A copy of the model with the tensors of `state`."""
-        model = copied(self.model)
-        with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                if name in self.names:
-                    tensor.copy_(state[self.names[name]])
-        return model
+        return with_tensors(self.model, state, self.names)
+
+
+def with_tensors(
+    model: nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str]
+) -> nn.Module:
+    """A copy with the tensors of `state`, `names` being {name in the model: name there}."""
+    model = copied(model)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name in names:
+                tensor.copy_(state[names[name]])
+    return model
 
 
 @contextmanager
@@ -265,7 +274,7 @@ def answers(model: nn.Module | Passage, samples: Samples) -> Answers:
     """
     passage = model if isinstance(model, Passage) else Passage(model)
     training, calls = passage.model.training, [list(readings) for readings in samples.batches]
-    found, logits = _Sample(), True
+    found, logits, others = _Sample(), True, 0
     passage.model.eval()
     try:
         for place in passage:
@@ -274,8 +283,9 @@ def answers(model: nn.Module | Passage, samples: Samples) -> Answers:
                 call, answer = first_that_runs(run, readings)
                 calls[number] = [call]
                 if place == len(passage.blocks):
-                    rows, is_logits = answer
+                    rows, is_logits, more = answer
                     found.add(rows.cpu())
+                    others = max(others, more)
                     logits &= is_logits
     except ValueError as error:
         raise Unseen(str(error)) from None
@@ -286,7 +296,7 @@ def answers(model: nn.Module | Passage, samples: Samples) -> Answers:
     rows = found.whole()
     if not rows.numel():
         raise Unseen("the model's outputs are empty")
-    return Answers(rows, logits and rows.shape[1] > 1)
+    return Answers(rows, logits and rows.shape[1] > 1, others)
 
 
 class _Sample:
@@ -325,36 +335,60 @@ class _Sample:
 
 
 def _answer(passage: Passage, number: int, call: Call) -> Any:
-    """As of rows_of, behind the last block; before it, nothing."""
+    """As of rows_of and `beside`, behind the last block; before it, nothing."""
     output = passage(number, call, keep=True)
     if passage.place < len(passage.blocks):
         return None
-    return rows_of(output, call.kwargs.get("attention_mask"))
+    return *rows_of(output, call.kwargs.get("attention_mask")), beside(output)
 
 
 def rows_of(output: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
-    """(float32 [rows, width], whether they are logits): logits, or else the first output, a row for
-    each input or, of a sequence, for each token that is not padding."""
-    found: Any = getattr(output, "logits", None)
-    logits = isinstance(found, torch.Tensor)
-    if not logits:
-        found = output
-        while not isinstance(found, torch.Tensor):
-            if hasattr(found, "to_tuple"):
-                found = found.to_tuple()
-            if isinstance(found, Mapping):
-                found = list(found.values())
-            if not isinstance(found, tuple | list) or not found:
-                raise ValueError(f"the output is a {type(found).__name__}, not a tensor")
-            found = next((each for each in found if each is not None), None)
-        logits = found.dim() == 2
+    """(float32 [rows, width], whether they are logits): of what `judged` gives, a row for each
+    input or, of a sequence, for each token that is not padding. Complex figures are two."""
+    found, logits = judged(output)
     if not found.numel():
         raise ValueError("the output is empty")
+    if found.is_complex():
+        found, logits = torch.view_as_real(found.resolve_conj()), False
+        found = found.flatten(-2) if found.dim() > 1 else found
     if found.dim() == 3 and mask is not None and mask.shape == found.shape[:2]:
         return found[mask.bool()].float(), logits
     if found.dim() == 3 and logits:  # a row of logits per token
         return found.flatten(0, 1).float(), logits
     return found.reshape(len(found) if found.dim() else 1, -1).float(), logits
+
+
+def judged(output: Any) -> tuple[torch.Tensor, bool]:
+    """(what counts among all that a model gives, whether it is logits): what is called so, or else
+    the first tensor; a single figure, as a loss is, where there is no other."""
+    if isinstance(output, torch.Tensor):
+        return output, output.dim() == 2
+    is_mapping = isinstance(output, Mapping)
+    logits = output.get("logits") if is_mapping else getattr(output, "logits", None)
+    if isinstance(logits, torch.Tensor):
+        return logits, True
+    found: Any = output.to_tuple() if hasattr(output, "to_tuple") else output
+    found = found.values() if isinstance(found, Mapping) else found
+    is_series = is_mapping or isinstance(found, tuple | list)
+    parts = [each for each in found if each is not None] if is_series else []
+    if not parts:
+        raise ValueError(f"the output is a {type(output).__name__}, not a tensor")
+    first = next((x for x in parts if not (isinstance(x, torch.Tensor) and x.dim() == 0)), parts[0])
+    return judged(first)
+
+
+def beside(output: Any) -> int:
+    """How many further outputs there are: other tensors of as many inputs."""
+    own, _ = judged(output)
+    return sum(
+        isinstance(x, torch.Tensor)
+        and x is not own
+        and (x.is_floating_point() or x.is_complex())
+        and x.dim() > 0
+        and own.dim() > 0
+        and len(x) == len(own)
+        for x in tree_leaves(output)
+    )
 
 
 # --- whose tensors these are ----------------------------------------------------------------------
@@ -435,7 +469,7 @@ def of_folder(
                 model, names = skeleton.model, skeleton.names
             else:
                 options = {"local_files_only": True, "dtype": torch.float32}
-                model = kind.from_pretrained(folder, **options).eval()
+                model = evaluating(kind.from_pretrained(folder, **options))
         except Unseen:
             raise
         except NoBlocks as error:
@@ -465,7 +499,7 @@ def of_module(
     Raises Unseen for one that takes anything else, and where there are no photographs.
     """
     if names is None:
-        names = {name: name for name in model.state_dict()}
+        names = {name: name for name in tensors_of(model)}
     if callable(inputs):
         inputs = inputs(model)
     if inputs is not None:

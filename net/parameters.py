@@ -28,8 +28,11 @@ BESIDE = re.compile(
     r"(?:.*_)?(?:masks?|scores?|thresholds?|importance|scales?(?:_inv|_\d+)?|zeros?|zero_?points?|packed|shape|format|absmax|"
     r"quant\w*|qdata|eps|epsilon|idx|indices|ids|counts?)"
 )
-# The matrices of all experts in one tensor, [experts, rows, columns].
-EXPERTS = re.compile(r"(?:.*\.)?experts\.(?:gate_up|gate|up|down)_proj")
+# The matrices of all experts in one tensor: [experts, rows, columns], of DBRX [rows, columns].
+EXPERTS = {
+    3: re.compile(r"(?:.*\.)?experts\.(?:gate_up|gate|up|down)_proj"),
+    2: re.compile(r"(?:.*\.)?experts\.mlp\.(?:w1|v1|w2)"),
+}
 # What an optimizer keeps of each parameter, where a checkpoint has it under such a name.
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 WIDEST_KERNEL = 64  # elements, of one dimension and without a module that says so
@@ -39,7 +42,7 @@ PARAMETRIZED = re.compile(r"(.*?)parametrizations\.(\w+)\.original(\d*)")
 EMBEDDING_NAME = re.compile(r"w[tp]e|shared|.*(^|_)emb(ed)?(s|_tokens|ding|dings)?(_table)?")
 # In that of one which holds a normalisation.
 NORM_NAME = re.compile(
-    r"(?<!de)norm(?!al(?!i[sz]ation))|(?:^|_)(?:ln|bn|gn|rms)(?:_|\d|$)", re.IGNORECASE
+    r"(?<!de)norm(?!al(?!i[sz]ation))|(?:^|_)(?:ln|bn|gn|grn|rms)(?:_|\d|$)", re.IGNORECASE
 )
 
 
@@ -110,7 +113,7 @@ def is_weight(name: str, shape: Sequence[int]) -> bool:
     The lengths that weight normalisation keeps apart from the directions are none: `weight_g`, or
     the first part of a parametrization, [outputs, 1, ...].
     """
-    if len(shape) == 3 and EXPERTS.fullmatch(name):
+    if any(len(shape) == rank and each.fullmatch(name) for rank, each in EXPERTS.items()):
         return True
     parametrized = PARAMETRIZED.fullmatch(name)
     if parametrized and parametrized[3] == "0" and is_vector(shape):
@@ -248,7 +251,8 @@ def _is_stack(shape: tuple[int, ...]) -> bool:
 def listed(patterns: Patterns) -> tuple[str, ...]:
     """Raises ValueError for what is neither a pattern nor an iterable of patterns."""
     many = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(many, Iterable) or not all(isinstance(each, str) for each in many):
+    again = isinstance(many, Iterable) and not isinstance(many, Iterator)  # used up by one look
+    if not again or not all(isinstance(each, str) for each in many):
         raise ValueError(f"give a pattern or a list of patterns, not {patterns!r}")
     return tuple(many)
 
@@ -259,5 +263,5 @@ def check_used(pattern: str, of: Iterable[str]) -> None:
         return
     names = list(of)
     if not any(matches(name, "", pattern) for name in names):
-        shown = some_names(map(shortest_name, names), most=30)
+        shown = some_names(map(shortest_name, names), most=30) or "none"
         raise UserError(f"no parameter matches {pattern!r}; there are: {shown}")

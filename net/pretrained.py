@@ -128,6 +128,8 @@ def places_of(model: nn.Module) -> list[Place]:
             owners.setdefault(id(tensor), []).append((module, name))
     found: dict[int, Place] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, torch.Tensor):  # of get_extra_state
+            continue
         if id(tensor) not in owners:
             raise UserError(
                 f"{name!r} of the model is no parameter or buffer; use load_state_dict with what "

@@ -8,7 +8,7 @@ weight. The mask of a model that was loaded is `weight != 0`.
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import nn
@@ -159,7 +159,8 @@ class Pruner(StepHooks):
         super().__init__(model)
         if (sensitivity is None) == (density is None):
             raise ValueError("give either a sensitivity or a density")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        whole = isinstance(steps, Integral) and not isinstance(steps, bool)
+        if not whole or steps < 0:
             raise ValueError(f"steps is a whole number of at least 0, not {steps!r}")
         if steps and density is None:
             raise ValueError("steps are those of a gradual schedule: give them with a density")
@@ -407,9 +408,10 @@ def _squarable(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _check_numbers(what: str, values: float | Mapping[str, float] | None, most: float) -> None:
-    for each in values.values() if isinstance(values, Mapping) else [values]:
+    many = values if isinstance(values, Mapping) else {} if values is None else {"": values}
+    for each in many.values():
         number = isinstance(each, Real) and not isinstance(each, bool)
-        if each is not None and not (number and 0 <= each <= most):
+        if not (number and 0 <= each <= most):
             raise ValueError(f"{what}, not {each!r}")
 
 
@@ -422,6 +424,8 @@ def nothing_to_prune(model: nn.Module, include: Patterns | None, exclude: Patter
     """Why there is nothing to prune."""
     names = ", ".join(list(compressible(model, include, exclude))[:5])
     if not names:
+        if compressible(model):
+            return "there is nothing to prune: include and exclude leave none of the weights"
         return "there is nothing to prune: the model has no weights of two or more dimensions"
     return (
         f"there is nothing to prune: {names} are frozen, or embeddings or constants, which are "

@@ -42,7 +42,7 @@ def kmeans_1d(
 
     Returns:
         centroids: float64[k'], ascending, k' = min(k, number of distinct values); no more distinct
-            values than k are their own centroids, exactly.
+            values than k are their own centroids, exactly (as far as float64 has them).
         labels: int64[n], of the nearest centroid (up to rounding, and for a million values or more
             up to 1/262144 of their range). Every label is used.
 

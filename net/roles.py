@@ -57,10 +57,14 @@ def felt(names: Iterable[str], kinds: Mapping[str, str]) -> dict[str, float]:
     return result
 
 
+def _counts(part: str) -> bool:
+    return part.isdecimal() and len(part) < 19  # of more digits int makes an error
+
+
 def _places(name: str) -> list[_Place]:
     """All that the numbers in a name may mean, from the outermost on."""
     parts = name.split(".")
-    return [_Place(".".join(parts[:i]), int(x)) for i, x in enumerate(parts) if x.isdecimal()]
+    return [_Place(".".join(parts[:i]), int(x)) for i, x in enumerate(parts) if _counts(x)]
 
 
 def _lists(attention: Iterable[str]) -> set[str]:

@@ -120,7 +120,8 @@ def _square(gradient: torch.Tensor, weight: torch.Tensor) -> float:
         *(each.detach().flatten().split(ELEMENTS) for each in (gradient, weight)), strict=True
     )
     lives = (part * (own != 0) for part, own in pairs)
-    return sum(float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 for x in lives)
+    kind = torch.promote_types(gradient.dtype, torch.float32)
+    return sum(float(torch.linalg.vector_norm(x, dtype=kind)) ** 2 for x in lives)
 
 
 class _Judge:

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -37,7 +37,7 @@ from .rounding import Spread, spreads_of, steps
 from .shared_tensor import Clustering
 from .sharing import SharedState
 from .state_dicts import Renamed
-from .tensors import info_of, memory
+from .tensors import info_of, memory, tie_of
 from .treatments import ByRate, Exact, SharingConfig, Treatment, felt_in, treated
 
 LONGEST = timedelta(hours=6)  # for which a process waits for others, whose share takes longer
@@ -192,9 +192,12 @@ class _Job:
 
     def divided(self) -> Iterator[Shard]:
         names, lines = iter(self.state), self.layout["weights"]
+        seen: set[Hashable] = set()
         for number, line in enumerate(lines, 1):
             own = [next(names) for _ in range(line["tensors"])]
-            size = sum(info_of(self.state, name).bytes for name in own)
+            new = {tie_of(self.state, name): name for name in own}  # of tied ones one
+            size = sum(info_of(self.state, new[tie]).bytes for tie in new.keys() - seen)
+            seen |= new.keys()
             file = f"model-{number:05}-of-{len(lines):05}.dc"
             yield Shard(line, own, size, self.target / file)
 
@@ -305,7 +308,7 @@ class _Job:
 
     def within(self, most: int) -> None:
         gather, shares = self.processes.gather, self.share(self.shards)
-        own = [name for shard in shares for name in shard.names]
+        own = [n for shard in shares for n in shard.names if not self.plan[n].tied]
         without_loss = sum(gather(lambda: bytes_as_they_are(self.state, own, most)))
         if without_loss <= most and self.make(None) <= most:
             self.notes.append("it fits without loss")

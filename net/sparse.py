@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from .extras import needs
-from .modules import copied
+from .modules import copied, evaluating
 from .parameters import compressible, layer_of, shortest_name
 
 SAMPLES = 25
@@ -104,7 +104,7 @@ def _reason(name: str, model: nn.Module, times: Mapping[str, dict[str, list[floa
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
-    return copied(model).cpu().eval().requires_grad_(False)
+    return evaluating(copied(model).cpu()).requires_grad_(False)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

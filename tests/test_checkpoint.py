@@ -350,3 +350,10 @@ def test_a_file_that_is_cut_off_while_its_tensors_are_in_use(tmp_path, monkeypat
     with pytest.raises(CheckpointError, match=r"m\.ptmodel was cut off while it was in use"):
         mapped["w"]
     assert torch.equal(read["w"], torch.ones(100_000))
+
+
+@pytest.mark.parametrize("given", [{"a": torch.zeros(2)}, torch.nn.Linear(2, 2), None])
+def test_what_is_saved_is_a_checkpoint(tmp_path, given):
+    with pytest.raises(CheckpointError, match="not a Checkpoint"):
+        checkpoint.save(tmp_path / "m.ptmodel", given)
+    assert not any(tmp_path.iterdir())

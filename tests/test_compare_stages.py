@@ -8,8 +8,8 @@ import torch
 
 import compare_stages
 import weight_share
-from net import checkpoint
-from net.report import comparison
+from net import checkpoint, encoding
+from net.report import comparison, plots
 from net.training.architectures import build
 
 
@@ -192,3 +192,60 @@ def test_stages_of_several_runs_are_refused(pipeline, tmp_path, capsys):
     where[-1] = str(tmp_path / "none")
     assert compare_stages.main(["--path", str(saves), *where, "--csv", str(csv)]) == 0
     assert (tmp_path / "x-layers.csv").exists()
+
+
+def copied(pipeline, tmp_path):
+    for each in (pipeline.saves, pipeline.encodings):
+        shutil.copytree(each, tmp_path / each.name)
+    return tmp_path / pipeline.saves.name, tmp_path / pipeline.encodings.name
+
+
+def compared(saves, encodings, tmp_path):
+    given = ["--path", str(saves), "--directory", str(encodings), "--device", "cpu"]
+    assert compare_stages.main([*given, "--json", str(tmp_path / "j.json")]) == 0
+    return json.loads((tmp_path / "j.json").read_text())
+
+
+def test_an_encoding_of_another_model_is_said_and_has_no_error(pipeline, tmp_path, capsys):
+    saves, encodings = copied(pipeline, tmp_path)
+    shutil.rmtree(encodings)
+    encoding.save(checkpoint.load(saves / checkpoint.INITIAL).state_dict, encodings)
+    found = compared(saves, encodings, tmp_path)
+    assert found["decoded_equals_encoded"] is False
+    assert "the decoded model is NOT WHAT IS ENCODED now" in capsys.readouterr().out
+    assert "test error" not in plots.title(found)
+    shutil.rmtree(encodings)
+    assert compared(saves, encodings, tmp_path)["decoded_equals_encoded"] is None
+
+
+def test_a_model_that_is_missing_was_not_pruned_anew(pipeline, tmp_path, capsys):
+    saves, encodings = copied(pipeline, tmp_path)
+    (saves / checkpoint.RETRAINED).unlink()
+    found = compared(saves, encodings, tmp_path)
+    assert not any("pruned anew" in line for line in found["missing"])
+
+
+def test_bits_are_averages_over_what_is_stored():
+    bits = ["weight_bits", "index_bits", "weight_bits_before_huffman", "index_bits_before_huffman"]
+    dense = {"parameters": 100, "nonzero": 50} | dict(zip(bits, (2.0, 0, 4, 0), strict=True))
+    sparse = {"parameters": 900, "nonzero": 100} | dict(zip(bits, (4.0, 3, 5, 4), strict=True))
+    total = comparison.total_row([dense, sparse], 4000, 400)
+    assert [total[name] for name in bits] == [3, 1.5, 4.5, 2]
+    assert total["nonzero"] == 150
+
+
+def test_what_pruning_left_is_counted_in_the_pruned_model(tmp_path):
+    """Zeros of sharing are no zeros of pruning."""
+    dense = torch.linspace(-1, 1, 1024).view(32, 32)
+    shared = torch.where(dense.abs() < 0.5, 0.0, dense.sign())
+    stages = comparison.Stages(
+        {"retrained": checkpoint.Checkpoint({"a.weight": dense})},
+        {},
+        [],
+        {"a.weight": shared},
+        [],
+        1,
+    )
+    [info] = encoding.write({"a.weight": shared}, tmp_path / "x.dc").tensors
+    [row] = comparison.layer_rows(replace(stages, tensors=[info]), ["a.weight"])
+    assert row["bytes_pruned"] >= 4 * 1024 > row["bytes_before_huffman"]

@@ -1,6 +1,7 @@
 """net.compress: budgets to the byte, promises that hold on other inputs, and what is refused."""
 
 import copy
+import threading
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import net
-from net import budget, choose, compression, rounding
+from net import budget, choose, compression, encoding, rounding
 from net.errors import UserError
 from net.report import contents
 
@@ -479,3 +480,143 @@ def test_in_inference_mode(tmp_path):
         net.compress(model, tmp_path / "m.dc", inputs=torch.randn(64, 8))
         net.compress(model.state_dict(), tmp_path / "n.dc")
     assert decoded(model, tmp_path / "m.dc")[0].weight.isfinite().all()
+
+
+class Frozen(nn.Sequential):
+    """One for a model and its average."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class Quiet(nn.Linear):
+    def train(self, mode=True):
+        super().train(mode)  # and returns nothing, as others' do
+
+
+class Stateful(nn.Linear):
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"a": 1}
+
+
+class Holder(nn.Linear):
+    """Has what no deep copy takes."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.lock = threading.Lock()
+
+
+class Parts(nn.Module):
+    """`made` of x and of what two layers make of it."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.one, self.two, self.made = nn.Linear(64, 64), nn.Linear(64, 64), made
+
+    def forward(self, x):
+        return self.made(x, self.one(x), self.two(x))
+
+
+def test_weights_that_a_copy_would_share_stay(tmp_path):
+    model = nn.Sequential(Frozen(nn.Linear(64, 64)), nn.Linear(64, 8))
+    before = copied_state(model)
+    for options in ({"noise": 0.3}, {"max_bytes": 7000}, {}):
+        net.compress(model, tmp_path / "a.dc", **options)
+        assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    with pytest.raises(UserError, match=r"0\.0\.weight of the model itself"):
+        net.compress(model, tmp_path / "b.dc", evaluate=lambda _: 1.0, tolerance=1.0)
+    assert not (tmp_path / "b.dc").exists()
+
+
+def copied_state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_train_may_return_nothing(tmp_path):
+    inputs = torch.randn(64, 64)
+    assert net.compress(Quiet(64, 8), tmp_path / "a.dc", inputs=inputs).moved
+    assert net.compress(Quiet(64, 8), tmp_path / "a.dc", evaluate=lambda _: 1.0).measured == (1, 1)
+
+
+def test_what_cannot_be_copied_is_compressed_without_a_look(tmp_path):
+    assert net.compress(Holder(64, 64), tmp_path / "a.dc", noise=0.1).noise == 0.1
+    with pytest.raises(UserError, match=r"cannot be copied .*lock"):
+        net.compress(Holder(64, 64), tmp_path / "a.dc", inputs=torch.randn(8, 64))
+
+
+def test_a_module_and_its_state_dict_come_to_the_same_file(tmp_path, digits):
+    model = digits[0]
+    net.compress(model, tmp_path / "a.dc", noise=0.3)
+    net.compress(model.state_dict(), tmp_path / "b.dc", noise=0.3)
+    one, other = (encoding.load(tmp_path / name)[0] for name in ("a.dc", "b.dc"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_shared_and_frozen_module_is_kept_as_its_state_dict_is(tmp_path):
+    model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
+    net.WeightSharing(model, bits=3).detach()
+    model.requires_grad_(False)
+    for options in ({}, {"noise": 0.1}, {"max_bytes": 30000}):
+        result = net.compress(model, tmp_path / "a.dc", **options)
+        assert result.noise is None
+        loaded = encoding.load(tmp_path / "a.dc")[0]
+        assert all(torch.equal(loaded[n], t) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"noise": 0.1}, {"lossless": True}, {"max_bytes": 4000}])
+def test_what_modules_keep_beside_tensors(tmp_path, options):
+    result = net.compress(Stateful(64, 64), tmp_path / "a.dc", **options)
+    assert any("_extra_state" in note for note in result.notes)
+    assert net.load_into(Stateful(64, 64), tmp_path / "a.dc").missing_keys == []
+
+
+@pytest.mark.parametrize("given", [None, [1.0], {"a": 1}, torch.ones(3)])
+def test_what_evaluate_gives_is_a_number(tmp_path, given):
+    with pytest.raises(ValueError, match="evaluate must give a number, not a"):
+        net.compress(nn.Linear(64, 64), tmp_path / "a.dc", evaluate=lambda _: given)
+
+
+def test_several_outputs_are_told_of(tmp_path):
+    model = Parts(lambda x, a, b: (x * 3 + 0.1 * a, b))
+    result = net.compress(model, tmp_path / "a.dc", inputs=torch.randn(64, 64))
+    assert any("1 more of this model are not compared" in note for note in result.notes)
+
+
+def test_logits_of_a_dict_judge_and_not_its_loss(tmp_path):
+    torch.manual_seed(0)
+    model = Parts(lambda x, a, b: {"loss": x.sum() + 1e-3 * a.sum(), "logits": a + b})
+    result = net.compress(model, tmp_path / "a.dc", inputs=torch.randn(64, 64))
+    assert result.moved.divergence is not None
+    assert result.noise < 1
+
+
+def test_of_complex_outputs_both_parts_count(tmp_path):
+    torch.manual_seed(0)
+    model = Parts(lambda x, a, b: torch.complex(x + 1e-3 * a, b))
+    result = net.compress(model, tmp_path / "a.dc", inputs=torch.randn(64, 64))
+    assert result.moved.divergence is None
+    assert result.noise < 2
+
+
+def test_numbers_are_those_of_numpy_too(tmp_path):
+    assert net.compress(nn.Linear(64, 64), tmp_path / "a.dc", noise=np.float32(0.2)).noise
+    with pytest.raises(ValueError, match="max_bytes must be a positive number"):
+        net.compress(nn.Linear(64, 64), tmp_path / "a.dc", max_bytes=True)
+
+
+def test_tensors_that_a_model_has_not_are_told_of(tmp_path):
+    model = nn.Sequential(nn.Linear(64, 64))
+    torch.save({**model.state_dict(), "extra.weight": torch.randn(64, 64)}, tmp_path / "f.pth")
+
+    def made(state):
+        found = nn.Sequential(nn.Linear(64, 64))
+        found.load_state_dict({name: state[name] for name in found.state_dict()})
+        return found
+
+    options = {"noise": 0.5, "module": made, "inputs": torch.randn(64, 64)}
+    result = net.compress(tmp_path / "f.pth", tmp_path / "f.dc", **options)
+    assert "extra.weight" in result.clusterings

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import net
 from net import checkpoint, container, encoding, files, layouts, shards
 from net.checkpoint import Checkpoint
 from net.encoding import EncodingError
@@ -625,3 +626,11 @@ def test_a_file_of_any_name_comes_back(name: str, tmp_path: Path) -> None:
     through(source, target)
     before, after = (dict(checkpoint.load(path).state_dict) for path in (source, target))
     assert fuzz.same(after, before)
+
+
+def test_keys_that_are_written_alike(tmp_path):
+    state = {"w.weight": torch.randn(8, 8)}
+    torch.save({1: 5, "1": state}, tmp_path / "a.pth")
+    net.compress(tmp_path / "a.pth", tmp_path / "a.dc", lossless=True)
+    loaded = encoding.load(tmp_path / "a.dc")[0]
+    assert torch.equal(*(each for model in (loaded, state) for each in model.values()))

@@ -49,3 +49,9 @@ FIRST = "memory.limit_in_bytes", "memory.usage_in_bytes"
 )
 def test_the_limit_of_a_container(tmp_path, cgroup, files, expected):
     assert free_memory(system(tmp_path, cgroup, files)) == expected
+
+
+def test_a_group_whose_name_is_no_text(tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_bytes(b"0::/u\xff\n")
+    assert free_memory(tmp_path) == math.inf

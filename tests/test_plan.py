@@ -354,3 +354,12 @@ def test_scales_beside_a_weight_without_an_arithmetic():
     shared = SharedState(state, bits="auto")
     assert all(torch.equal(shared[name], state[name]) for name in state if name != "g.weight")
     assert not torch.equal(shared["g.weight"], state["g.weight"])
+
+
+def test_experts_of_two_dimensions():
+    state = {"ffn.experts.mlp.w1": torch.randn(64, 8), "ffn.mlp.w1": torch.randn(64, 8)}
+    found = plan(state, SharingConfig("auto"))
+    assert {name: each.how == "exact" for name, each in found.items()} == {
+        "ffn.experts.mlp.w1": False,
+        "ffn.mlp.w1": True,
+    }

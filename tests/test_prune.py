@@ -2,6 +2,7 @@ import copy
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -496,3 +497,48 @@ def test_weight_normalisation_of_no_inputs():
     Pruner(model, density=0.4)
     WeightSharing(model, bits="auto")
     assert model[1].weight.count_nonzero() == 10
+
+
+def test_zeros_that_zero_grad_leaves_are_no_gradient():
+    model = nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = Pruner(model, density=0.2, steps=20)
+    pruner.attach(optimizer)
+
+    def step(*, zero: bool, backward: bool) -> int:
+        if zero:
+            optimizer.zero_grad(set_to_none=False)
+        if backward:
+            model(torch.randn(4, 8)).sum().backward()
+        optimizer.step()
+        return pruner.steps_done
+
+    assert step(zero=False, backward=True) == 1
+    for _ in range(30):
+        assert step(zero=True, backward=False) == 1
+    assert step(zero=True, backward=True) == 2
+    assert step(zero=False, backward=True) == 3  # accumulated
+    assert step(zero=False, backward=False) == 4  # moves on by the gradient that is there
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"density": {"*": None}}, "a density is a number"),
+        ({"sensitivity": {"*": None}}, "a sensitivity is a finite number"),
+        ({"density": 0.1, "exclude": (each for each in "0")}, "a list of patterns"),
+        ({"density": 0.1, "steps": True}, "steps is a whole number"),
+    ],
+)
+def test_options_that_would_be_used_up_or_mean_nothing(options, said):
+    with pytest.raises(ValueError, match=said):
+        Pruner(nn.Linear(8, 8), **options)
+
+
+def test_whole_numbers_are_those_of_numpy_too():
+    assert Pruner(nn.Linear(8, 8), density=0.1, steps=np.int64(3)).steps_done == 0
+
+
+def test_patterns_that_leave_nothing_are_the_reason():
+    with pytest.raises(UserError, match="include and exclude leave none"):
+        Pruner(nn.Linear(8, 8), density=0.1, exclude="*")

@@ -141,3 +141,8 @@ def test_what_is_measured_goes_before_what_names_tell():
     spreads = {name: spreads_of({name: torch.eye(4)}, [name])[name] for name in kinds}
     told, known = felt(everything, kinds), dict.fromkeys(kinds, 1.0)
     assert steps(spreads, 0.05, known, told) == steps(spreads, 0.05, known)
+
+
+def test_numbers_of_thousands_of_digits_are_no_places():
+    names = [f"{number}.attention.query.weight" for number in ("1" * 5000, "0", "1")]
+    assert felt_in(plan({name: torch.randn(9, 9) for name in names}, SharingConfig("auto")))

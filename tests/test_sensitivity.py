@@ -237,3 +237,14 @@ def test_inputs_are_measured_once_for_all_noises(monkeypatch, tmp_path):
     model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3))
     net.compress(model, tmp_path / "model.dc", inputs=torch.randn(40, 6), max_divergence=0.01)
     assert len(calls) == 1
+
+
+def test_a_model_in_float64(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    inputs = torch.randn(64, 16)
+    names = compressible(model)
+    single, _ = traces(model, Samples(model, inputs), names)
+    double, reason = traces(model.double(), Samples(model, inputs.double()), names)
+    assert not reason
+    assert double == pytest.approx(single, rel=1e-4)

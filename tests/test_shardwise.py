@@ -495,3 +495,14 @@ def test_files_of_this_run_were_not_finished_before(folder, tmp_path):
     whole = compress(folder, tmp_path / "out", noise=0.3)
     result = compress(folder, tmp_path / "other", noise=None, max_bytes=whole.bytes)
     assert not any("finished before" in note for note in result.notes)
+
+
+def test_tied_tensors_count_once(tmp_path):
+    weight = torch.randn(256, 256)
+    (tmp_path / "hf").mkdir()
+    torch.save({"a.weight": weight, "b.weight": weight}, tmp_path / "hf/pytorch_model.bin")
+    one = net.compress(tmp_path / "hf", tmp_path / "one.dc", lossless=True)
+    many = net.compress(tmp_path / "hf", tmp_path / "many", lossless=True)
+    assert many.dense_bytes == one.dense_bytes
+    fits = one.bytes + 2000
+    assert net.compress(tmp_path / "hf", tmp_path / "fits", max_bytes=fits).noise is None

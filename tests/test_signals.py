@@ -75,7 +75,7 @@ def as_a_script(body, folder, kind):
     return process.returncode, error
 
 
-KINDS = pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+KINDS = pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
 
 @KINDS

@@ -9,6 +9,11 @@ from typing import Any, TypeVar
 
 import numba
 
+from ..errors import UserError
+
+if getattr(numba.config, "DISABLE_JIT", False):  # the loops count on the types of its integers
+    raise UserError("numba compiles nothing, and the codec needs it: unset NUMBA_DISABLE_JIT")
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Without the wrappers that nobody calls there is less to compile.

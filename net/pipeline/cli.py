@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -90,11 +91,34 @@ def run(
     results that could not be printed are. (In a process of its own net.pipeline.process ends a
     script that is interrupted or killed.)
     """
+    shown = warnings.formatwarning
     with outputs() as output:
-        code = attempt(parser, body, argv)
-        if output.failure and not code:
-            return fail(f"cannot print the results: stdout: {output.failure}")
-        return code
+        warnings.formatwarning = _as_note
+        try:
+            code = attempt(parser, body, argv)
+        finally:
+            warnings.formatwarning = shown
+        return printed(output, code)
+
+
+def printed(output: "Output", code: int) -> int:
+    """The exit code, of what could not print its results another one than 0."""
+    if output.failure and not code:
+        return fail(f"cannot print the results: stdout: {output.failure}")
+    return code
+
+
+def _as_note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """What the library warns its callers of, without their source."""
+    if category is UserWarning:
+        return f"NOTE: {message}\n"
+    return f"{category.__name__}: {message} ({filename}:{lineno})\n"
 
 
 @contextlib.contextmanager
@@ -149,12 +173,13 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
 # Names of arguments, of the scripts that have them: of models that are read, and of files that are
 # written. (A folder that models are written to is none of these.)
 READ = ("model", "weights", "teacher", "initial", "path", "directory")
-WRITTEN = ("output", "json", "log")
+WRITTEN = ("output", "json", "csv", "plot", "log")
 
 
 def check_overwrites(args: Namespace) -> None:
     """Raises UserError where a file that is to be written is one of a model that is read: itself,
-    or weights or a part of an encoding in its folder."""
+    or weights or a part of an encoding in its folder; where a text is named as a model, which a
+    script may read or write under that name; and where one file would be written twice."""
     from ..files import same_file
     from ..formats import WEIGHTS, is_index
 
@@ -162,7 +187,16 @@ def check_overwrites(args: Namespace) -> None:
         found = ((name, getattr(args, name, None)) for name in names)
         return ((name, path) for name, path in found if isinstance(path, str))
 
+    for name, path in paths((*READ, *WRITTEN, "arch", "inputs")):
+        if not path:
+            raise UserError(f"{name if name in ('model', 'path') else '--' + name} is empty")
+    twice: dict[str, str] = {}
     for what, target in paths(WRITTEN):
+        if what != "output" and target.endswith(WEIGHTS):
+            raise UserError(f"{target} is the name of a model; give another --{what}")
+        other = twice.setdefault(os.path.realpath(target), what)
+        if other != what:
+            raise UserError(f"{target} is given as --{other} and as --{what}; give two files")
         if not os.path.isfile(target):
             continue
         file = Path(target)
@@ -361,6 +395,10 @@ def chosen(args: Namespace, run: "Run | None" = None, recorded: str | None = Non
             no_effect(f"--{name.replace('_', '-')}", "without --bits auto")
     if found.pruning.density is not None and "sensitivity" in given(args, PruningOptions):
         no_effect("--sensitivity", "beside --density")
+    if found.pruning.density is None and "prune_epochs" in given(args, PruningOptions):
+        no_effect("--prune-epochs", "without --density")
+    if "share_parts" in of_sharing and not found.sharing.finetune_epochs:
+        no_effect("--share-parts", "without epochs of fine-tuning")
     if run is None:
         return found
     pruning, sharing = found.pruning, found.sharing

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import __version__
+from .. import __version__, conflicts
+from ..conflicts import SUFFIX
 from ..errors import UserError, printable
 from . import cli, deep_compressing, process
 from .fields import Parser, built, option
 from .options import patterns, picture_name
 
-SUFFIX = ".dc"
 UNITS = {"": 1, "B": 1}
 for power, letter in enumerate("KMG", 1):
     UNITS |= {f"{letter}B": 1000**power, letter: 1000**power, f"{letter}IB": 1024**power}
@@ -37,7 +37,7 @@ for power, letter in enumerate("KMG", 1):
 def size(text: str) -> int:
     """The bytes in "2MB", "500 kB", "1.5MiB" or "2000000"."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", text.strip())
-    if not match or match[2].upper() not in UNITS or not float(match[1]):
+    if not match or match[2].upper() not in UNITS or not 0 < float(match[1]) < 1e300:
         raise argparse.ArgumentTypeError(f"{text!r} is no size, as 2MB, 500KB or 1.5MiB is")
     return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
 
@@ -118,11 +118,9 @@ class _Parser(Parser):
 
 def conflict(args: Namespace) -> str | None:
     """Which of the options of `compress` can have no effect, by their flags; or None."""
-    from .. import compression
-
     given = vars(built(args, CompressOptions)) | vars(built(args, OutputOptions))
     one_file = args.output is None or Path(args.output).suffix == SUFFIX
-    return compression.conflict(
+    return conflicts.conflict(
         **given, called=lambda name: "--" + name.replace("_", "-"), one_file=one_file
     )
 
@@ -334,13 +332,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code, as net.pipeline.cli.run does."""
     given = list(sys.argv[1:] if argv is None else argv)
     name = given[0] if given else ""
-    with cli.outputs():
+    with cli.outputs() as output:
         if name in ("-h", "--help"):
             print(f"{USAGE}\n\n{(__doc__ or '').rstrip()}")
-            return 0
+            return cli.printed(output, 0)
         if name == "--version":
             print(__version__)
-            return 0
+            return cli.printed(output, 0)
         if name.startswith("-"):  # options of the pipeline, which once was the only command
             given, name = ["pipeline", *given], "pipeline"
         if name not in COMMANDS:

@@ -107,9 +107,10 @@ def reader(group: type, name: str) -> Callable[[str], Any]:
 def in_range(text: str, kind: type, low: float, high: float) -> Any:
     try:
         value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and low <= value <= high):
+        finite = math.isfinite(value)
+    except (ValueError, OverflowError):  # of hundreds of digits
+        finite = False
+    if not (finite and low <= value <= high):
         what = "number" if kind is float else "whole number"
         span = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
         raise argparse.ArgumentTypeError(f"{text!r} is not a {what} {span}")
@@ -158,7 +159,7 @@ class Parser(argparse.ArgumentParser):
         self.known: dict[str, tuple[type, str]] = {}  # {name for --set: where it is declared}
         self.hidden: dict[argparse.Action, str | None] = {}  # {option: its help}
         self.add_argument("-h", "--help", action="help", help="what is needed most, and exit")
-        text = "any option of --help-all, by its name"
+        text = "an option of this page's groups or of --help-all's, by its name"
         self.beyond = [  # what --help shows
             self.add_argument(
                 "--help-all", action=_HelpAll, nargs=0, help="every option, and exit"

@@ -268,8 +268,8 @@ class SharingOptions(CommonOptions, ChoiceOptions):
     )
     bias_bits: int | BitsPerLayer | Literal["auto"] = expert(
         "auto",
-        "2**N shared values for the biases of a layer; 0: rounded, not shared; auto: 3, or 0 "
-        "beside --bits auto",
+        "2**N shared values for the biases of a layer; 0: none, as they are, or rounded beside "
+        "--bits auto; auto: 3, or 0 beside --bits auto",
         high=16,
     )
     init: Literal["linear", "density", "random"] = expert(

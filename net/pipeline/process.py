@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 INTERRUPTED = "interrupted; every model on the disk is whole: the earlier one, or the new one"
-ENDING = (_signal.SIGINT, _signal.SIGTERM)
+# Ctrl-C, kill, and a terminal that is closed, which Windows does not tell.
+ENDING = [getattr(_signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(_signal, n)]
 # How many threads libraries start when they are loaded, and which end the process if they cannot.
 NUMBERS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def start() -> None:
-    """End this process cleanly on SIGINT (exit code 130) and SIGTERM (as killed by it), from now.
+    """End this process cleanly on SIGINT (exit code 130), SIGTERM and SIGHUP (as killed by it).
 
     No exception is raised: imports, compilers and callbacks from C would lose it, or make another
     of it. What is written becomes valid in one step, so a process may end between any two.
@@ -44,7 +45,7 @@ def start() -> None:
                     os.write(2, f"\n{INTERRUPTED}\n".encode())  # sys.stderr may be in use
                 except OSError:
                     pass
-        if number == _signal.SIGTERM:  # so that whoever waits sees what has ended it
+        if number != _signal.SIGINT:  # so that whoever waits sees what has ended it
             _signal.signal(number, _signal.SIG_DFL)
             os.kill(os.getpid(), number)
         os._exit(128 + number)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from .. import outputs
 from ..errors import UserError
 from ..files import FOREIGN, reason
+from ..modules import evaluating
 from ..outputs import BATCH
 from ..tensors import check_dense
 
@@ -31,7 +32,7 @@ def maker(arch: str, path: str) -> Callable[[Mapping[str, torch.Tensor]], nn.Mod
         described = architectures.describe(arch)
         model = architectures.build(described)
         weights.load_into(model, state, path, described)
-        return model.eval()
+        return evaluating(model)
 
     return make
 

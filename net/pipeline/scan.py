@@ -31,12 +31,15 @@ def scan_initial(run: Run, options: PruningOptions, target: float) -> dict:
     kinds = prunable(model, options.include, options.exclude)
     figures = scan(model, run.dataset.validation, run.runtime.test_batch_size, kinds)
     chosen = choose(figures, target)
+    sizes = {layer["name"]: layer["parameters"] for layer in figures["layers"]}
+    kept = sum(density * sizes[name] for name, density in chosen.items())
     return {
         "dataset": run.dataset.name,
         "arch": run.arch,
         **figures,
         "target": target,
         "chosen": chosen,
+        "reached": kept / sum(sizes.values()),  # above the target where that is below the scan's
         "density_option": option(chosen),
     }
 

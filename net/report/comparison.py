@@ -88,7 +88,8 @@ def read(
             line = f"{stage}, since the model was shared as it was, without training"
         missing.append(line)
     before = [fingerprint(found[stage]) for stage in ("initial", "retrained") if stage in found]
-    if shared is not None and before and shared.options.get(MADE_FROM, before[0]) not in before:
+    source = shared.options.get(MADE_FROM) if shared is not None else None
+    if source and "retrained" in found and source not in before:
         missing.append(
             "the model that was shared: it was pruned anew since; run weight_share.py again"
         )
@@ -166,7 +167,7 @@ def compare(
         "distributions": [distribution(name, found) for name in names],
         "first_layer_mask": first_layer_mask(stages.last),
         "decoded_equals_weight_shared": identical(decoded, found.get("weight_shared")),
-        "decoded_equals_encoded": bool(identical(decoded, Checkpoint(stages.state))),
+        "decoded_equals_encoded": identical(decoded, Checkpoint(stages.state) if encoded else None),
         "missing": stages.missing,
     }
 
@@ -232,6 +233,7 @@ def layer_rows(stages: Stages, names: list[str]) -> list[dict]:
         if name not in by_name:
             continue
         weight, bias, tensor = by_name[name], by_name.get(bias_of(name)), stages.state[name]
+        pruned = stages.found.get("retrained", Checkpoint(stages.state)).state_dict[name]
         sections = weight.sections
         row = {
             "name": shortest_name(name),
@@ -243,7 +245,7 @@ def layer_rows(stages: Stages, names: list[str]) -> list[dict]:
             "weight_bits_before_huffman": weight.weight_bits_before,
             "index_bits_before_huffman": weight.index_bits_before,
             # The paper's P and P+Q: sizes that the steps before Huffman coding would give.
-            "bytes_pruned": fixed_width_bytes(tensor, 8 * tensor.element_size()),
+            "bytes_pruned": fixed_width_bytes(pruned, 8 * pruned.element_size()),
             "bytes_before_huffman": bytes_before_huffman(weight, tensor),
             "parts": {  # bytes of the weight's file, and of the bias's
                 "values": sections["values"],
@@ -309,13 +311,15 @@ def other_row(stages: Stages, names: list[str], layers: list[dict], encoded: int
 
 
 def total_row(layers: list[dict], original: int, encoded: int) -> dict:
-    """Sums over the layers; bits are averages over all non-zero weights."""
-    nonzero = sum(layer["nonzero"] for layer in layers)
+    """Sums over the layers; bits are averages over all weights that are stored: those that are not
+    zero where there is an index, else all."""
+    stored = [x["nonzero" if x["index_bits_before_huffman"] else "parameters"] for x in layers]
+    pairs = list(zip(layers, stored, strict=True))
     bits = ("weight_bits", "index_bits", "weight_bits_before_huffman", "index_bits_before_huffman")
     return {
         "parameters": sum(layer["parameters"] for layer in layers),
-        "nonzero": nonzero,
-        **{key: sum(x[key] * x["nonzero"] for x in layers) / max(nonzero, 1) for key in bits},
+        "nonzero": sum(layer["nonzero"] for layer in layers),
+        **{key: sum(x[key] * n for x, n in pairs) / max(sum(stored), 1) for key in bits},
         "original_bytes": original,
         "encoded_bytes": encoded,
     }

@@ -34,6 +34,7 @@ DEFINITIONS = {
 SAMPLE = 1 << 18  # elements, or up to twice as many
 CHUNK = 1 << 22  # elements in float64 at a time, or whose distinct values are counted: by a sort
 FEWEST, MOST_STEPS = 5, 64  # values on a grid, of which fewer may be by chance; steps from 0
+COARSE, FINE = 7, 15  # digits that rounding leaves at a noise of 0.2, and of 0.001
 MOST_CLUSTERED = 1 << 10  # values: types of 16 bits have few themselves
 FEW = 24  # tensors, of which each has a row
 NAMES = 24  # columns that names get where others can do without
@@ -164,12 +165,14 @@ def _rule(info: TensorInfo, tensor: torch.Tensor, values: int | None) -> str:
     """What the values of a floating-point tensor say of their making; empty for nothing."""
     if tensor.dim() > 1 and _on_grid(tensor):
         return "by rate"
-    most = min(MOST_CLUSTERED, info.parameters // 4)
-    if tensor.dim() > 1 and info.shared_values and values is not None and values <= most:
-        return "clustered"
     used = int(np.bitwise_or.reduce(patterns(tensor), initial=0))
     zeros = (used & -used).bit_length() - 1  # the last bits of all values
-    return "rounded" if zeros * info.parameters >= 16 else ""  # by chance once in 2**16 times
+    digits = round(-math.log2(torch.finfo(tensor.dtype).eps))
+    few = values is not None and values <= min(MOST_CLUSTERED, info.parameters // 4)
+    if few and (tensor.dim() > 1 or zeros < digits - COARSE):
+        return "clustered"
+    # By chance once in 2**16 times; and random initial values are multiples of 2**-24 at best.
+    return "rounded" if zeros >= digits - FINE and zeros * info.parameters >= 16 else ""
 
 
 def _on_grid(tensor: torch.Tensor) -> bool:

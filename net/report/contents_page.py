@@ -16,6 +16,7 @@ from .plots import (
     bare,
     drawable,
     kilobytes,
+    log_scale,
     new_figure,
 )
 
@@ -142,7 +143,7 @@ def _draw_histogram(axes: "Axes", each: dict, name: str) -> None:
         axes.vlines(each["values"], 0, each["percents"], color=RED, linewidth=1)
         style = {"color": RED, "markersize": 4, "label": "encoded: a value"}
         axes.plot(each["values"], each["percents"], ".", **style)
-    axes.set_yscale("log")
+    log_scale(axes.yaxis, axes.set_yscale)
     axes.set_xlim(each["low"], each["high"])
     axes.set_xlabel(f"the middle {INSIDE[1] - INSIDE[0]:g} % of the weights")
     bare(axes)

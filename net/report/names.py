@@ -41,7 +41,8 @@ def grouped(keys: Mapping[str, Hashable]) -> dict[str, list[str]]:
 
 
 def _is_number(part: str) -> bool:
-    return part.isdecimal() and part.isascii() and str(int(part)) == part  # not "01"
+    number = part.isdecimal() and part.isascii() and len(part) < 19
+    return number and str(int(part)) == part  # not "01"
 
 
 def ranges(numbers: Sequence[int]) -> str:

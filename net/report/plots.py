@@ -150,7 +150,7 @@ def scan_page(figures: dict) -> "Figure":
         axes.set_ylabel(f"{label} (log scale)")
         log_scale(axes.yaxis, axes.set_yscale)
         bare(axes)
-    title = f"chosen (thin lines) for {100 * figures['target']:g} % in total"
+    title = f"chosen (thin lines) for {100 * figures['reached']:.3g} % in total"
     lines = axes.get_legend_handles_labels()
     figure.legend(*lines, title=title, loc="outside lower center", ncols=4, frameon=False)
     return figure
@@ -199,7 +199,8 @@ def title(figures: dict) -> str:
     if figures["compression_ratio"]:
         text += f": {figures['compression_ratio']:.1f}x smaller on disk"
     errors = {row["stage"]: row["error_percent"] for row in figures["stages"]}
-    if errors.get("initial") is not None and errors.get("decoded") is not None:
+    stale = figures["decoded_equals_encoded"] is False  # an error of another model than is encoded
+    if errors.get("initial") is not None and errors.get("decoded") is not None and not stale:
         text += f", test error {errors['initial']:.2f} % → {errors['decoded']:.2f} %"
     return text
 
@@ -227,6 +228,8 @@ def stage_bars(figures: dict) -> list[tuple[str, float]]:
 
 
 def draw_stages(axes: "Axes", figures: dict) -> None:
+    from matplotlib.ticker import NullFormatter
+
     axes.set_title("Size after each step")
     if figures["encoded_bytes"] is None:
         return unavailable(axes, "no encoded model")
@@ -239,6 +242,7 @@ def draw_stages(axes: "Axes", figures: dict) -> None:
     axes.set_xlim(min(sizes) / 5, max(sizes) * 6)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda x, _: kilobytes(x))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("size (log scale; * computed, not a file)")
     bare(axes)
 

@@ -28,7 +28,7 @@ PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())["networks
 LEGEND = """\
 KL: of the outputs on the test images from the first stage's, in nats;
 P pruning, Q weight sharing, H Huffman coding; bits of each weight that is stored:
-with an index those that are not zero, without one all;
+with an index those that are not zero, without one all; 32 or 16 where no codebook pays;
 rate: bytes in percent of dense float32 (the paper's compress rate);
 the rest: biases, all other tensors, and the manifest"""
 NAME_WIDTH = 24  # of layer names in tables: keeps a line within 100 columns
@@ -247,7 +247,9 @@ def scan_text(figures: dict) -> str:
         ]
         head = ["density %", *(short[layer["name"]] for layer in some)]
         parts += [table(head, rows), ""]
-    parts.append(f"for a density of {100 * figures['target']:g} % in total, least loss added up:")
+    parts.append(
+        f"for a density of {100 * figures['reached']:.3g} % in total, least loss added up:"
+    )
     parts.append(f"--density '{shown(figures['density_option'])}'")
     return "\n".join(parts)
 
@@ -269,6 +271,8 @@ def comparison_text(figures: dict) -> str:
                 "encoded, anew since, encode and decode it anew"
             )
         parts += ["", text]
+    if figures["decoded_equals_encoded"] is False:
+        parts.append("the decoded model is NOT WHAT IS ENCODED now; decode it anew")
     parts += [f"missing: {shown(line)}" for line in figures["missing"]]
     return "\n".join(parts)
 

@@ -102,11 +102,13 @@ def error_percent(logits: torch.Tensor, labels: torch.Tensor) -> float:
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
     """Adam's averages of pruned weights decay into denormals, which a CPU handles slowly."""
+    least = torch.tensor(5e-324, dtype=torch.float64, device="cpu")
+    before = bool(least * 1 == 0)
     torch.set_flush_denormal(True)
     try:
         yield
     finally:  # other code of the process may count on them
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before)
 
 
 @flushed_denormals()

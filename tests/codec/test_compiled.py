@@ -81,3 +81,12 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.exhaustive  # as test_a_cache_on_a_full_disk
 def test_a_cache_that_is_no_folder() -> None:
     counted(Path("/dev/full/cache"))
+
+
+def test_without_a_compiler_there_is_a_line_and_no_verdict_on_the_file(tmp_path):
+    code = "import net; net.huffman.encode([1, 2])"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert "UserError: numba compiles nothing" in done.stderr

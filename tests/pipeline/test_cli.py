@@ -333,3 +333,29 @@ def test_paths_of_another_encoding(tmp_path, capsys):
     assert "m\\udce9.2.safetensors" in capsys.readouterr().out
     assert __import__("huffman_encode").main([f"{base}.no", "--directory", f"{base}.e"]) == 1
     assert "m\\udce9.no; give" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--json", "saves/initial_model.ptmodel"], "the name of a model; give another --json"),
+        (["--log", "new.safetensors"], "the name of a model; give another --log"),
+        (["--json", "a", "--log", "./a"], "./a is given as --json and as --log"),
+        (["--log", ""], "--log is empty"),
+        (["--weights", ""], "--weights is empty"),
+    ],
+)
+def test_names_that_would_cost_a_file(tmp_path, monkeypatch, capsys, given, said):
+    monkeypatch.chdir(tmp_path)
+    assert deep_compressing.main(["--dataset", "digits", *given]) == 1
+    assert said in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_the_library_warns_of_is_a_note():
+    code = (
+        "import warnings; from net.pipeline import cli; from net.pipeline.fields import Parser;"
+        "cli.run(Parser('A test.'), lambda _: warnings.warn('nothing was trained'), [])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "NOTE: nothing was trained\n"

@@ -1,6 +1,7 @@
 """`deep-compression`: every command through main(), as a user would give it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -281,3 +282,25 @@ def test_progress_tells_the_time_that_is_left(monkeypatch, capsys):
     assert "40 %" not in shown  # too soon after
     assert "encoding: 80 %  0:05 left" in shown
     assert shown.endswith(" \r")
+
+
+@pytest.mark.parametrize("given", [["--version"], ["--help"], ["compress", "--help"]])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_what_cannot_be_printed(given):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "net", *given], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot print the results")
+
+
+def test_options_that_contradict_each_other_need_no_torch():
+    code = (
+        "import sys, net.pipeline.commands as c;"
+        "c.main(['compress', 'a.pth', '--noise', '1', '--lossless']);"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n"
+    assert "--lossless decides alone" in done.stderr

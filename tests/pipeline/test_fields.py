@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from net.pipeline.fields import Parser, built, given, option, reader, shown
+from net.pipeline.fields import Parser, built, given, in_range, option, reader, shown
 
 
 @dataclass(frozen=True)
@@ -110,3 +110,10 @@ def test_a_value_is_shown_as_it_is_typed():
 def test_a_word_that_is_none_of_the_choices():
     with pytest.raises(argparse.ArgumentTypeError, match="'x' is none of a, b"):
         reader(Example, "kind")("x")
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "1e999", "nan", "-1", "x"])
+@pytest.mark.parametrize("kind", [int, float])
+def test_numbers_that_are_none(text, kind):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a"):
+        in_range(text, kind, 0, float("inf"))

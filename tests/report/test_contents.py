@@ -310,3 +310,24 @@ def test_without_matplotlib_a_picture_is_an_error(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"a plot needs matplotlib, .*pip install"):
         contents.draw(model[2], "a.png")
+
+
+def test_random_initial_weights_are_not_called_rounded(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 10))
+    net.compress(model, tmp_path / "a.dc", lossless=True)
+    rows = contents.figures(tmp_path / "a.dc")["tensors"]
+    assert {row["treatment"] for row in rows} == {"exact"}
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.02])
+def test_shared_vectors_and_rounded_ones(tmp_path, noise):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 200), nn.LayerNorm(200))
+    nn.init.normal_(model[1].weight, 1, 0.1)
+    net.WeightSharing(model, bits=5, bias_bits=3)
+    shared = {"0.bias": model[0].bias.detach().clone()}
+    rounded = dict(SharedState(model.state_dict(), "auto", noise=noise))["1.weight"]
+    encoding.save({**shared, "1.weight": rounded}, tmp_path / "a.dc")
+    rows = contents.figures(tmp_path / "a.dc")["tensors"]
+    assert [row["treatment"] for row in rows] == ["clustered", "rounded"]

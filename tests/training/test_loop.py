@@ -305,3 +305,14 @@ def test_norms_that_a_model_keeps_or_does_not_reach_keep_their_statistics():
     assert model.own.running_mean.abs().max() < 10
     assert not (model.own.running_mean == 3).any()
     assert model.idle.momentum == model.own.momentum == 0.1
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_denormals_are_for_the_caller_what_they_were(before):
+    torch.set_flush_denormal(before)
+    try:
+        with loop.flushed_denormals():
+            assert torch.tensor([1e-310], dtype=torch.float64) * 1 == 0
+        assert bool(torch.tensor([1e-310], dtype=torch.float64) * 1 == 0) == before
+    finally:
+        torch.set_flush_denormal(False)
