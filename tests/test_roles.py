@@ -144,5 +144,10 @@ def test_what_is_measured_goes_before_what_names_tell():
 
 
 def test_numbers_of_thousands_of_digits_are_no_places():
-    names = [f"{number}.attention.query.weight" for number in ("1" * 5000, "0", "1")]
-    assert felt_in(plan({name: torch.randn(9, 9) for name in names}, SharingConfig("auto")))
+    names = [
+        f"layer.{number}.attention.self.{what}.weight"
+        for number in ("1" * 5000, "0", "1")
+        for what in ("query", "key", "value")
+    ]
+    told = felt_in(plan({name: torch.randn(9, 9) for name in names}, SharingConfig("auto")))
+    assert told.keys() == {name for name in names if len(name) < 100}
