@@ -70,8 +70,8 @@ class Inputs(NamedTuple):
 
 def _some(count: int, limit: int, generator: torch.Generator) -> torch.Tensor:
     if count <= limit:
-        return torch.arange(count)
-    return torch.randint(count, (limit,), generator=generator)
+        return torch.arange(count, device="cpu")
+    return torch.randint(count, (limit,), generator=generator, device="cpu")
 
 
 class Foreign(TorchDispatchMode):

@@ -68,7 +68,7 @@ class OnDisk(TensorMap, MutableMapping[str, torch.Tensor]):
         begin, dtype, shape = self._places[name]
         size = shape.numel() * dtype.itemsize
         if not size:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         elements = np.memmap(self._file, np.uint8, "c", begin, (size,))
         return torch.from_numpy(elements).view(dtype).reshape(shape)
 

@@ -28,7 +28,7 @@ import torch
 
 from . import formats, state_dicts
 from .errors import UserError
-from .files import FOREIGN, atomic_write, open_regular, reason, utf8_path
+from .files import FOREIGN, as_path, atomic_write, open_regular, reason, utf8_path
 from .formats import CheckpointError as CheckpointError
 from .shards import METADATA, Shards
 from .state_dicts import NotPlain, plain, to_json
@@ -94,7 +94,7 @@ def load(path: str | Path, key: str | None = None) -> Checkpoint:
     read when they are asked for (safetensors), or memory-mapped where the file allows it, so that
     a large model is read tensor by tensor.  Raises CheckpointError; never runs code from the file.
     """
-    file = formats.weights_file(path)
+    file = formats.weights_file(as_path(path, CheckpointError))
     if formats.is_safetensors(file):
         state = Shards(file)
         model = Checkpoint(state, extra={METADATA: state.metadata} if state.metadata else {})
@@ -122,6 +122,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> int:
     """Write `checkpoint` to `path` atomically; return the size of the file in bytes.
 
     Raises CheckpointError, with the old file as it was, for what `load` would refuse."""
+    path = as_path(path, CheckpointError)
     if not isinstance(checkpoint, Checkpoint):
         kind = type(checkpoint).__name__
         raise CheckpointError(
@@ -138,7 +139,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> int:
     try:  # whether what is beside the tensors comes back
         torch.save(outline, file)
         file.seek(0)
-        _own(Path(path), _unpickled(file))
+        _own(path, _unpickled(file))
     except (*FOREIGN, pickle.PickleError, CheckpointError) as error:
         what = f" ({refused})" if (refused := _refused(error)) else ""
         raise CheckpointError(
@@ -146,7 +147,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> int:
             f"texts, and beside them only numbers, texts, lists and dicts{what}"
         ) from None
     save_dict(path, content)
-    return Path(path).stat().st_size
+    return path.stat().st_size
 
 
 def shallow_dict(checkpoint: Checkpoint) -> dict:
@@ -282,7 +283,7 @@ PLAIN_CLASSES: list = [
 
 def load_dict(path: str | Path) -> dict:
     """The dict in a file written by `torch.save`, unpickled with `weights_only=True`."""
-    path = Path(path)
+    path = as_path(path, CheckpointError)
     if not os.path.isfile(path):
         raise formats.MissingError(path)
     if what := formats.instead(path):  # before torch.load reads it, whatever it takes

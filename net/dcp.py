@@ -113,7 +113,7 @@ class Saved(TensorMap):
             with one_line(path, CheckpointError, AGAIN):
                 if path.stat().st_size < part.begin + part.length:
                     raise CheckpointError(f"{path} is cut off; {AGAIN}")
-        found = torch.zeros(shape, dtype=dtype)
+        found = torch.zeros(shape, dtype=dtype, device="cpu")
         for offsets, sizes, file, begin, length in parts:
             block = checkpoint.load_tensor(self.folder / file, begin, length)
             if (block.dtype, tuple(block.shape)) != (dtype, sizes):

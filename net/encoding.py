@@ -37,6 +37,7 @@ from .container import SUFFIX, Contents, InFile, InFolder
 from .errors import UserError
 from .files import (
     FOREIGN,
+    as_path,
     atomic_write,
     check_output,
     checksum,
@@ -137,7 +138,7 @@ class Encoding(TensorMap):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()  # whatever directory comes
+        self.path = as_path(path, EncodingError).absolute()  # whatever directory comes
         self._store = container.stored_in(self.path)
         self._contents = _read_contents(self._store)
         self._named = self._contents.named  # as it stays, whatever comes instead
@@ -282,7 +283,7 @@ def write(
     most: int | None = None,
 ) -> Encoded:
     """As ``save``, and say what every tensor costs, which decoding it has shown."""
-    path = Path(path).absolute()  # stays what it is after a change of directory
+    path = as_path(path, EncodingError).absolute()  # stays what it is after a change of directory
     if not isinstance(state, Mapping):
         raise EncodingError(f"cannot encode a {type(state).__name__}: it is no state dict")
     one = path.suffix == SUFFIX
@@ -626,7 +627,7 @@ def read(
     path: str | Path, describe: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict, list[TensorInfo]]:
     """As ``load``, and what every tensor costs; every stream is read once."""
-    path = Path(path)
+    path = as_path(path, EncodingError)
     for _ in range(ATTEMPTS):
         store = container.stored_in(path)
         contents = _read_contents(store)
@@ -680,7 +681,9 @@ class _Room:
 
 
 def _read_contents(store: InFolder | InFile) -> Contents:
-    with one_line(store.head, EncodingError, "encode a model first"):
+    hidden = os.path.exists(store.head) and not os.access(store.head, os.R_OK)
+    advice = "make it readable" if hidden else "encode a model first"
+    with one_line(store.head, EncodingError, advice):
         data = store.read()
     # Ten thousand entries, all of which stay, are no reason to look through everything for garbage,
     # which takes longer than they do.

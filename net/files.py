@@ -213,6 +213,17 @@ def check_writable(folder: str | Path) -> None:
         raise unwritable(folder, error) from None
 
 
+def as_path(path: str | Path, error_type: type[UserError]) -> Path:
+    """Raises `error_type` for what is no name of a file."""
+    try:
+        found = Path(path)
+    except TypeError:
+        raise error_type(f"a {type(path).__name__} is no path") from None
+    if "\0" in str(found):
+        raise error_type(f"{str(found)!r} is no path")
+    return found
+
+
 def same_file(one: str | Path, other: str | Path) -> bool:
     """Whether two paths are of one file that is there."""
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)

@@ -21,7 +21,10 @@ def encode(symbols: np.ndarray) -> bytes:
     Example: [3, 1, 1] -> how many: 0b01100, table: 0b0, none: 0b110, 1: 0b11100001,
     none: 0b110, 3: 0b0, code words: 0b1, 0b0, 0b0; then padding and a checksum
     """
-    symbols = np.asarray(symbols).ravel()
+    try:
+        symbols = np.asarray(symbols).ravel()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise HuffmanError(f"cannot encode what is no array of integers: {error}") from None
     if symbols.size == 0:
         symbols = symbols.astype(np.uint8)
     if symbols.dtype == bool:
@@ -43,7 +46,11 @@ def encode(symbols: np.ndarray) -> bytes:
 
 def decode(data: bytes) -> np.ndarray:
     """The int64 array that ``encode`` was given; HuffmanError for bytes that it cannot write."""
-    body, checksum = bytes(data[:-4]), bytes(data[-4:])
+    try:
+        whole = bytes(memoryview(data))
+    except TypeError:
+        raise HuffmanError(f"cannot decode a {type(data).__name__}; pass bytes") from None
+    body, checksum = whole[:-4], whole[-4:]
     if len(checksum) < 4 or zlib.crc32(body) != int.from_bytes(checksum, "big"):
         raise HuffmanError("the checksum does not match: the stream is damaged or cut")
     reader = BitReader(np.frombuffer(bytearray(body) + bytes(PAD), np.uint8))

@@ -81,7 +81,10 @@ def _clusters(
 
 def _checked(values: ArrayLike, k: int, init: str) -> np.ndarray:
     """The values flattened, as float32 if they are that (twice as fast), else as float64."""
-    values = np.asarray(values).ravel()
+    try:
+        values = np.asarray(values).ravel()
+    except (TypeError, ValueError, RuntimeError) as error:  # bfloat16, ragged, of a parameter
+        raise ValueError(f"k-means needs an array of real numbers: {error}") from None
     if values.dtype.kind not in "fiub":
         raise ValueError(f"k-means needs real numbers, not an array of {values.dtype}")
     if values.dtype != np.float32:
@@ -90,7 +93,7 @@ def _checked(values: ArrayLike, k: int, init: str) -> np.ndarray:
     if bad:
         raise ValueError(f"k-means needs finite values; {bad} of {values.size} are NaN or infinite")
     try:
-        usable = operator.index(k) >= 1
+        usable = operator.index(k) >= 1 and not isinstance(k, bool)
     except TypeError:
         usable = False
     if not usable:

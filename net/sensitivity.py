@@ -83,7 +83,7 @@ def _parts(call: Call, most: int) -> Iterator[Call]:
     if len(sizes) != 1 or (size := sizes.pop()) <= 1:
         yield call
         return
-    chosen = torch.arange(0, size, max(1, size // most))[:most]
+    chosen = torch.arange(0, size, max(1, size // most), device="cpu")[:most]
     for part in chosen.split(CHUNK):
 
         def taken(tensor: torch.Tensor, part: torch.Tensor = part) -> torch.Tensor:
@@ -156,7 +156,7 @@ class _Judge:
 def _direction(rows: torch.Tensor, logits: bool, generator: torch.Generator) -> torch.Tensor:
     """Random, [rows, width]: of covariance diag(p) - p p^T in a row of logits with probabilities p;
     of other outputs 1 over their mean square norm."""
-    noise = torch.randn(rows.shape, generator=generator).to(rows.device)
+    noise = torch.randn(rows.shape, generator=generator, device="cpu").to(rows.device)
     if logits and rows.shape[1] > 1:
         share = rows.softmax(1)
         noise *= share.sqrt()

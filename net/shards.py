@@ -148,7 +148,7 @@ class _Part(NamedTuple):
                 raise CheckpointError(f"{self.path} has been changed meanwhile; start again")
             size = self.end - self.begin
             if size == 0:
-                return torch.empty(info.shape, dtype=info.dtype)
+                return torch.empty(info.shape, dtype=info.dtype, device="cpu")
             elements = np.fromfile(file, np.uint8, size, offset=self.begin)
             if len(elements) < size:
                 raise CheckpointError(f"{self.path} is cut off; {AGAIN}")

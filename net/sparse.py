@@ -125,6 +125,8 @@ def replaced(model: nn.Module, choice: dict[str, str]) -> nn.Module:
     model = copied(model)
     for name, layer in linear_layers(model).items():
         if choice.get(name) in FORMS:
+            if not name:  # a model that is one layer
+                return FORMS[choice[name]](layer)
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, FORMS[choice[name]](layer))
     return model

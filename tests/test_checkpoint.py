@@ -4,6 +4,7 @@ import resource
 import threading
 import zipfile
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -305,7 +306,7 @@ def test_an_archive_that_is_far_larger_than_its_file_is_refused(tmp_path, monkey
 @pytest.mark.parametrize("name", ["x" * 300, "\0", "folder/" * 1000])
 def test_a_path_that_there_cannot_be(tmp_path, name):
     for suffix in (".pt", ".safetensors"):
-        with pytest.raises(CheckpointError, match="no model at"):
+        with pytest.raises(CheckpointError, match="no model at|is no path"):
             checkpoint.load(tmp_path / (name + suffix))
 
 
@@ -357,3 +358,15 @@ def test_what_is_saved_is_a_checkpoint(tmp_path, given):
     with pytest.raises(CheckpointError, match="not a Checkpoint"):
         checkpoint.save(tmp_path / "m.ptmodel", given)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x", "a\0b"])
+def test_what_is_no_path(path):
+    uses = (
+        checkpoint.load,
+        checkpoint.load_dict,
+        partial(checkpoint.save, checkpoint=Checkpoint({})),
+    )
+    for use in uses:
+        with pytest.raises(CheckpointError, match="is no path"):
+            use(path)

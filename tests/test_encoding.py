@@ -1050,3 +1050,12 @@ def test_a_promise_of_gigabytes_is_refused_before_they_are_allocated(tmp_path: P
 @pytest.mark.parametrize("count", [90, pytest.param(600, marks=pytest.mark.exhaustive)])
 def test_a_short_fuzz(count: int) -> None:
     assert fuzz.fuzz(count, seed=1)["mutations refused"] > 2 * count // 3
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x", "a\0b"])
+@pytest.mark.parametrize(
+    "use", [encoding.load, encoding.open, lambda path: encoding.save({"a": torch.ones(2)}, path)]
+)
+def test_what_is_no_path(path, use):
+    with pytest.raises(EncodingError, match="is no path"):
+        use(path)

@@ -245,3 +245,14 @@ def test_malformed_streams_with_a_good_checksum(case: str) -> None:
     writer, message = MALFORMED[case]
     with pytest.raises(HuffmanError, match=message):
         decode(sealed(writer))
+
+
+@pytest.mark.parametrize("given", [None, 3, "abc", [1, 2]])
+def test_what_is_no_stream(given):
+    with pytest.raises(HuffmanError, match="pass bytes"):
+        decode(given)
+
+
+def test_what_is_no_array():
+    with pytest.raises(HuffmanError, match="no array of integers"):
+        encode([[1], [1, 2]])

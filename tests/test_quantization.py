@@ -3,6 +3,7 @@ import warnings
 import kmeans1d
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -245,3 +246,17 @@ def test_bad_arguments_are_named(arguments, message):
         kmeans_1d(*arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.ones(3, dtype=torch.bfloat16), torch.nn.Parameter(torch.ones(3)), [[1], [1, 2]]],
+)
+def test_what_is_no_array_of_numbers(values):
+    with pytest.raises(ValueError, match="needs an array of real numbers"):
+        kmeans_1d(values, 2)
+
+
+def test_a_number_of_centroids_is_no_truth():
+    with pytest.raises(ValueError, match="k must be an integer"):
+        kmeans_1d([1.0, 2.0], True)

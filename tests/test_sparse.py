@@ -93,3 +93,9 @@ def test_latency_on_the_script(pipeline, tmp_path, capsys, monkeypatch):
 def test_convolutions_stay_dense():
     images = torch.randn(4, 1, 28, 28)
     assert sparse.latency(build("lenet-5"), images, (1,))["dense_layers"] == ["conv1", "conv2"]
+
+
+def test_a_model_that_is_one_layer():
+    model = nn.Linear(100, 100)
+    assert not isinstance(sparse.replaced(model, {"": "torch"}), nn.Linear)
+    assert isinstance(model, nn.Linear)
