@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .modules import copied
 from .parameters import compressible
-from .rounding import NEIGHBOURS, NOISE
+from .rounding import NOISE
 from .tensors import info_of
 
 # Nats of divergence per point of error, before any training takes some back. A ResNet-20 of the
@@ -115,6 +115,8 @@ def default_noise(state: Mapping[str, torch.Tensor]) -> float:
     SENSITIVE of it where errors are not averaged over many inputs, kernels of one channel and
     embeddings, or come round again, in recurrent weights.
     """
+    from .compensation import NEIGHBOURS  # which takes numba along
+
     normalised = any(name.rpartition(".")[2] == "running_var" for name in state)
     total, known, sensitive, of_one = 0, 0.0, False, 0
     for name, kind in compressible(state).items():

@@ -45,10 +45,6 @@ CHUNK = 1 << 22  # weights in float64 at a time and thread
 TRELLIS_STEP, TRELLIS_ROWS = 0.58, 16
 # From so many zeros on it is tried whether the trellis pays (docs/results.md), on so many weights.
 MANY_PRUNED, PROBE = 2 / 3, 1 << 18
-# What is known of inputs without seeing any, in units of their variance: neighbours under a
-# convolution's kernel are alike, and inputs have a mean in common (they come out of a ReLU, or
-# are brightnesses). Flat optima: correlations from 0.6 to 0.9, means from 0.3 to 1 differ by 3 %.
-NEIGHBOURS, COMMON = 0.7, 0.5
 FOLDED = ("weight", "bias", "running_mean", "running_var")  # of a batch normalisation
 
 

@@ -113,3 +113,9 @@ def test_numbers_of_the_example() -> None:
     assert (numbers.tolist(), distinct.tolist()) == ([0, 0, 1, 0], [7, 5])
     more = np.array([7, 9], np.uint64)
     assert kernels.number(more, distinct, 2, np.zeros(4, np.int32), 62, one, numbers) == -1
+
+
+def test_what_only_prunes_needs_no_numba() -> None:
+    code = "import sys, net.pipeline.runs, net.compression; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n"
