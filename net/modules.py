@@ -97,10 +97,10 @@ def copied(model: nn.Module) -> nn.Module:
     """A deep copy, of a model whose layers keep the results of computations, too: the weights that
     torch.nn.utils.weight_norm and spectral_norm leave in theirs, activations in a list. Parameters
     that are the same memory become one."""
-    found: list[torch.Tensor] = []
+    results: list[torch.Tensor] = []
     for module in model.modules():
-        _computed(list(vars(module).values()), found, set())
-    memo: dict[int, Any] = {id(value): value.detach().clone() for value in found}
+        _computed(list(vars(module).values()), results, set())
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in results}
     first: dict[tuple, nn.Parameter] = {}
     for parameter in model.parameters():
         if not is_sharded(parameter):
@@ -108,18 +108,18 @@ def copied(model: nn.Module) -> nn.Module:
             if same is not parameter and same.requires_grad == parameter.requires_grad:
                 memo[id(parameter)] = copy.deepcopy(same, memo)
     try:
-        found_model = copy.deepcopy(model, memo)
+        found = copy.deepcopy(model, memo)
     except Exception as error:  # of locks, files, results in objects of somebody's own
         why = first_line(error)
         raise UserError(f"the model cannot be copied ({why}); {WITHOUT_COPY}") from None
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    for name, tensor in (*found_model.named_parameters(), *found_model.named_buffers()):
-        if id(tensor) in own:
+    own = model.state_dict(keep_vars=True)
+    for name, tensor in found.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and tensor is own.get(name):
             raise UserError(
-                f"a deep copy of the model has {plain_name(name)} of the model itself, by a "
-                f"__deepcopy__ of its own; {WITHOUT_COPY}"
+                f"a deep copy of the model has {name} of the model itself, by a __deepcopy__ of "
+                f"its own; {WITHOUT_COPY}"
             )
-    return found_model
+    return found
 
 
 def evaluating(model: nn.Module) -> nn.Module:

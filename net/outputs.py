@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from .activations import Foreign
 from .blocks import NoBlocks, OnDisk, Passage, Skeleton, without_parameters
@@ -363,32 +362,33 @@ def judged(output: Any) -> tuple[torch.Tensor, bool]:
     the first tensor; a single figure, as a loss is, where there is no other."""
     if isinstance(output, torch.Tensor):
         return output, output.dim() == 2
-    is_mapping = isinstance(output, Mapping)
-    logits = output.get("logits") if is_mapping else getattr(output, "logits", None)
+    named = output.get if isinstance(output, Mapping) else partial(getattr, output)
+    logits = named("logits", None)
     if isinstance(logits, torch.Tensor):
         return logits, True
-    found: Any = output.to_tuple() if hasattr(output, "to_tuple") else output
-    found = found.values() if isinstance(found, Mapping) else found
-    is_series = is_mapping or isinstance(found, tuple | list)
-    parts = [each for each in found if each is not None] if is_series else []
+    parts = _parts(output)
     if not parts:
         raise ValueError(f"the output is a {type(output).__name__}, not a tensor")
     first = next((x for x in parts if not (isinstance(x, torch.Tensor) and x.dim() == 0)), parts[0])
     return judged(first)
 
 
+def _parts(output: Any) -> list:
+    """Of a series, a mapping or what transformers gives; of anything else none."""
+    found: Any = output.to_tuple() if hasattr(output, "to_tuple") else output
+    found = list(found.values()) if isinstance(found, Mapping) else found
+    return [x for x in found if x is not None] if isinstance(found, tuple | list) else []
+
+
 def beside(output: Any) -> int:
-    """How many further outputs there are: other tensors of as many inputs."""
+    """How many further outputs there are: other tensors of as many inputs, but for states and
+    caches, which come as series of their own."""
     own, _ = judged(output)
-    return sum(
-        isinstance(x, torch.Tensor)
-        and x is not own
-        and (x.is_floating_point() or x.is_complex())
-        and x.dim() > 0
-        and own.dim() > 0
-        and len(x) == len(own)
-        for x in tree_leaves(output)
-    )
+    tensors = [
+        x for x in _parts(output) if isinstance(x, torch.Tensor) and x is not own and x.dim()
+    ]
+    figures = [x for x in tensors if x.is_floating_point() or x.is_complex()]
+    return sum(own.dim() > 0 and len(x) == len(own) for x in figures)
 
 
 # --- whose tensors these are ----------------------------------------------------------------------
