@@ -379,11 +379,6 @@ class _Work:
             self.unseen = str(error)
         except ValueError as error:  # of what calibration does not take
             raise UserError(str(error)) from None
-        if self.subject and (others := self.subject.before.others):
-            self.notes.append(
-                f"the logits, or else the first output, judge; {others} more of this model are not "
-                "compared"
-            )
         if evaluate is not None:
             own = self.subject.model if self.subject else source.module
             if own is None:

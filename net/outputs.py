@@ -43,6 +43,7 @@ SHORTEST, LONGEST = 60, 400  # characters of a text
 BATCH = 16
 CHUNK = 1 << 20  # outputs that are compared at a time
 ROWS = 2048  # of outputs that are compared: a language model has one for each token
+MOST_OTHERS = 8  # outputs beside the one that is judged first
 ELEMENTS = 1 << 27  # of these: half a gigabyte
 USUAL_SIZE = 224  # of photographs for a network that does not say what it takes
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most networks are trained with
@@ -68,13 +69,30 @@ class Moved(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Outputs, float32 [rows, width], and how many there are beside them."""
+    """What is judged first among a model's outputs, float32 [rows, width], and the others, too."""
 
     rows: torch.Tensor
     logits: bool
-    others: int = 0
+    others: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def every(self) -> tuple[torch.Tensor, ...]:
+        return self.rows, *self.others
 
     def moved(self, before: "Answers") -> Moved:
+        """The divergence of the first, the cosine and the error of the one that moves farthest;
+        others are left out that were not finite, or have another shape now."""
+        first = self._moved(before)
+        pairs = zip(self.others, before.others, strict=False)
+        every = [first] + [
+            Answers(new, False)._moved(Answers(old, False))
+            for new, old in pairs
+            if new.shape == old.shape and bool(old.isfinite().all())
+        ]
+        cosine, relative = min(x.cosine for x in every), max(x.relative_error for x in every)
+        return Moved(cosine, relative, first.divergence)
+
+    def _moved(self, before: "Answers") -> Moved:
         if not bool(self.rows.isfinite().all()):
             return Moved(-1.0, math.inf, math.inf if self.logits else None)
         if self.rows.shape != before.rows.shape:
@@ -142,8 +160,9 @@ class Subject:
                 "run, or without inputs"
             )
         if skeleton:
-            self._rows["rows"] = self._before.rows
-            self._before = self._before._replace(rows=self._before.rows[:0].clone())
+            for i, rows in enumerate(self._before.every):
+                self._rows[str(i)] = rows
+            self._before = Answers(self._before.rows[:0].clone(), self._before.logits)
 
     def _feels_weights(self) -> bool:
         """Whether a batch is answered otherwise with all tensors in disorder."""
@@ -158,15 +177,19 @@ class Subject:
         one = copy.copy(self.judging)
         one.batches = one.batches[:1]
         try:
-            answer = answers(self.changed(disordered), one).rows
+            answer = answers(self.changed(disordered), one)
         except (Unseen, RuntimeError):  # a model whose tensors have to be what they are
             return True
-        return not torch.equal(answer, self._before.rows[: len(answer)])
+        pairs = zip(answer.every, self._before.every, strict=False)
+        return not all(torch.equal(new, old[: len(new)]) for new, old in pairs)
 
     @property
     def before(self) -> Answers:
         """What the model answers as it is; with a skeleton it is on the disk."""
-        return self._before._replace(rows=self._rows.mapped("rows")) if self._rows else self._before
+        if not self._rows:
+            return self._before
+        rows, *others = map(self._rows.mapped, self._rows)
+        return Answers(rows, self._before.logits, tuple(others))
 
     def moved(self, state: Mapping[str, torch.Tensor]) -> Moved:
         """The outputs with the tensors of `state` instead."""
@@ -273,7 +296,7 @@ def answers(model: nn.Module | Passage, samples: Samples) -> Answers:
     """
     passage = model if isinstance(model, Passage) else Passage(model)
     training, calls = passage.model.training, [list(readings) for readings in samples.batches]
-    found, logits, others = _Sample(), True, 0
+    found, others, logits = _Sample(), [_Sample() for _ in range(MOST_OTHERS)], True
     passage.model.eval()
     try:
         for place in passage:
@@ -283,19 +306,20 @@ def answers(model: nn.Module | Passage, samples: Samples) -> Answers:
                 calls[number] = [call]
                 if place == len(passage.blocks):
                     rows, is_logits, more = answer
-                    found.add(rows.cpu())
-                    others = max(others, more)
                     logits &= is_logits
+                    for sample, each in zip((found, *others), (rows, *more), strict=False):
+                        sample.add(each.cpu())
     except ValueError as error:
         raise Unseen(str(error)) from None
     finally:
         passage.model.train(training)
-    if len({rows.shape[1] for rows in found.parts}) > 1:
+    if not found.is_of_one_width:
         raise Unseen("the model's outputs are not of one size; give inputs of one size")
     rows = found.whole()
     if not rows.numel():
         raise Unseen("the model's outputs are empty")
-    return Answers(rows, logits and rows.shape[1] > 1, others)
+    beside = tuple(each.whole() for each in others if each.parts and each.is_of_one_width)
+    return Answers(rows, logits and rows.shape[1] > 1, beside)
 
 
 class _Sample:
@@ -322,6 +346,10 @@ class _Sample:
             for each in self.parts
         ]
 
+    @property
+    def is_of_one_width(self) -> bool:
+        return len({rows.shape[1] for rows in self.parts}) == 1
+
     def whole(self) -> torch.Tensor:
         """All of them, float32 [rows, width], in memory once."""
         shape = sum(map(len, self.parts)), *self.parts[0].shape[1:]
@@ -334,11 +362,11 @@ class _Sample:
 
 
 def _answer(passage: Passage, number: int, call: Call) -> Any:
-    """As of rows_of and `beside`, behind the last block; before it, nothing."""
-    output = passage(number, call, keep=True)
+    """As of rows_of, and the rows of other outputs, behind the last block; before it, nothing."""
+    output, mask = passage(number, call, keep=True), call.kwargs.get("attention_mask")
     if passage.place < len(passage.blocks):
         return None
-    return *rows_of(output, call.kwargs.get("attention_mask")), beside(output)
+    return *rows_of(output, mask), [rows_of(each, mask)[0] for each in others_of(output)]
 
 
 def rows_of(output: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
@@ -380,15 +408,16 @@ def _parts(output: Any) -> list:
     return [x for x in found if x is not None] if isinstance(found, tuple | list) else []
 
 
-def beside(output: Any) -> int:
-    """How many further outputs there are: other tensors of as many inputs, but for states and
-    caches, which come as series of their own."""
+def others_of(output: Any) -> list[torch.Tensor]:
+    """The other outputs of as many inputs, MOST_OTHERS at most; no states and caches, which come as
+    series of their own."""
     own, _ = judged(output)
     tensors = [
-        x for x in _parts(output) if isinstance(x, torch.Tensor) and x is not own and x.dim()
+        x for x in _parts(output) if isinstance(x, torch.Tensor) and x is not own and x.numel()
     ]
     figures = [x for x in tensors if x.is_floating_point() or x.is_complex()]
-    return sum(own.dim() > 0 and len(x) == len(own) for x in figures)
+    alike = [x for x in figures if x.dim() and own.dim() and len(x) == len(own)]
+    return alike[:MOST_OTHERS]
 
 
 # --- whose tensors these are ----------------------------------------------------------------------
