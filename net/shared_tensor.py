@@ -46,9 +46,12 @@ class SharedTensor:
         centroids: np.ndarray,
         labels: np.ndarray,
         reassignable: bool = False,
+        in_half: bool = True,
     ) -> None:
-        """`tensor` as it is before sharing; it stays so until `write`."""
+        """`tensor` as it is before sharing; it stays so until `write`. `in_half`: as of
+        `stored_centroids`."""
         tensor = tensor.detach()
+        self.in_half = in_half
         self.dtype, exact = tensor.dtype, exact_type(tensor.dtype)
         self.latent = None
         if reassignable:
@@ -77,10 +80,11 @@ class SharedTensor:
         cls, tensor: torch.Tensor, shared: torch.Tensor, reassignable: bool = False
     ) -> "SharedTensor":
         """The values of `shared`, of the shape of `tensor`: few already, and zero where an entry is
-        to be pruned."""
+        to be pruned. They are rounded to float16 if they are so already; else too finely spaced."""
         positions = shared.detach().flatten().nonzero().flatten()
         centroids, labels = np.unique(values_at(shared, positions), return_inverse=True)
-        return cls(tensor, positions, centroids, labels, reassignable)
+        in_half = np.array_equal(centroids.astype(np.float16), centroids)
+        return cls(tensor, positions, centroids, labels, reassignable, in_half)
 
     @torch.no_grad()
     def lie_as(self, tensor: torch.Tensor) -> None:
@@ -219,14 +223,14 @@ class SharedTensor:
     def stored_centroids(self) -> torch.Tensor:
         """The centroids [k'] in the tensor's type, rounded to float16, which halves the codebook.
 
-        Unrounded where that would turn one into 0 (which means pruned) or infinity, and in a type
-        that is no wider.
+        Unrounded where that would turn one into 0 (which means pruned) or infinity, in a type that
+        is no wider, and without `in_half`.
         """
         return self._stored(self.values())
 
     def _stored(self, centroids: torch.Tensor) -> torch.Tensor:
         exact = centroids.to(self.dtype)
-        if self.dtype.itemsize <= 2:
+        if self.dtype.itemsize <= 2 or not self.in_half:
             return exact
         rounded = exact.half().to(self.dtype)
         # Chosen on the device: a GPU would run dry if every step asked it for the answer.

@@ -629,3 +629,16 @@ def test_tensors_that_a_model_has_not_are_told_of(tmp_path):
     options = {"noise": 0.5, "module": made, "inputs": torch.randn(64, 64)}
     result = net.compress(tmp_path / "f.pth", tmp_path / "f.dc", **options)
     assert "extra.weight" in result.clusterings
+
+
+@pytest.mark.parametrize("noise", [1e-4, 1e-3, 0.3])
+def test_the_noise_is_what_was_asked_for_however_fine_with_inputs_too(tmp_path, noise):
+    """Multiples of a fine step are not rounded to float16 afterwards, which has fewer."""
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(64, 64)), torch.randn(256, 64)
+    state, sizes = model.state_dict(), []
+    for given in (None, inputs):
+        sizes.append(net.compress(model, tmp_path / "a.dc", noise=noise, inputs=given).bytes)
+        weight, before = encoding.load(tmp_path / "a.dc")[0]["0.weight"], state["0.weight"]
+        assert float((weight - before).norm() / before.norm()) < noise
+    assert sizes[1] < 1.1 * sizes[0]
