@@ -3,6 +3,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -74,7 +75,11 @@ def test_what_is_written_tensor_by_tensor_the_library_reads(state, tmp_path):
     assert equal(load_file(tmp_path / "m.safetensors"), state)
 
 
-@pytest.mark.parametrize("name", DTYPES)
+# Types that older versions of safetensors do not read, which take such a file for a damaged one.
+UNKNOWN = ("F8_E4M3FNUZ", "F8_E5M2FNUZ") if safetensors.__version__ < "0.8" else ()
+
+
+@pytest.mark.parametrize("name", [name for name in DTYPES if name not in UNKNOWN])
 def test_every_type(name, tmp_path):
     dtype = DTYPES[name]
     tensor = torch.arange(64, dtype=torch.uint8).view(dtype).clone()
