@@ -176,7 +176,8 @@ class SharedTensor:
         earlier epoch, the assignments are taken as well."""
         last = torch.zeros_like(tensor)
         self._put(last, self.written)
-        if bool(total(tensor != last)):
+        changed = (local(tensor) != local(last)).sum()  # DTensors cannot be compared before 2.9
+        if int(summed([changed], [tensor])[0]):
             self.follow(tensor)
             each, own = local(tensor).take(self.positions), self.values()
             means = self.means(tensor)
