@@ -233,7 +233,8 @@ def layer_rows(stages: Stages, names: list[str]) -> list[dict]:
         if name not in by_name:
             continue
         weight, bias, tensor = by_name[name], by_name.get(bias_of(name)), stages.state[name]
-        pruned = stages.found.get("retrained", Checkpoint(stages.state)).state_dict[name]
+        retrained = stages.found.get("retrained")
+        pruned = retrained.state_dict.get(name, tensor) if retrained else tensor
         sections = weight.sections
         row = {
             "name": shortest_name(name),
