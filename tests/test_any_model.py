@@ -176,7 +176,8 @@ def test_published_weights_are_fed_as_they_expect_in_every_stage(tmp_path, monke
     initial = checkpoint.load(tmp_path / "s" / checkpoint.INITIAL)
     assert initial.arch == "squeezenet1_1(num_classes=2, weights=IMAGENET1K_V1)"
     assert torch.equal(initial.state_dict["features.0.weight"], state["features.0.weight"])
-    assert compare_stages.main([*common, "--path", str(tmp_path / "s")]) == 0
+    folders = ["--path", str(tmp_path / "s"), "--directory", str(tmp_path / "e")]
+    assert compare_stages.main([*common, *folders]) == 0
     assert len(seen) == 2
     for found in seen:
         batch = next(found.test.batches(1))[0]

@@ -18,6 +18,12 @@ def figures(pipeline):
     return json.loads(pipeline.json.read_text())
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Not where somebody may have run the pipeline, whose encodings/ is the default."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_a_stage_without_an_architecture_beside_others(pipeline, tmp_path, capsys):
     for name in (checkpoint.INITIAL, checkpoint.RETRAINED):
         shutil.copy(pipeline.saves / name, tmp_path)
