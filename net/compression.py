@@ -30,7 +30,7 @@ from .encoding import TooLarge
 from .errors import UserError
 from .files import check_output, same_directory, same_file
 from .limits import free_memory
-from .modules import check_not_scripted, evaluating, tensors_of, unwrapped
+from .modules import check_not_scripted, evaluating, only_tensors, unwrapped
 from .modules import copied as copied_model
 from .outputs import Moved, Subject, Unseen
 from .parameters import Patterns, bias_of, listed, matches
@@ -189,7 +189,11 @@ class _Source:
         self.files: Mapping[str, Path] = {}
         self.state: Mapping[str, torch.Tensor]
         if self.module is not None:
-            self.state = copied_state(tensors_of(self.module))
+            own = self.module.state_dict()
+            self.state = copied_state(only_tensors(own))
+            if beside := [name for name in own if name not in self.state]:
+                text = f"no tensors, and not in the file: {', '.join(beside[:SHOWN])}"
+                self.layout["notes"] = [text]
         elif isinstance(model, Mapping):
             for name, value in model.items() if isinstance(model, dict) else ():
                 if not isinstance(value, torch.Tensor):
@@ -202,10 +206,6 @@ class _Source:
             assert self.path is not None
             self.state, self.layout, self.files = layouts.read(self.path, key)
         self.notes: list[str] = list(self.layout.pop("notes", ()))
-        if self.module is not None:
-            beside = [name for name in self.module.state_dict() if name not in self.state]
-            if beside:
-                self.notes.append(f"no tensors, and not in the file: {', '.join(beside[:SHOWN])}")
         names = {tie_of(self.state, name): name for name in self.state}.values()  # each once
         self.dense_bytes = sum(info_of(self.state, name).bytes for name in names)
 
@@ -250,7 +250,7 @@ class _Source:
             model = copied_model(self.module)
             sharing = self.calibrated(model, config, inputs)
             found = sharing.plan, sharing.clusterings, sharing.rounded
-            return Shared(tensors_of(model), noise, *found)
+            return Shared(only_tensors(model.state_dict()), noise, *found)
         rest = SharedState(self.state, config, survey=(self.plan, self.spreads))
         if subject is None or inputs is None:
             return Shared(rest, noise, rest.plan, rest.clusterings, rest.rounded)

@@ -88,9 +88,9 @@ def parameters_of(model: nn.Module, like: Mapping[str, torch.Tensor]) -> dict[st
 WITHOUT_COPY = "give its state dict, or a noise and no inputs"
 
 
-def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Its state dict, without what modules keep there beside tensors (get_extra_state)."""
-    return {n: each for n, each in model.state_dict().items() if isinstance(each, torch.Tensor)}
+def only_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """A module's state dict, without what is kept there beside tensors (get_extra_state)."""
+    return {name: each for name, each in state.items() if isinstance(each, torch.Tensor)}
 
 
 def copied(model: nn.Module) -> nn.Module:

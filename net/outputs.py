@@ -29,7 +29,7 @@ from .activations import Foreign
 from .blocks import NoBlocks, OnDisk, Passage, Skeleton, without_parameters
 from .choose import divergence
 from .errors import UserError, first_line
-from .modules import copied, evaluating, tensors_of
+from .modules import copied, evaluating, only_tensors
 from .samples import Call, Labelled, Samples, first_that_runs
 from .sharded import is_sharded
 from .tensors import is_computed
@@ -43,8 +43,8 @@ SHORTEST, LONGEST = 60, 400  # characters of a text
 BATCH = 16
 CHUNK = 1 << 20  # outputs that are compared at a time
 ROWS = 2048  # of outputs that are compared: a language model has one for each token
-MOST_OTHERS = 8  # outputs beside the one that is judged first
 ELEMENTS = 1 << 27  # of these: half a gigabyte
+MOST_OTHERS = 8  # outputs beside the one that is judged first
 USUAL_SIZE = 224  # of photographs for a network that does not say what it takes
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most networks are trained with
 TRANSFORMERS = "transformers"
@@ -528,7 +528,7 @@ def of_module(
     Raises Unseen for one that takes anything else, and where there are no photographs.
     """
     if names is None:
-        names = {name: name for name in tensors_of(model)}
+        names = {name: name for name in only_tensors(model.state_dict())}
     if callable(inputs):
         inputs = inputs(model)
     if inputs is not None:

@@ -44,11 +44,11 @@ def traces(
 ) -> tuple[dict[str, float], str]:
     """({name: trace of the Fisher information per answer} of the parameters `names`, "").
 
-    Of several outputs the one that net.outputs compares counts, and for parameters that are no part
-    of it, the first that they are part of. Left out are parameters that no gradient reached; where
-    the model cannot be differentiated all are, and a reason is returned beside the empty dict.
-    Runs a copy in evaluation mode on the model's device, or block by block the passage itself.
-    Deterministic.
+    Of several outputs the one that net.outputs judges first counts, and for parameters that are no
+    part of it, the first that they are part of. Left out are parameters that no gradient reached;
+    where the model cannot be differentiated all are, and a reason is returned beside the empty
+    dict. Runs a copy in evaluation mode on the model's device, or block by block the passage
+    itself. Deterministic.
     """
     passage = model if isinstance(model, Passage) else Passage(in_evaluation(model))
     passage.model.eval()

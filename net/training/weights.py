@@ -16,6 +16,7 @@ from .. import checkpoint
 from ..checkpoint import Checkpoint
 from ..errors import UserError
 from ..files import reason
+from ..modules import only_tensors
 from ..parameters import compressible, layer_of
 from ..tensors import info_of
 from . import architectures, distributed
@@ -130,7 +131,7 @@ def load_into(
     BatchNorm has had since PyTorch 0.4.1 and needs for no output, may be missing.  Raises UserError
     for any other difference.
     """
-    own = {n: each for n, each in model.state_dict().items() if isinstance(each, torch.Tensor)}
+    own = only_tensors(model.state_dict())
     given = without_prefixes(given, own)
     other_shape = [name for name in own if name in given and given[name].shape != own[name].shape]
     last_layer = [layer_of(name) for name in compressible(model)][-1:]
