@@ -6,6 +6,7 @@ the blocks before give what they gave, the run ends behind the one that is in me
 """
 
 import tempfile
+import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -330,10 +331,11 @@ class Skeleton:
 def without_parameters() -> Iterator[None]:
     """Modules made in this block have their parameters on the meta device; their buffers, which a
     checkpoint need not have, are as always."""
-    register = nn.Module.register_parameter
+    register, own = nn.Module.register_parameter, threading.get_ident()
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
+        here = threading.get_ident() == own  # other threads make modules as always
+        if here and param is not None and not param.is_meta:
             param = nn.Parameter(param.to("meta"), requires_grad=False)
         register(self, name, param)
 

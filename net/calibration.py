@@ -11,6 +11,7 @@ convolutions. All of it would be too much, since part of the difference is chanc
 
 import copy
 import math
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
@@ -81,6 +82,9 @@ class Moments(NamedTuple):
         return bool(
             self.hessian.isfinite().all() and self.drift.isfinite().all() and (power > 0).any()
         )
+
+
+_BACKENDS = threading.RLock()  # whose switches are those of all threads
 
 
 class _Enough(Exception):
@@ -205,8 +209,9 @@ def _look(work: Passage, samples: Samples, kinds: Mapping[str, str]) -> tuple[li
 @contextmanager
 def _separate_products(model: nn.Module) -> Iterator[None]:
     """Keep fused kernels, in which products cannot be told apart, from being used."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
+        stack.enter_context(_BACKENDS)
+        fastpath = torch.backends.mha.get_fastpath_enabled()
         stack.enter_context(torch.no_grad())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(warnings.catch_warnings())

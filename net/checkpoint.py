@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import re
+import threading
 import warnings
 import zipfile
 import zlib
@@ -332,10 +333,18 @@ def _unpickling(path: Path) -> Iterator[None]:
         ) from None
 
 
+_ALLOWING = threading.Lock()  # torch's list of classes is one for all threads
+
+
 def _unpickled(source: str | BinaryIO, mmap: bool = False) -> Any:
-    with torch.serialization.safe_globals(PLAIN_CLASSES), warnings.catch_warnings():
+    with _ALLOWING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle protocols, which say nothing to a user
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+        own = torch.serialization.get_safe_globals()
+        try:
+            with torch.serialization.safe_globals(PLAIN_CLASSES):
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+        finally:
+            torch.serialization.add_safe_globals(own)  # some of which have been taken away again
 
 
 def _refused(error: Exception) -> str | None:

@@ -40,7 +40,7 @@ from .rounding import Spread, cast, spreads_of, steps
 from .samples import Samples
 from .sharing import SharedState, WeightSharing
 from .state_dicts import Renamed
-from .tensors import TensorMap, check_shaped, info_of, tie_of
+from .tensors import TensorMap, check_packed, check_shaped, info_of, tie_of
 from .treatments import (
     NOT_MEASURED,
     ByRate,
@@ -190,6 +190,8 @@ class _Source:
         self.state: Mapping[str, torch.Tensor]
         if self.module is not None:
             own = self.module.state_dict()
+            for name, value in own.items():
+                check_packed(name, value)
             self.state = copied_state(only_tensors(own))
             if beside := [name for name in own if name not in self.state]:
                 text = f"no tensors, and not in the file: {', '.join(beside[:SHOWN])}"

@@ -99,10 +99,6 @@ class Saved(TensorMap):
         """How many files have some of it."""
         return len({part.file for _, parts in self.tensors.values() for part in parts}) or 1
 
-    @property
-    def infos(self) -> list[Info]:
-        return [info for info, _ in self.tensors.values()]
-
     def info(self, name: str) -> Info:
         return self.tensors[name][0]
 

@@ -18,6 +18,10 @@ SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 WEIGHTS = (".pth.tar", SUFFIX, ".ptmodel", ".ckpt", ".bin", ".pth", ".pt", ".th")
+# Names of indexes of weights, those of other libraries and of encoded models included.
+INDEXES = re.compile(
+    rf".+(?:{'|'.join(map(re.escape, WEIGHTS))}|\.h5|\.msgpack|\.dc)\.index(\.\w+)?\.json"
+)
 # What a folder may hold beside: of a trainer's state, not of the model.
 NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
 MAX_INDEX_BYTES = 1 << 26
@@ -139,7 +143,7 @@ def begins_as_encoded(file: Path) -> bool:
 
 
 def is_index(file: Path) -> bool:
-    return bool(re.fullmatch(r".+\.index(\.\w+)?\.json", file.name))
+    return bool(INDEXES.fullmatch(file.name))
 
 
 def indexed(index: Path, read: Callable[[Path], Mapping[str, Content]]) -> dict[str, Content]:

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -62,7 +63,7 @@ class StepHooks:
         found.hang(self)
         self._attached.append(found)
         self._was_attached = True
-        _ALIVE.add(self)
+        _live(self)
 
     def _held(self, attached: "_Attached") -> dict[str, nn.Parameter]:
         """{name: parameter} of the model's own that an optimizer has."""
@@ -283,16 +284,24 @@ class StepHooks:
         for each in self._attached:
             each.hang(self)
         if self._attached:
-            _ALIVE.add(self)
+            _live(self)
 
 
-_ALIVE: "weakref.WeakSet[StepHooks]" = weakref.WeakSet()
+_ALIVE: "weakref.WeakSet[StepHooks]" = weakref.WeakSet()  # of all threads
+_ALIVE_LOCK = threading.Lock()
+
+
+def _live(one: StepHooks) -> None:
+    with _ALIVE_LOCK:
+        _ALIVE.add(one)
 
 
 def attached_to(model: nn.Module) -> Iterator[StepHooks]:
     """What is attached to optimizers for a model."""
     inner = unwrapped(model)
-    return (each for each in list(_ALIVE) if each._attached and each._model is inner)
+    with _ALIVE_LOCK:
+        alive = list(_ALIVE)
+    return (each for each in alive if each._attached and each._model is inner)
 
 
 def check_written(name: str, parameter: nn.Parameter) -> None:

@@ -28,7 +28,7 @@ from .tensors import Info, TensorMap, info_of, tie_of
 
 # Files of a folder that hold the weights in a form that torch does not load.
 OTHER_FORMS = re.compile(
-    r".*\.(onnx|onnx_data|h5|keras|msgpack|ot|tflite|gguf)|(.*/)?openvino_[^/]*\.(bin|xml)"
+    r".*\.(onnx|onnx[._]data(_\d+)?|h5|keras|msgpack|ot|tflite|gguf)|(.*/)?openvino_[^/]*\.(bin|xml)"
     r"|(.*\.mlpackage|(.*/)?saved_model)/.*|.*\.ckpt\.(index|meta|data-.*)"
 )
 # STEM, VARIANT, of a shard its number, VARIANT, suffix
@@ -213,16 +213,16 @@ def _read_saved(
     """A folder of torch.distributed.checkpoint: as many files of weights as its processes have
     written, each with about as many bytes of tensors that follow one another."""
     state, notes = dcp.read(folder, key)
-    count, sizes = state.files, [info.bytes for info in state.infos]
+    count, sizes = state.files, [state.info(name).bytes for name in state]
     middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
     # a tensor without elements, the last, has its middle at the very end
-    shards = [min(count - 1, int(count * m / max(1, sum(sizes)))) for m in middles]
+    files_of = [min(count - 1, int(count * m / max(1, sum(sizes)))) for m in middles]
     tensors, lines = Tensors(), []
     tensors.add("", state)
-    numbers = sorted(set(shards))
+    numbers, suffix = sorted(set(files_of)), _suffix_for(state)
     for place, number in enumerate(numbers, 1):
-        file = f"model-{place:05}-of-{len(numbers):05}{SUFFIX}"
-        lines.append(_plain_line(file, shards.count(number)))
+        file = f"model-{place:05}-of-{len(numbers):05}{suffix}"
+        lines.append(_plain_line(file, files_of.count(number)))
     rest = [name for name in names if name != dcp.METADATA and not name.endswith(dcp.SUFFIX)]
     others = {}
     for name in rest:  # an export, whose names are those that the files get here
@@ -232,6 +232,11 @@ def _read_saved(
                 others[name] = BESIDE
     files = _kept(folder, rest, {}, others, left_out)
     return tensors, _layout(folder, lines, notes, left_out), files
+
+
+def _suffix_for(state: Any) -> str:
+    """Of files that these tensors can be in: safetensors has no complex128."""
+    return SUFFIX if all(state.info(name).dtype in shards.NAMES for name in state) else ".pth"
 
 
 BESIDE = "weights beside those of torch.distributed.checkpoint"
@@ -302,7 +307,7 @@ def _read_weights(file: Path, name: str, key: str | None) -> _Weights:
         line: dict[str, Any] = {"path": name, "tensors": len(state)}
         line |= {"metadata": state.metadata} if state.metadata else {}
         header = _header(file)
-        if header != _usual({name: state.info(name) for name in state}, state.metadata):
+        if header != shards.usual_header({n: state.info(n) for n in state}, state.metadata):
             line["header"] = header.decode("latin-1")
         return _Weights(line, state, [])
     content = checkpoint.load_dict(file)
@@ -350,14 +355,6 @@ def _header(file: Path) -> bytes:
         return opened.read(int.from_bytes(opened.read(8), "little"))
 
 
-def _usual(infos: Mapping[str, Info], metadata: Mapping[str, str]) -> bytes:
-    """The header that safetensors' own library writes."""
-    header = ({METADATA: metadata} if metadata else {}) | shards.fields_of(infos)
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
-    data = text.encode(errors="surrogatepass")
-    return data + b" " * (-len(data) % 8)
-
-
 # --- back again -----------------------------------------------------------------------------------
 
 
@@ -397,7 +394,8 @@ def restore(encoding: Encoding, target: str | Path) -> list[Path]:
 
 
 def _plain_layout(encoding: Encoding, target: Path) -> dict:
-    name = formats.SINGLE if encoding.files or target.suffix == SUFFIX else "model.pth"
+    suffix = _suffix_for(encoding) if encoding.files else target.suffix
+    name = formats.SINGLE if suffix == SUFFIX else "model.pth"
     while name in encoding.files:
         name = f"_{name}"
     return {"weights": [_plain_line(name, len(encoding))]}
@@ -458,7 +456,7 @@ def _header_of(line: dict, infos: dict[str, Info]) -> tuple[bytes, list[str]]:
     metadata = line.get("metadata", {})
     if not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError("metadata that are no texts")
-    return _usual(infos, metadata), list(infos)
+    return shards.usual_header(infos, metadata), list(infos)
 
 
 def _filled(line: dict, state: dict[str, torch.Tensor]) -> dict:

@@ -48,6 +48,11 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != CHECKPOINTED)
 
 
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """{name in the state dict: module}, each once."""
+    return {plain_name(name): module for name, module in model.named_modules()}
+
+
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     """{name in the state dict: parameter}, tied ones under each of their names."""
     every = model.named_parameters(remove_duplicate=False)

@@ -353,7 +353,7 @@ class _Sample:
     def whole(self) -> torch.Tensor:
         """All of them, float32 [rows, width], in memory once."""
         shape = sum(map(len, self.parts)), *self.parts[0].shape[1:]
-        found, end = torch.empty(shape, device="cpu"), 0
+        found, end = torch.empty(shape, dtype=torch.float32, device="cpu"), 0
         while self.parts:
             part = self.parts.pop(0)
             found[end : end + len(part)] = part
@@ -702,7 +702,8 @@ def photographs(height: int, width: int) -> torch.Tensor:
     for number in range(PHOTOGRAPHS):
         source = sources[number % len(sources)]
         side = min(source.shape[1:])
-        part = int(side * (0.3 + 0.7 * torch.rand((), generator=generator)))
+        share = torch.rand((), generator=generator, dtype=torch.float32)
+        part = int(side * (0.3 + 0.7 * share))
         top, left = (
             int(torch.randint(extent - part + 1, (), generator=generator))
             for extent in source.shape[1:]

@@ -40,6 +40,7 @@ from .treatments import TREATMENTS, Asked, Exact, SharingConfig, Treatment
 ONE = "one element"
 QUANTIZED = "quantized already"
 NOT_CHOSEN = "left out by include or exclude"
+BY_VALUE = "by its values a table of constants"
 
 # Normalisation, by the classes of a module, or by names: the other one that is beside it.
 STATISTICS = ("running_mean", "running_var")
@@ -171,7 +172,7 @@ class _Planner:
         if not tensor.trained and _named_as_table(name, tensor.shape):
             return "by its name a table of constants"
         if not getattr(tensor.info, "is_meta", False) and is_table(tensor.read()):
-            return "by its values a table of constants"
+            return BY_VALUE
         return ""
 
     # What is beside them
@@ -186,14 +187,15 @@ class _Planner:
             if tensor.first not in kinds or bias == name or not self._has_bias(name):
                 continue
             vector, own = self.tensors[bias], bits[tensor.first]
+            first = vector.first  # where it is tied, too
             if not is_chosen(bias, "", None, self.config.exclude):  # beside its weight
-                found[bias] = Exact(reason=NOT_CHOSEN)
+                found[first] = Exact(reason=NOT_CHOSEN)
             elif math.prod(vector.shape) == 1:
-                found[bias] = Exact(reason=ONE)
+                found[first] = Exact(reason=ONE)
             else:
                 weight_bits = self.bits[tensor.first]
                 asked = Asked("bias", self.config, vector.read, "", own, weight_bits)
-                found[bias] = _given(asked)
+                found[first] = _given(asked)
         return found
 
     def _has_bias(self, name: str) -> bool:

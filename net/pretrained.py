@@ -65,6 +65,7 @@ def load_into(
     named = {name for place in places for name in place.names}
     stored = _unwrapped_names(source, named)
     missing: list[str] = []
+    counters: list[Place] = []  # that begin anew
     problems: list[str] = []
     jobs: list[tuple[str, Place, bool]] = []
     for place in places:
@@ -75,6 +76,8 @@ def load_into(
             jobs.append((given[0], place, replace))
         elif not place.names[0].endswith("num_batches_tracked"):
             missing.append(place.names[0])
+        elif place.tensor.is_meta and assign is not False:
+            counters.append(place)
     unexpected = [own for name, own in stored.items() if name not in named]
     if strict:
         stranded = [n for n, buffer in inner.named_buffers() if buffer.is_meta and n not in named]
@@ -101,6 +104,8 @@ def load_into(
         for tensor, place, replace in in_order(decoded, jobs, size, largest):
             put(tensor, place, replace)
             del tensor  # before the next is decoded
+        for place in counters:
+            put(torch.zeros_like(place.tensor, device="cpu"), place, replace=True)
     except EncodingError as error:
         raise EncodingError(f"{error}; a part of the model is loaded already") from None
     return Loaded(missing, unexpected)
@@ -110,13 +115,11 @@ def _unwrapped_names(source: Iterable[str], wanted: Set[str]) -> dict[str, str]:
     """{name in a module: name in `source`}: without what wrappers begin all of them with, unless
     the module has such names, too."""
     names = {name: name for name in source}
-    while wanted.isdisjoint(names):
-        for prefix in WRAPPERS:
-            if names and all(name.startswith(prefix) for name in names):
-                names = {name.removeprefix(prefix): own for name, own in names.items()}
-                break
-        else:
+    while names and wanted.isdisjoint(names):
+        prefix = next((each for each in WRAPPERS if all(n.startswith(each) for n in names)), None)
+        if prefix is None:
             break
+        names = {name.removeprefix(prefix): own for name, own in names.items()}
     return names
 
 

@@ -7,6 +7,7 @@ weight. The mask of a model that was loaded is `weight != 0`.
 
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 
@@ -14,11 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .errors import UserError
+from .errors import UserError, some_names
 from .hooks import StepHooks, check_written, warn_of_zeros
 from .modules import parameters_by_name, parameters_of
 from .parameters import Patterns, compressible, normed_axes, resolve
-from .plan import constants
+from .plan import BY_VALUE, constants
 from .sharded import full, kth_greatest, laid, local, part, summed, total
 from .tensors import version_of
 
@@ -193,6 +194,16 @@ class Pruner(StepHooks):
         # What goes at once, until a first step: a state that is loaded yet may have kept it.
         self._gone = {n: _Gone.of(w, self.masks[n]) for n, w in self.weights()} if not steps else {}
         self.apply()
+        for name, gone in self._gone.items():
+            gone.version = version_of(self._parameters[name])
+
+    def __getstate__(self) -> dict:
+        """Without what cannot be given back any more: a copy's weights have other versions."""
+        gone = {n: e for n, e in self._gone.items() if e.version == version_of(self._parameters[n])}
+        return {**super().__getstate__(), "_gone": gone}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
         for name, gone in self._gone.items():
             gone.version = version_of(self._parameters[name])
 
@@ -387,6 +398,12 @@ def prunable(
     if include is not None:
         return found
     wrong = constants(model)
+    if tables := [name for name in found if wrong.get(name) == BY_VALUE]:
+        warnings.warn(
+            "not pruned, since their values now are those of tables of constants: "
+            f"{some_names(tables)}; include= names them where they are to be trained",
+            stacklevel=3,
+        )
     return {n: kind for n, kind in found.items() if kind != "embedding" and n not in wrong}
 
 

@@ -156,7 +156,8 @@ class _Judge:
 def _direction(rows: torch.Tensor, logits: bool, generator: torch.Generator) -> torch.Tensor:
     """Random, [rows, width]: of covariance diag(p) - p p^T in a row of logits with probabilities p;
     of other outputs 1 over their mean square norm."""
-    noise = torch.randn(rows.shape, generator=generator, device="cpu").to(rows.device)
+    noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype, device="cpu")
+    noise = noise.to(rows.device)
     if logits and rows.shape[1] > 1:
         share = rows.softmax(1)
         noise *= share.sqrt()

@@ -86,6 +86,14 @@ def fields_of(infos: Mapping[str, Info]) -> dict[str, dict]:
     return fields
 
 
+def usual_header(infos: Mapping[str, Info], metadata: Mapping[str, str]) -> bytes:
+    """The header that safetensors' own library writes."""
+    header = ({METADATA: dict(metadata)} if metadata else {}) | fields_of(infos)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
+    data = text.encode(errors="surrogatepass")
+    return data + b" " * (-len(data) % 8)  # elements begin at a multiple of 8
+
+
 def write(
     path: str | Path,
     infos: Mapping[str, Info],
@@ -105,20 +113,16 @@ def write(
     for name, (dtype, _) in infos.items():
         if dtype not in NAMES:
             raise CheckpointError(f"{problem} the format has no {dtype}, which {name} is")
-    fields = fields_of(infos)
-    size = max((field["data_offsets"][1] for field in fields.values()), default=0)
-    about = {"format": "pt"} if metadata is None else dict(metadata)
+    about = {"format": "pt"} if metadata is None else metadata
     try:
-        "".join((*fields, *about, *about.values())).encode()
+        "".join((*infos, *about, *about.values())).encode()
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"{problem} a name, or a part of the metadata, is no text ({error})"
         ) from None
-    if METADATA in fields:
+    if METADATA in infos:
         raise CheckpointError(f"{problem} the format has no tensor called {METADATA}")
-    text = json.dumps({METADATA: about, **fields}).encode()
-    text += b" " * (-len(text) % 8)  # elements begin at a multiple of 8
-    text = text if header is None else header
+    text = usual_header(infos, about) if header is None else header
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, info), tensor in zip(infos.items(), tensors, strict=True):
@@ -126,7 +130,7 @@ def write(
             if (tensor.dtype, tuple(tensor.shape)) != info:
                 raise CheckpointError(f"{problem} {name} is not of the announced type")
             file.write(memory(tensor).data)
-    return 8 + len(text) + size
+    return 8 + len(text) + sum(info.bytes for info in infos.values())
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -139,7 +139,9 @@ class SharedTensor:
             trained.grad = new
 
     def follow(self, tensor: torch.Tensor) -> None:
-        """Move to the device of `tensor`, which a model may be moved to after it was shared."""
+        """Move to the device and the type of `tensor`, to which a model may be moved after it was
+        shared."""
+        self.dtype = tensor.dtype
         if self.positions.device != tensor.device:
             self.positions = self.positions.to(tensor.device)
             self.labels = self.labels.to(tensor.device)

@@ -19,7 +19,7 @@ from .hooks import (
     gradient_scaler,
     warn_of_zeros,
 )
-from .modules import parameters_by_name, parameters_of
+from .modules import modules_by_name, parameters_by_name, parameters_of
 from .plan import plan
 from .prune import Pruner
 from .rounding import FOLDED, Spread, fold_statistics, scale_of
@@ -131,7 +131,8 @@ class WeightSharing(StepHooks):
         self._round_vectors()
 
     def _check_model(self, calibrated: bool) -> None:
-        if not any(each.kind and each.how != Exact.how for each in self.plan.values()):
+        shared = {name for name, each in self.plan.items() if each.kind and each.how != Exact.how}
+        if not shared:
             reasons = Counter(each.reason for each in self.plan.values() if each.kind)
             why = f": {', '.join(reasons)}" if reasons else ", no weight of two or more dimensions"
             raise UserError(f"nothing in this model can be shared{why}; include= names others")
@@ -145,8 +146,7 @@ class WeightSharing(StepHooks):
                         "calibrate before fully_shard, or leave it out"
                     )
         if not self.final:
-            kept = {name for name, each in self.plan.items() if each.kind and each.how != Exact.how}
-            warn_of_zeros({name: each for name, each in parameters.items() if name in kept})
+            warn_of_zeros({name: each for name, each in parameters.items() if name in shared})
         for other in attached_to(self._model):
             if isinstance(other, Pruner) and not other.finished:
                 warnings.warn(f"a Pruner is attached, and {other.unfinished}", stacklevel=3)
@@ -270,7 +270,7 @@ class WeightSharing(StepHooks):
         rounded = set(self._vectors)
         found = {
             name: module
-            for name, module in self._model.named_modules()
+            for name, module in modules_by_name(self._model).items()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
             and rounded.issuperset(f"{name}.{each}" for each in FOLDED)
         }

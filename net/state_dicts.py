@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 
 from .errors import some_names
-from .tensors import TensorMap, check_dense
+from .tensors import TensorMap, check_dense, check_packed
 
 # Keys under which a file has its model, whatever else it holds.
 MAIN = ("state_dict", "model_state_dict", "model")
 # Keys under which there are tensors that are no model.
-NO_MODEL = re.compile(r"optim|sched|scaler|callback|(^|_)rng", re.IGNORECASE)
+NO_MODEL = re.compile(r"optim|sched|(?<!up|wn)scaler|callback|(^|_)rng", re.IGNORECASE)
 MAX_DEPTH = 32
 MAX_NAMES = 8  # of one and the same dict
 MAX_FIELDS = 1 << 21  # of one value: a pickle can name one list a thousand times
@@ -39,7 +39,7 @@ def find(content: object, key: str | None = None) -> Found:
     Raises ValueError, whose text follows the name of the file, where there is none, where there
     are several and none is called as in MAIN, and for a tensor without plain values.
     """
-    everything = _with_tensors(content)
+    everything = _with_tensors(content, key)
     path, others = _chosen(everything, key)
     own = everything[path]
     state = {}
@@ -47,10 +47,11 @@ def find(content: object, key: str | None = None) -> Found:
         if isinstance(name, str) and isinstance(value, torch.Tensor):
             check_dense(name, value, "holds what cannot be read, ")
             state[name] = value.detach()
+        check_packed(name, value, "holds what cannot be read, ")
     extra, lost = _beside(content, path)
     here = extra
     for part in path:
-        here = here.get(part, {})
+        here = next((inner for name, inner in here.items() if str(name) == part), {})
     kept = [str(name) for name in own if name not in state and name in here]
     other_names = [_dotted(other) for other in others]
     lost = [name for name in lost if name not in other_names]
@@ -69,18 +70,22 @@ def find(content: object, key: str | None = None) -> Found:
 
 def path_of(content: object, key: str | None = None) -> Path:
     """Where `find` finds it: the keys, as texts, that lead to it."""
-    return _chosen(_with_tensors(content), key)[0]
+    return _chosen(_with_tensors(content, key), key)[0]
 
 
-def _with_tensors(content: object) -> dict[Path, dict]:
-    """{path: dict} of all that hold tensors under names, but for those of optimizers."""
+def _with_tensors(content: object, key: str | None) -> dict[Path, dict]:
+    """{path: dict} of all that hold tensors under names, but for those of optimizers that `key`
+    does not lead to."""
     found: dict[Path, dict] = {}
     seen: Counter[int] = Counter()
 
     def visit(value: object, path: Path, above: tuple[int, ...]) -> None:
         if not isinstance(value, dict) or "param_groups" in value or id(value) in above:
             return
-        if len(path) > MAX_DEPTH or (path and NO_MODEL.search(path[-1])):
+        if len(path) > MAX_DEPTH:
+            return
+        named = key is not None and f"{key}.".startswith(f"{_dotted(path)}.")
+        if path and not named and NO_MODEL.search(path[-1]):
             return
         if seen[id(value)] == MAX_NAMES:
             return

@@ -71,6 +71,14 @@ def check_dense(
         raise error(f"{problem}{name!r}: {what}")
 
 
+def check_packed(name: object, value: object, problem: str = "") -> None:
+    """The same for the tensors in a list or a tuple, as torch.ao packs quantized weights: what has
+    them there is no state dict without them."""
+    for each in value if isinstance(value, list | tuple) else ():
+        if isinstance(each, torch.Tensor):
+            check_dense(name, each, problem)
+
+
 def memory(tensor: torch.Tensor) -> np.ndarray:
     """The bytes of the elements in their order, uint8[tensor.nbytes]; a view where they lie so."""
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
