@@ -12,21 +12,22 @@ import functools
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from .codec import manifest
 from .codec.manifest import MANIFEST, Entry, ManifestError
 from .files import FOREIGN, open_regular, read_file, reason
-from .formats import MAX_INDEX_BYTES, mapped
+from .formats import ENCODED, MAX_INDEX_BYTES, mapped
 
 SUFFIX = ".dc"
 INDEX = "model.dc.index.json"  # of several files
-MAGIC = b"DCF" + manifest.MAGIC[3:]
+MAGIC = ENCODED + manifest.MAGIC[3:]
 START = 16  # bytes: magic, checksum, the sizes of the manifest and of the table
 MAX_TABLE_BYTES = 1 << 26
 MAX_FILES = 1 << 16  # beside the tensors
@@ -115,7 +116,7 @@ class InFile:
         """The header, with the size of the file in 8 bytes before it. Raises OSError."""
         with open_regular(self.path) as (file, size):
             data = file.read(START)
-            if data[:3] == MAGIC[:3]:
+            if data[:3] == ENCODED:
                 # no more than there is, whatever it claims
                 sizes = _numbers(data[8:16])
                 if max(sizes) > MAX_TABLE_BYTES:
@@ -191,10 +192,11 @@ class InShards(InFile):
 
 
 def _texts(data: bytes) -> Iterator[bytes]:
-    while data:
-        end = 8 + int.from_bytes(data[:8], "big")
-        yield data[8:end]
-        data = data[end:]
+    end = 0
+    while end < len(data):
+        begin = end + 8
+        end = begin + int.from_bytes(data[end:begin], "big")
+        yield data[begin:end]
 
 
 def _joined(first: dict, second: dict) -> dict:
@@ -243,7 +245,7 @@ def unpack(data: bytes, size: int) -> Contents:
     """What `pack` was given, in a file of `size` bytes.
 
     Raises ValueError, RecursionError or zlib.error for what it does not write."""
-    if data[:3] != MAGIC[:3]:
+    if data[:3] != ENCODED:
         raise ManifestError("not an encoded model of this program")
     manifest.check_version(data)
     split, length = _numbers(data[8:START])
@@ -312,8 +314,9 @@ def check_names(names: Mapping[str, object]) -> None:
     for name in names:
         if what := unsafe(name):
             raise ManifestError(f"the file {str(name)[:80]!r}: {what}")
-    for name in names:
-        if any(str(folder) in names for folder in PurePosixPath(name).parents):
+    # What is in a folder comes right after its name, since "\0" is less than all that is in names.
+    for before, name in pairwise(sorted(names, key=lambda name: name.replace("/", "\0"))):
+        if name.startswith(f"{before}/"):
             raise ManifestError(f"the file {name[:80]!r}: in a folder that is a file")
 
 
@@ -322,22 +325,27 @@ def unsafe(name: object) -> str | None:
     if not isinstance(name, str):
         return "a name is a text"
     try:
-        parts = [part.encode() for part in name.split("/")]
+        parts = name.encode().split(b"/")
     except UnicodeEncodeError:
         return "not UTF-8"
-    if (
-        sum(map(len, parts)) + len(parts) - 1 > MAX_NAME_BYTES
-        or max(map(len, parts)) > MAX_PART_BYTES
-    ):
+    if len(name.encode()) > MAX_NAME_BYTES or max(map(len, parts)) > MAX_PART_BYTES:
         return "too long a name"
-    if any(part in (b"", b".", b"..") for part in parts):
+    if not {b"", b".", b".."}.isdisjoint(parts):
         return "not a relative path within a folder"
-    if any(letter in "\\:\x7f" or letter < " " for letter in name):
+    if re.search(r"[\x00-\x1f\x7f\\:]", name):
         return "a character that not every system has in names"
     return None
 
 
 # --- files beside the tensors ---------------------------------------------------------------------
+
+
+def check_source(name: str, source: object) -> None:
+    """Raises ManifestError for what cannot be stored, as far as that is seen without reading it."""
+    if not isinstance(source, bytes | Path):
+        raise ManifestError(f"the file {name!r}: bytes or a Path, not a {type(source).__name__}")
+    if isinstance(source, bytes) and len(source) > MAX_FILE_BYTES:
+        raise ManifestError(f"the file {name!r}: more than {MAX_FILE_BYTES:,} bytes")
 
 
 def store(target: BinaryIO, source: Source) -> Stored:

@@ -49,7 +49,7 @@ from .files import (
     sync_folder,
     unwritable,
 )
-from .tensors import TensorMap, check_dense, identity
+from .tensors import TensorMap, check_dense, identity, memory
 from .threads import in_order
 
 __all__ = ["Encoded", "Encoding", "EncodingError", "Stream", "TensorInfo"]
@@ -217,6 +217,8 @@ class Encoding(TensorMap):
         try:
             for name, path in paths.items():
                 data = self.read_file(name)
+                if os.path.lexists(path):  # one of these, where README and readme are one name
+                    raise EncodingError(f"{path} is there already; give another folder")
                 with atomic_write(path) as file:
                     file.write(data)
         except EncodingError:
@@ -249,7 +251,7 @@ class Encoding(TensorMap):
         if now == before:
             return False
         if now.outline() != before.outline() or any(
-            now.part(part) != before.part(part) for part in self._given
+            now.part(part) != before.part(part) for part in [*self._given]
         ):
             raise EncodingError(f"{self.path} was replaced while it was read; open it again")
         self._contents = now
@@ -287,8 +289,9 @@ def write(
     if not isinstance(state, Mapping):
         raise EncodingError(f"cannot encode a {type(state).__name__}: it is no state dict")
     one = path.suffix == SUFFIX
-    if not one and (files or layout):
-        raise EncodingError(f"{path}: only a {SUFFIX} file holds other files of a model")
+    if not one and (files or layout or most is not None):
+        what = "holds other files of a model" if files or layout else "has a size to keep to"
+        raise EncodingError(f"{path}: only a {SUFFIX} file {what}")
     try:
         if one:  # of two writers the last is it: each renames a whole file
             return _FileWriting(path, verify, describe).run(state, meta, files, layout, most)
@@ -331,9 +334,8 @@ class _Writing:
             most = sum(end <= manifest.MAX_JOINED for end in ends)
             written = [write_tensor(tensor) for _, tensor in pairs]
             if most > 1:
-                joined = torch.cat(
-                    [tensor.detach().cpu().reshape(-1) for _, tensor in pairs[:most]]
-                )
+                octets = np.concatenate([memory(tensor) for _, tensor in pairs[:most]])
+                joined = torch.from_numpy(octets).view(pairs[0][1].dtype)  # bit for bit
                 one = write_tensor(joined)
                 if _stream_bytes(one) < sum(map(_stream_bytes, written[:most])):
                     entries = [entry for entry, _ in pairs[:most]]
@@ -350,7 +352,10 @@ class _Writing:
         told: dict[Hashable, Entry] = {}  # by what a mapping says of the names itself
         tie = getattr(state, "tie", lambda name: None)
         for name in state:
-            tensor = state[name]
+            try:
+                tensor = state[name]
+            except OSError as error:  # not of what is written
+                raise EncodingError(f"cannot read {name!r}: {reason(error)}") from None
             _check_tensor(name, tensor)
             # an address says nothing once the tensor that was there is gone
             before, key = seen.get(identity(tensor)), tie(name)
@@ -411,6 +416,8 @@ class _FileWriting(_Writing):
         check_output(self.path)  # what can be refused is, before any work
         folder = Path(os.path.realpath(self.path)).parent
         container.check_names(files or {})
+        for name, source in (files or {}).items():
+            container.check_source(name, source)
         self.header(_packed([], meta), [], {}, layout)
         with tempfile.TemporaryFile(dir=folder) as streams:
             found: dict[int, tuple[int, int, int]] = {}
@@ -465,6 +472,7 @@ class _FolderWriting(_Writing):
         super().__init__(path, verify, describe)
         self.alone = alone
         self.written: list[Path] = []
+        self.new: list[Path] = []  # to the manifest: a killed writer may have left them
         self.before, self.packed = _stored_manifest(path), b""
         self.old = _files_named_by(self.before)
 
@@ -474,7 +482,7 @@ class _FolderWriting(_Writing):
             _packed([], meta)
             total = sum(size for _, size, _ in self.encoded(state))
             self.packed = _packed(self.entries, meta)
-            sync_files(self.written)  # and their names, before what names them
+            sync_files(self.new)  # and their names, before what names them
             sync_folder(self.path)
             self.release()
             _write_file(self.path / MANIFEST, self.packed)
@@ -518,8 +526,7 @@ class _FolderWriting(_Writing):
     def release(self) -> None:
         """Leave the files to the manifest that is about to name them, or to ``settle``: the end
         of the process no longer removes them."""
-        for path in self.written:
-            unfinished.discard(path)
+        unfinished.discard(*self.written)
 
     def leavings(self, keep: set[str]) -> set[str]:
         """What killed writers have left: files whose names give their checksums, temporaries.
@@ -539,7 +546,10 @@ class _FolderWriting(_Writing):
     def keep(self, entry: Entry, data: memoryview) -> None:
         """Write the file of a stream."""
         path = self.path / entry.file_name
-        if not (path.is_file() and checksum(path) == (len(data), entry.checksum)):
+        there = path.is_file() and checksum(path) == (len(data), entry.checksum)
+        if not there or entry.file_name not in self.old:
+            self.new.append(path)
+        if not there:
             self.written.append(path)
             if entry.file_name not in self.old:
                 unfinished.add(path)

@@ -173,14 +173,21 @@ def checksum(path: Path) -> tuple[int, int]:
     return size, crc
 
 
+def csv_names(path: str | Path) -> list[Path]:
+    """NAME-stages.csv and NAME-layers.csv, the tables that NAME.csv stands for."""
+    path = Path(path)
+    return [path.with_name(f"{path.stem}-{kind}{path.suffix}") for kind in ("stages", "layers")]
+
+
 def sync_files(paths: Sequence[Path]) -> None:
     """Have these files on the disk before what follows: one after the other, or, where they are
     many and the system waits for it (Linux does), all that it holds at once."""
     if len(paths) > MANY and sys.platform == "linux":
         os.sync()
         return
+    mode = "r+b" if os.name == "nt" else "rb"  # Windows syncs what is open for writing
     for path in paths:
-        with path.open("rb") as file:
+        with path.open(mode) as file:
             os.fsync(file.fileno())
 
 

@@ -48,7 +48,7 @@ def decode(data: bytes) -> np.ndarray:
     """The int64 array that ``encode`` was given; HuffmanError for bytes that it cannot write."""
     try:
         whole = bytes(memoryview(data))
-    except TypeError:
+    except (TypeError, ValueError):
         raise HuffmanError(f"cannot decode a {type(data).__name__}; pass bytes") from None
     body, checksum = whole[:-4], whole[-4:]
     if len(checksum) < 4 or zlib.crc32(body) != int.from_bytes(checksum, "big"):

@@ -648,13 +648,15 @@ def images_for(model: nn.Module) -> Images:
     """By what the model says of itself, as those of this suite, timm's and transformers' do; else
     what networks for ImageNet take. Raises Unseen for one that does not begin with images."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
-    shape = getattr(model, "input_shape", None) or _config_of(model, "input_size")
-    images = isinstance(first, nn.Conv2d) or (shape is not None and len(shape) == 3)
+    # What another network calls so may be anything: a number of features, of time steps.
+    shape = _whole(getattr(model, "input_shape", None), 3)
+    shape = shape or _whole(_config_of(model, "input_size"), 3)
     channels = shape[0] if shape else first.in_channels if isinstance(first, nn.Conv2d) else 0
-    if not images or channels not in (1, 3):
-        raise Unseen("the model takes no images, and no inputs were given")
-    size = shape[1:] if shape else _config_of(model, "image_size") or USUAL_SIZE
-    height, width = (size, size) if isinstance(size, int) else size
+    if channels not in (1, 3):
+        raise Unseen("the model takes no images")
+    size = _config_of(model, "image_size")
+    size = _whole(list(size.values()) if isinstance(size, Mapping) else size, 2)
+    height, width = shape[1:] if shape else size or (USUAL_SIZE, USUAL_SIZE)
     own = ("input_mean", "input_std"), ("mean", "std")
     pairs = [(_of(model, mean), _of(model, std)) for mean, std in own]
     mean, std = next(((m, s) for m, s in pairs if m is not None and s is not None), IMAGENET)
@@ -664,9 +666,21 @@ def images_for(model: nn.Module) -> Images:
     return Images(channels, (int(height), int(width)), *figures)
 
 
+def _whole(value: object, count: int) -> list[int] | None:
+    """So many positive whole numbers, of a size one for both; None if it is nothing of the kind."""
+    values = [value] * 2 if count == 2 and isinstance(value, int) else value
+    if not isinstance(values, list | tuple | torch.Size) or len(values) != count:
+        return None
+    whole = all(isinstance(each, int) and each > 0 for each in values)
+    return [int(each) for each in values] if whole else None
+
+
 def photographs_for(model: nn.Module) -> tuple[list[torch.Tensor], str]:
     """(photographs as an image network takes them, in batches; which they are)."""
-    wanted = images_for(model)
+    try:
+        wanted = images_for(model)
+    except Unseen as error:
+        raise Unseen(f"{error}, and no inputs were given") from None
     text = f"{PHOTOGRAPHS} crops of two photographs of scikit-learn's"
     return wanted.batches(photographs(*wanted.size)), text
 

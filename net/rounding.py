@@ -387,7 +387,7 @@ def grid(
 def cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`values`, as `share_tensor` gives them, in another type: the same multiples of the step,
     rounded once. Rounded twice they would lie on no grid, and cost a bit more for each weight."""
-    from .codec.forms import patterns
+    from .codec.forms import elements, patterns
     from .codec.levels import Grid
 
     if values.dtype == dtype or not is_computed(values) or dtype not in COMPUTED:
@@ -397,9 +397,7 @@ def cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return values.to(dtype)
     grid, levels = found
     again = grid._replace(half=False).values(levels, dtype)[places.ravel()]
-    return (
-        torch.from_numpy(again.view(np.uint8)).view(dtype).reshape(values.shape).to(values.device)
-    )
+    return elements(again, dtype).reshape(values.shape).to(values.device)
 
 
 # Vectors
@@ -424,7 +422,8 @@ def _round_beside(tensor: torch.Tensor, size: torch.Tensor, noise: float) -> tor
     exponent = torch.frexp(size).exponent - 1 - bits  # of the greatest power of two within size
     unit = torch.ldexp(torch.ones_like(exact), exponent)
     nearest = (exact / unit).round() * unit + 0.0  # no zeros of two signs
-    rounded = torch.where(size > 0, nearest, exact)
+    # Nor beside the least that there is, where there is no such unit.
+    rounded = torch.where((size > 0) & (unit > 0), nearest, exact)
     return torch.where(exact.isfinite(), rounded, exact).to(tensor.dtype)
 
 

@@ -155,13 +155,15 @@ class SharedTensor:
     @torch.no_grad()
     def means(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean [k'] of the values that a tensor of the same shape has where the centroid is
-        shared; exact where these are all the same, as in an average of shared tensors."""
+        shared; exact where these are all the same, as in an average of shared tensors. A centroid
+        that nothing shares, as `reassign` may leave one, stays what it is."""
         labels = self.labels.to(tensor.device)
         each = local(tensor).take(self.positions.to(tensor.device)).double()
         sums = torch.zeros(len(self.centroids), dtype=torch.float64, device=tensor.device)
         counts = torch.bincount(labels, minlength=len(sums)).double()
         sums, counts = summed([sums.index_add_(0, labels, each), counts], [tensor, tensor])
-        return (sums / counts.clamp(min=1)).to(self.centroids.dtype)
+        means = (sums / counts).to(self.centroids.dtype)
+        return means.where(counts > 0, self.values().to(tensor.device))
 
     @torch.no_grad()
     def share(self, tensor: torch.Tensor) -> None:

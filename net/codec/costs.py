@@ -139,9 +139,9 @@ def _info(entry: Entry, tensor: torch.Tensor, reader: BitReader) -> TensorInfo:
 def _kind(sparse: bool, shared: bool, huffman: bool) -> str:
     if shared and not huffman:
         return "levels"
-    return (
-        f"{'sparse' if sparse else 'dense'} shared" if shared else "sparse raw" if sparse else "raw"
-    )
+    if shared:
+        return "sparse shared" if sparse else "dense shared"
+    return "sparse raw" if sparse else "raw"
 
 
 def fixed_index_bits(positions: np.ndarray, weight_bits: int) -> int:

@@ -26,6 +26,11 @@ def patterns(tensor: torch.Tensor) -> np.ndarray:
     return memory(tensor).view(stored_as(tensor.shape, tensor.dtype)[1])
 
 
+def elements(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor [n] of these ``patterns``, in their memory."""
+    return torch.from_numpy(values.view(np.uint8)).view(dtype)
+
+
 def stored_as(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[tuple[int, ...], np.dtype, bool]:
     """The shape and the type of the patterns, and whether they are those of floats."""
     if dtype.is_complex:

@@ -349,7 +349,7 @@ def unpack_lanes(data, at, end, tables, which, tails, low, out):
                 return False
             entry = np.uint64(row[window(data, at[lane]) >> (64 - LONGEST)])
             at[lane] += np.int64(entry & np.uint64(15))
-            rest = window(data, at[lane]) >> (np.uint64(64) - tail)
+            rest = peek(data, at[lane], np.int64(tail))  # more than a window has
             block[i] = entry >> 4 << low | rest << (low - tail)
             at[lane] += np.int64(tail)
     return True
@@ -404,12 +404,10 @@ def split_costs(distinct, counts, total, costs):
 
 
 @kernel
-def unpack_integers(data, at, end, tokens, least, widths, out):
-    """out[i]: least[t] and widths[t] raw bits, t = tokens[i]; returns the end, -1 if beyond."""
+def unpack_integers(data, at, tokens, least, widths, out):
+    """out[i]: least[t] and widths[t] raw bits, t = tokens[i]; returns the end."""
     for i in range(len(tokens)):
         width = widths[tokens[i]]
-        if at + width > end:
-            return -1
         out[i] = least[tokens[i]] + np.int64(peek(data, at, width))
         at += width
     return at
@@ -574,19 +572,16 @@ def transpose(starts, columns, column_sums):
 
 
 @kernel
-def block_gaps(starts, columns, row_class, row_rank, column_class, column_rank, widths):
+def block_gaps(starts, columns, most, row_class, row_rank, column_class, column_rank, widths):
     """Sort the non-zeros into blocks, and note the gap before each in its block.
 
-    Row r is number row_rank[r] of class row_class[r], from 1 on; columns likewise, widths[k] in
+    Row r is number row_rank[r] of class row_class[r], 1 to ``most``; columns likewise, widths[k] in
     class k. A block is a row class and a column class. Returns the sizes of the blocks, and block
     after block the gaps and the i of each non-zero.
 
     Example: one block of width 4, (0, 1), (0, 3), (1, 0) -> [3], gaps [1, 1, 0], order [0, 1, 2]
     """
     classes = len(widths) - 1
-    most = 0
-    for row in range(len(row_class)):  # its max() takes half a second to compile
-        most = max(most, row_class[row])
     sizes = np.zeros(most * classes, np.int64)
     gaps, order = np.empty(len(columns), np.int64), np.empty(len(columns), np.uint32)
     for row in range(len(starts) - 1):

@@ -17,7 +17,7 @@ import torch
 from .. import codec
 from .bits import BitReader, BitWriter, HuffmanError
 from .codes import parts
-from .forms import MAX_CODEBOOK, Form, patterns
+from .forms import MAX_CODEBOOK, Form, elements, patterns
 from .positions import Integers, matrix_views, write_integers
 
 FEWEST = 64  # elements that are tried
@@ -55,10 +55,11 @@ class Grid(NamedTuple):
         if dtype not in MANTISSAS or len(distinct) < 2:
             return None
         if dtype.itemsize == 2 and len(distinct) > FEW + 2:  # with both zeros
-            few = _exact(np.partition(distinct & np.uint16(0x7FFF), FEW + 1)[: FEW + 2], dtype)
+            smallest = np.partition(distinct & np.uint16(0x7FFF), FEW + 1)[: FEW + 2]
+            few = elements(smallest, dtype).double()
             if not any(_steps(np.sort(few[(few > 0) & few.isfinite()].numpy()), MANTISSAS[dtype])):
                 return None
-        exact = _exact(distinct, dtype)
+        exact = elements(distinct, dtype).double()
         values = exact.numpy()
         if not np.isfinite(values).all():
             return None
@@ -74,8 +75,7 @@ class Grid(NamedTuple):
 
     def reaches(self, level: int, dtype: torch.dtype) -> bool:
         """Whether its value is finite."""
-        found = self.values(np.array([level]), dtype)
-        return bool(torch.from_numpy(found.view(np.uint8)).view(dtype).isfinite().all())
+        return bool(elements(self.values(np.array([level]), dtype), dtype).isfinite())
 
     def write(self, writer: BitWriter, shifts: np.ndarray | None) -> None:
         """`shifts` int64 [rows]: by so many bits the levels of a row are shifted, if any are."""
@@ -108,11 +108,6 @@ class Grid(NamedTuple):
         return cls(float(np.uint64(bits).view(np.float64)), digits, half), shifts
 
 
-def _exact(distinct: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    """The values of these patterns, float64."""
-    return torch.from_numpy(distinct.view(np.uint8)).view(dtype).double()
-
-
 def _steps(sizes: np.ndarray, digits: int) -> Iterator[tuple[float, int]]:
     """Steps that `sizes`, ascending, > 0 and rounded to so many digits behind the leading one, may
     be multiples of, those whose mantissas have the fewest digits, and how many these are."""
@@ -121,7 +116,9 @@ def _steps(sizes: np.ndarray, digits: int) -> Iterator[tuple[float, int]]:
     # What each size may have been before it was rounded: half a unit of its last digit off.
     mantissas, exponents = np.frexp(sizes)
     unit = np.ldexp(1.0, exponents - 1 - digits)
-    lowest, highest = sizes - unit / np.where(mantissas == 0.5, 4, 2), sizes + unit / 2
+    lowest = sizes - unit / np.where(mantissas == 0.5, 4, 2)
+    with np.errstate(over="ignore"):  # of the greatest number that there is
+        highest = sizes + unit / 2
     gaps = np.diff(sizes[:LEAST], prepend=0.0)
     least = int(np.where(gaps > sizes[0] / 4, gaps, np.inf).argmin())
     low, high = float(gaps[least] - unit[least]), float(gaps[least] + unit[least])
@@ -329,8 +326,6 @@ def read_levels(
     count = math.prod(shape)
     if not has_levels(shape, dtype):
         raise HuffmanError("levels of a shape that has none")
-    if count > VALUES_A_BIT * (reader.remaining + 64):
-        raise HuffmanError("the data ends early")
     reader.skip(14)
     reader.begin("codebook")
     grid, codebook, zero, shifts = None, None, 0, None

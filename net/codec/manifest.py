@@ -117,8 +117,9 @@ class Entry:
         own = self.own
         if not own.home.joined:
             return whole
-        part = whole[own.offset : own.offset + own.elements]
-        return part.reshape(own.shape).clone()  # saved, a view would take the whole with it
+        part = whole[own.offset : own.offset + own.elements].view(torch.uint8)
+        # Saved, a view would take the whole with it. Of bool, only bytes are copied as they are.
+        return part.clone().view(own.dtype).reshape(own.shape)
 
     def line(self) -> list:
         if self.same:

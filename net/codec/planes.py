@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .. import codec
-from .bits import PAD, BitReader, BitWriter, HuffmanError
+from .bits import PAD, BitReader, BitWriter
 from .codes import RUN, Code, entropy, parts, read_table, write_table
 
 MANY = 1 << 16  # values
@@ -69,8 +69,7 @@ def read_planes(
     reader: BitReader, count: int, width: int, kind: np.dtype
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """``count`` values written by ``write_planes`` in the type ``kind``, part by part."""
-    if count > RUN * reader.remaining:
-        raise HuffmanError("the data ends early")
+    reader.need(count // RUN)
     planes = []  # data, from which bit on, in how many bits a value
     for low in range(0, width, 8):
         bits = min(8, width - low)

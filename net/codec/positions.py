@@ -211,7 +211,7 @@ class Grid:
 
     def __init__(self, matrix: Matrix, rows: LineClasses, columns: LineClasses) -> None:
         self.view, self.rows, self.columns = matrix.view, rows, columns
-        lines = rows.classes, rows.ranks()[0], columns.classes, *columns.ranks()
+        lines = rows.count, rows.classes, rows.ranks()[0], columns.classes, *columns.ranks()
         sizes, gaps, order = codec.kernels.block_gaps(matrix.starts, matrix.columns, *lines)
         self.blocks = np.split(gaps, np.cumsum(sizes)[:-1])
         self.order = order if matrix.order is None else matrix.order[order]
@@ -305,14 +305,13 @@ class Integers:
         self._tokens = code.read(reader, count, narrow(code.symbols, size))
         reader.note(code, self._tokens)
         bits = int(np.dot(codec.kernels.count(self._tokens, size), self._widths))
-        self._data, self._at = reader.data, reader.skip(bits)
-        self._end, self.left = reader.position, count
+        self._data, self._at, self.left = reader.data, reader.skip(bits), count
 
     def take(self, out: np.ndarray) -> None:
         """Fill ``out`` (int64, at most ``left``) with values in [0, 2**63)."""
         first = len(self._tokens) - self.left
         tokens = self._tokens[first : first + len(out)]
-        arguments = self._data, self._at, self._end, tokens, self._least, self._widths, out
+        arguments = self._data, self._at, tokens, self._least, self._widths, out
         self._at = codec.kernels.unpack_integers(*arguments)
         self.left -= len(out)
 

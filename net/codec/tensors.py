@@ -7,7 +7,6 @@ payloads and denormals survive; "zero" means that all bits are zero.
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ import torch
 from .. import codec
 from .bits import BitReader, BitWriter
 from .codes import RUN, Code, Empty, entropy, lane_size, narrow, parts, read_table, write_table
-from .forms import MAX_CODEBOOK, Form, patterns, stored_as
+from .forms import MAX_CODEBOOK, Form, elements, patterns, stored_as
 from .heads import HEAD, LEAST, Heads, read_heads
 from .levels import begins_levels, has_levels, read_levels, write_levels
 from .planes import MANY, planes_cost, read_planes, write_planes
@@ -55,13 +54,14 @@ def write_tensor(tensor: torch.Tensor) -> BitWriter:
         # beyond 7 zeros per value, no code that spends a bit on each zero is smaller
         if values.size >= SAMPLE and nonzero < values.size // 8:
             return sparse
-    dense, distinct = BitWriter(), _distinct(values)
+    dense = BitWriter()
     dense.write(0, 1)
-    write_values(dense, values, floating, distinct)
+    distinct = write_values(dense, values, floating)
     best = dense if sparse is None or dense.length < sparse.length else sparse
     # a grid has its step alone, however many they are
     if distinct is None and values.size < MANY and has_levels(shape, tensor.dtype):
-        distinct = _Distinct.of(*np.unique(values, return_inverse=True))
+        found, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
+        distinct = _Distinct(found, counts, lambda: numbers)
     if distinct is not None:
         few = distinct.values, distinct.counts, distinct.numbers
         best = write_levels(*few, shape, tensor.dtype, best.length) or best
@@ -83,7 +83,7 @@ def read_tensor(
             values = empty(size, kind) if values is None else values
             values[where] = read
     values = np.empty(0, kind) if values is None else values
-    return torch.from_numpy(values.view(np.uint8)).view(dtype).reshape(shape)
+    return elements(values, dtype).reshape(shape)
 
 
 def reads_as(reader: BitReader, tensor: torch.Tensor) -> bool:
@@ -124,18 +124,12 @@ def _read(
 # --- values: a codebook and Huffman-coded numbers (paper, sections 3 and 4), or unshared ----------
 
 
-def write_values(
-    writer: BitWriter,
-    values: np.ndarray,
-    floating: bool,
-    distinct: "_Distinct | Literal[False] | None" = False,
-) -> None:
+def write_values(writer: BitWriter, values: np.ndarray, floating: bool) -> "_Distinct | None":
     """Shared (a codebook and Huffman-coded numbers), raw, or as heads and tails, whichever takes
-    the fewest bits. `distinct`: what `_distinct` says of the values, if it was asked."""
+    the fewest bits. Returns what `_distinct` says of the values."""
     if not values.size:
-        return
-    if distinct is False:
-        distinct = _distinct(values)
+        return None
+    distinct = _distinct(values)
     few = values if distinct is None else distinct.values
     forms = [Form.of(few, floating)]
     if forms[0].half and values.size < MANY:  # rounded ones may be narrower as they are
@@ -153,6 +147,7 @@ def write_values(
         if unshared is None and found[-1].length > form.width * values.size:
             found.append(_unshared(form, values))
     writer.extend(min(found, key=lambda each: each.length))
+    return distinct
 
 
 def read_values(
@@ -217,11 +212,6 @@ class _Distinct:
     values: np.ndarray
     counts: np.ndarray
     numbers: Callable[[], np.ndarray]
-
-    @classmethod
-    def of(cls, values: np.ndarray, numbers: np.ndarray) -> "_Distinct":
-        """Of an array that is values[numbers]."""
-        return cls(values, np.bincount(numbers, minlength=len(values)), lambda: numbers)
 
     @property
     def about(self) -> float:

@@ -4,6 +4,7 @@ Inputs are held out of the training set, and changed as in training: what a netw
 heart would bear more.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -110,7 +111,9 @@ def search(
         log.result(text, event="tried", **{what: tried.value}, divergence=tried.divergence)
 
     found = choose.farthest(*span, choose.moved_by(model, batches, change), limit, tell)
-    reason = f"what moves held-out outputs by at most {limit:.3g} nats before training"
+    least = math.isnan(found.divergence)
+    reason = "the least that is tried, since nothing keeps to" if least else "what keeps to"
+    reason += f" {limit:.3g} nats, by which held-out outputs may move before training"
     value = float(f"{found.value:.3g}")
     log.result(
         f"{what} {value:g}: {reason} (an error budget of {options.error_budget:g} points)",

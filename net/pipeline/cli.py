@@ -172,7 +172,7 @@ def attempt(parser: Parser, body: Callable[[Namespace], None], argv: Sequence[st
 
 # Names of arguments, of the scripts that have them: of models that are read, and of files that are
 # written. (A folder that models are written to is none of these.)
-READ = ("model", "weights", "teacher", "initial", "path", "directory")
+READ = ("model", "weights", "teacher", "initial", "path", "file", "directory")
 WRITTEN = ("output", "json", "csv", "plot", "log")
 
 
@@ -180,7 +180,7 @@ def check_overwrites(args: Namespace) -> None:
     """Raises UserError where a file that is to be written is one of a model that is read: itself,
     or weights or a part of an encoding in its folder; where a text is named as a model, which a
     script may read or write under that name; and where one file would be written twice."""
-    from ..files import same_file
+    from ..files import csv_names, same_file
     from ..formats import WEIGHTS, is_index
 
     def paths(names: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -189,9 +189,18 @@ def check_overwrites(args: Namespace) -> None:
 
     for name, path in paths((*READ, *WRITTEN, "arch", "inputs")):
         if not path:
-            raise UserError(f"{name if name in ('model', 'path') else '--' + name} is empty")
+            what = name if name in ("model", "path", "file") else f"--{name}"
+            raise UserError(f"{what} is empty")
+    folders = [os.path.realpath(path) for _, path in paths(("output", "directory"))]
+    if len(folders) == 2 and folders[0] == folders[1]:
+        raise UserError("--output and --directory are one folder; give two")
     twice: dict[str, str] = {}
-    for what, target in paths(WRITTEN):
+    written = [
+        (what, str(file))
+        for what, path in paths(WRITTEN)
+        for file in (csv_names(path) if what == "csv" else [path])
+    ]
+    for what, target in written:
         if what != "output" and target.endswith(WEIGHTS):
             raise UserError(f"{target} is the name of a model; give another --{what}")
         other = twice.setdefault(os.path.realpath(target), what)
@@ -336,10 +345,22 @@ def data_options(args: Namespace, trained_on: str | None) -> DataOptions:
 
 
 def check_arch(args: Namespace, known: str | None, path: str) -> None:
-    """Raise UserError for an --arch that is not that of the model, which says its own."""
-    asked = built(args, ModelOptions).arch
-    if known and asked and asked.partition("(")[0] != known.partition("(")[0]:
-        raise UserError(f"{path} is a {known}, not a {asked}; leave --arch out")
+    """Raise UserError for an --arch, or options of one, that are not those of the model, which
+    says its own."""
+    from ..training import architectures
+
+    asked = built(args, ModelOptions)
+    if not known or not any((asked.arch, asked.num_classes, asked.in_channels)):
+        return
+    name, own = architectures.parse(known)
+    wanted, options = architectures.parse(asked.arch or name)
+    given = {"num_classes": asked.num_classes, "in_channels": asked.in_channels}
+    options |= {option: value for option, value in given.items() if value is not None}
+    has = architectures.options_of(name) | own
+    if wanted != name or any(has.get(option) != value for option, value in options.items()):
+        shown = ", ".join(f"{option}={value}" for option, value in options.items())
+        asked_for = f"{wanted}({shown})" if shown else wanted
+        raise UserError(f"{path} is a {known}, not a {asked_for}; leave --arch and its options out")
 
 
 def new_run(
@@ -358,8 +379,6 @@ def new_run(
     from .runs import Run, load_data
 
     weights = getattr(args, "weights", None)
-    if weights == "":
-        raise UserError("--weights is empty; give a file, or leave it out")
     published = weights if weights and is_published(weights) else None
     if weights and not published and not args.resume:  # which may not need them any more
         weights_file(weights)  # before anything is read, timed and announced
@@ -384,24 +403,38 @@ def no_effect(flag: str, why: str) -> None:
     print(f"NOTE: {flag} has no effect {why}", file=sys.stderr)
 
 
+def without_effect(
+    args: Namespace, pruning: PruningOptions, sharing: SharingOptions
+) -> Iterator[tuple[str, bool, str]]:
+    """(options, whether they have an effect, why they have none) in the stages of the script."""
+    prunes, shares = not hasattr(args, "model"), not hasattr(args, "scan")
+    by_rate, tuned = sharing.bits == "auto", sharing.finetune_epochs > 0
+    searches = shares and by_rate and sharing.noise == "auto"
+    auto = searches or (prunes and pruning.density == "auto")
+    learns = [prunes and pruning.teacher != "none", shares and tuned and sharing.teacher != "none"]
+    yield "noise calibration_images", by_rate, "without --bits auto"
+    yield "error_budget", auto, "where neither the density nor the noise is auto"
+    yield "sensitivity", pruning.density is None, "beside --density"
+    yield "prune_epochs", pruning.density is not None, "without --density"
+    yield "lr l1 dropout", pruning.epochs > 0, "without epochs of dense training"
+    yield "share_parts finetune_lr reassign", tuned, "without epochs of fine-tuning"
+    yield "teacher_copies temperature", any(learns), "without a teacher"
+    yield "largest_batch", pruning.batch_size == "auto", "beside --batch-size"
+
+
 def chosen(args: Namespace, run: "Run | None" = None, recorded: str | None = None) -> Preset:
     """The preset, with what the user gives in its place."""
     from .runs import teacher_for
 
-    found, of_sharing = preset(args, recorded), given(args, SharingOptions)
-    found = found.with_options(given(args, PruningOptions) | of_sharing)
-    if found.sharing.bits != "auto":
-        for name in sorted(of_sharing.keys() & {"noise", "calibration_images"}):
-            no_effect(f"--{name.replace('_', '-')}", "without --bits auto")
-    if found.pruning.density is not None and "sensitivity" in given(args, PruningOptions):
-        no_effect("--sensitivity", "beside --density")
-    if found.pruning.density is None and "prune_epochs" in given(args, PruningOptions):
-        no_effect("--prune-epochs", "without --density")
-    if "share_parts" in of_sharing and not found.sharing.finetune_epochs:
-        no_effect("--share-parts", "without epochs of fine-tuning")
+    asked = given(args, PruningOptions) | given(args, SharingOptions)
+    found = preset(args, recorded).with_options(asked)
+    pruning, sharing = found.pruning, found.sharing
+    for names, wanted, why in without_effect(args, pruning, sharing):
+        for name in (name for name in names.split() if name in asked and not wanted):
+            name = name.removeprefix("finetune_") if hasattr(args, "model") else name
+            no_effect(f"--{name.replace('_', '-')}", why)
     if run is None:
         return found
-    pruning, sharing = found.pruning, found.sharing
     return replace(
         found,
         pruning=replace(pruning, teacher=teacher_for(pruning.teacher, run.dataset)),

@@ -98,4 +98,4 @@ def text(seconds: float) -> str:
     for size, name in ((3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}" if size > 60 else f"{seconds / size:.0f} {name}"
-    return f"{max(1, round(seconds))} seconds"
+    return f"{round(seconds)} seconds" if seconds >= 1.5 else "a second"

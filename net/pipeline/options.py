@@ -133,7 +133,7 @@ class CommonOptions:
     """What every stage that trains needs to know."""
 
     preset: str = "paper"  # whose values these are, but for what the user has given
-    seed: int = option(42, "of everything that is random", high=2**63 - 1)
+    seed: int = option(42, "of all that torch draws at random", high=2**63 - 1)
     batch_size: int | Literal["auto"] = option(
         "auto", "inputs per step, of all processes; auto: 250, fewer on a small data set", low=1
     )

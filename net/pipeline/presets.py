@@ -77,7 +77,10 @@ def _read(path: Path, called: str) -> Preset:
         unknown = [name for name in unknown if name not in known]
         values = {name: value for name, value in shared.items() if name in known} | own
         for name in values.keys() & {"include", "exclude"}:
-            values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
+            if values[name] in (None, []):  # no patterns, as by default
+                del values[name]
+            elif isinstance(values[name], list):
+                values[name] = tuple(values[name])
         # As the command line would take them.
         values = {name: reader(group, name)(shown(value)) for name, value in values.items()}
         stages[stage] = group(preset=called, **values)

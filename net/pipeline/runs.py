@@ -9,7 +9,16 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint, choose, shards
-from ..checkpoint import INITIAL, MADE_FROM, RETRAINED, TEACHER, Checkpoint, fingerprint
+from ..checkpoint import (
+    DECODED,
+    INITIAL,
+    MADE_FROM,
+    RETRAINED,
+    SHARED,
+    TEACHER,
+    Checkpoint,
+    fingerprint,
+)
 from ..errors import UserError
 from ..extras import ProgressBar
 from ..files import check_output, check_writable, locked, same_file
@@ -65,6 +74,8 @@ class Run:
         for options in planned:
             self.check(options)
             self.try_out(options)
+            if len(planned) > 1:  # of the whole pipeline
+                self.check_overwrites(options, self.folder / SHARED, self.folder / DECODED)
             if isinstance(options, PruningOptions):
                 named = options.teacher in ("none", DENSE, self.arch)
                 teacher = None if named or is_file_name(options.teacher) else options.teacher
@@ -147,9 +158,12 @@ class Run:
         tensor is then told by the source and the result alone.
         """
         check_output(path)
-        self.check_overwrites(options, path)
+        self.check_overwrites(options, Path(path))
         options = choosing.without_auto(self.numbers(options))
         made_by = self.made_by(options) | {MADE_FROM: fingerprint(source)}
+        teacher = self.teacher(options, source) if options.finetune_epochs else None
+        if teacher:  # which may be another model in the folder by now
+            made_by[TAUGHT_BY] = fingerprint(teacher)
         phases = sharing_phases(options.share_parts)
         progress = RunProgress(self.folder / SHARING_PROGRESS, made_by, resume, phases)
         if resume and progress.record is None and (found := self.finished(path, made_by)):
@@ -162,30 +176,34 @@ class Run:
                 return choosing.noise(model, self.dataset, options, self.runtime.log)
 
             options = replace(options, noise=progress.once("noise", search, phases[0]))
-        learn_from = self.targets(options, source) if options.finetune_epochs else None
+        learn_from = None
+        if options.finetune_epochs:
+            learn_from = self.targets(options, source, teacher=teacher)
         found, clusterings = stages.share(
             source, self.dataset, options, self.runtime, learn_from, progress
         )
-        found.options |= self.sums(options) | {MADE_FROM: made_by[MADE_FROM]}
+        own = {what: made_by[what] for what in (MADE_FROM, TAUGHT_BY) if what in made_by}
+        found.options |= self.sums(options) | own
         write(path, found)
         progress.finish()
         return found, changes(source, found) if progress.record else clusterings
 
     def adopt(self, source: Checkpoint, path: str | Path) -> Checkpoint:
         """A state dict of the file `path`, as a checkpoint of this architecture."""
-        found, notes = weights.adopted(source, path, self.arch)
-        for note in notes:
-            self.runtime.log.note(note)
-        return replace(found, dataset=self.dataset.name)
+        return replace(weights.adopted(source, path, self.arch), dataset=self.dataset.name)
 
     def targets(
-        self, options: CommonOptions, source: Checkpoint, progress: RunProgress | None = None
+        self,
+        options: CommonOptions,
+        source: Checkpoint,
+        progress: RunProgress | None = None,
+        teacher: Checkpoint | None = None,
     ) -> Targets:
         """What to learn from after dense training, made once for all stages that learn the same."""
         how = options.teacher_copies, options.temperature, options.distortion, options.seed
         key = (options.teacher, *how, options.amp)
         if key not in self._targets:
-            teacher = self.teacher(options, source, progress)
+            teacher = teacher or self.teacher(options, source, progress)
             self._targets[key] = stages.targets(self.dataset, options, self.runtime, teacher)
         return self._targets[key]
 
@@ -259,28 +277,36 @@ class Run:
         if ":" in self.arch and duration.parts(self.arch, options):
             model = architectures.skeleton(self.arch)
             architectures.check_trains(model, self.arch, self.dataset)
-        if is_file_name(options.teacher):
-            teacher, device = checkpoint.load(options.teacher), self.runtime.device
-            models = {
-                teacher.arch or "": weights.restored(teacher, device),
-                self.arch: architectures.build(self.arch).to(device),
-            }
+        if options.teacher not in ("none", DENSE, self.arch):
+            device = self.runtime.device
+            if is_file_name(options.teacher):
+                file = checkpoint.load(options.teacher)
+                arch, teacher = file.arch or "", weights.restored(file, device)
+            else:
+                arch, teacher = options.teacher, architectures.build(options.teacher).to(device)
+            own = architectures.build(self.arch).to(device)
             outputs = [
-                architectures.check_fits(each, arch, self.dataset) for arch, each in models.items()
+                architectures.check_fits(model, name, self.dataset)
+                for name, model in ((arch, teacher), (self.arch, own))
             ]
             if len(set(outputs)) > 1:
                 both = f"{options.teacher} has {outputs[0]} outputs, {self.arch} has {outputs[1]}"
                 raise UserError(f"{both}: one cannot learn from the other")
 
-    def check_overwrites(self, options: CommonOptions, *written: str | Path) -> None:
-        """Raises UserError where a file that is to be written is the teacher."""
-        teacher = options.teacher
-        for path in written if is_file_name(teacher) else ():
-            if same_file(path, teacher):
-                raise UserError(
-                    f"the teacher {teacher} is a file that this run writes; copy it, or give "
-                    "another --output"
-                )
+    def check_overwrites(self, options: CommonOptions, *written: Path) -> None:
+        """Raises UserError where a file that is to be written is the teacher, or the weights that
+        a run begins with (which it may write again where it does not train them)."""
+        begins_with, epochs = getattr(options, "weights", None), getattr(options, "epochs", 0)
+        read = {"teacher": options.teacher if is_file_name(options.teacher) else None}
+        read["model"] = None if begins_with and weights.is_published(begins_with) else begins_with
+        for what, source in read.items():
+            for path in written:
+                again = what == "model" and path.name == INITIAL and not epochs
+                if source and not again and same_file(path, source):
+                    raise UserError(
+                        f"the {what} {source} is a file that this run writes; copy it, or give "
+                        "another --output"
+                    )
 
     def finished(self, path: str | Path, made_by: dict) -> Checkpoint | None:
         """What an earlier run has made, where there is nothing left to go on with; tells so, or
@@ -289,9 +315,13 @@ class Run:
         if found:
             self.runtime.log.result(f"{path}: finished already", event="finished")
         elif os.path.exists(path):
+            of_others = (
+                "does not say what made it"
+                if Path(path).suffix == shards.SUFFIX
+                else ("is of another model, data or options")
+            )
             self.runtime.log.note(
-                f"--resume: {path} is of another model, data or options; this run begins anew, and "
-                "replaces it"
+                f"--resume: {path} {of_others}; this run begins anew, and replaces it"
             )
         return found
 

@@ -69,7 +69,9 @@ def _checked(path: str, found: Any) -> Any:
     for each in tree_leaves(found):
         if isinstance(each, torch.Tensor):
             check_dense("inputs", each, f"{path} cannot be used: ", UserError)
-    if isinstance(found, torch.Tensor | dict | list | tuple) and len(found):
+    if isinstance(found, dict | list | tuple) or (isinstance(found, torch.Tensor) and found.ndim):
+        if not len(found):
+            raise UserError(f"{path} holds no inputs: it is empty")
         return found
     raise UserError(
         f"{path} holds a {type(found).__name__}; give a tensor, a dict or a list of them"
@@ -93,7 +95,9 @@ def _images(folder: Path) -> Callable[[nn.Module], list[torch.Tensor]]:
                     part.append(read_image(str(path), wanted.size))
                 except ImportError:
                     raise UserError("images need Pillow: pip install pillow") from None
-                except (*FOREIGN, SyntaxError) as error:
+                except UserError:
+                    raise
+                except Exception as error:  # whatever Pillow raises, of bombs as well
                     raise UserError(f"{path} cannot be read: {reason(error)}") from None
             found += wanted.batches(torch.stack(part).float() / 255)
         return found

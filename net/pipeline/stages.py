@@ -8,6 +8,7 @@ an encoding, or prints, but through the log that it is given. Every stage seeds 
 itself, so that it gives the same bytes in a process of its own as within the whole pipeline.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +35,7 @@ from ..training.distillation import Distorted, distillation_loss, distilled
 from ..training.log import Log
 from ..training.loop import Loss, Schedule, adam, evaluate, fit, set_dropout
 from ..training.resume import RunProgress
-from ..training.splits import Batches, Dataset
+from ..training.splits import Batches, Dataset, at_a_time
 from ..training.units import drop_idle, fold_constant_inputs, gather_live_units
 from ..treatments import NOT_MEASURED, Treatment
 from . import choosing
@@ -54,7 +55,9 @@ class Runtime:
 
     def test_error(self, model: nn.Module, stage: str, dataset: Dataset) -> float:
         """The top-1 error of `model` on the test set in percent, logged as that of `stage`."""
-        _, error = evaluate(model, dataset.test, self.test_batch_size)
+        loss, error = evaluate(model, dataset.test, self.test_batch_size)
+        if not math.isfinite(loss):
+            self.log.note(f"{stage}: training has diverged, the outputs are not finite")
         text = f"{stage}: test error {error:.2f} % ({dataset.name})"
         self.log.result(text, event="test", stage=stage, test_error_percent=error)
         return error
@@ -87,7 +90,7 @@ def targets(
     assert options.amp != "auto"
     model = weights.restored(teacher, runtime.device)
     torch.manual_seed(options.seed + 3)
-    copies, strength, size = options.teacher_copies, options.distortion, runtime.test_batch_size
+    copies, strength, size = options.teacher_copies, options.distortion, at_a_time(dataset.train)
     split = distilled(dataset.train, model, copies, strength, size, options.amp)
     return Targets(split, partial(distillation_loss, temperature=options.temperature))
 
@@ -117,7 +120,7 @@ def train_phase(
         learn_from.split,
         planned,
         loss=learn_from.loss,
-        validate=lambda: evaluate(model, dataset.validation),
+        validate=lambda: evaluate(model, dataset.validation, runtime.test_batch_size),
         phase=phase,
         log=runtime.log,
         progress=progress.of(phase, **parts) if progress else None,
@@ -203,9 +206,10 @@ def prune(
         steps = max(1, steps) if options.prune_epochs else 0  # at once
         pruner = Pruner(model, density=options.density, steps=steps, **chosen)
         retrain("prune", pruner, options.prune_epochs)
-        fold_constant_inputs(model, pruner.masks, dataset.train)
-        drop_idle(model, pruner.masks, *learn_from)
-        gather_live_units(model, pruner.masks, next(dataset.train.batches(500))[0])
+        size = at_a_time(dataset.train)
+        fold_constant_inputs(model, pruner.masks, dataset.train, size)
+        drop_idle(model, pruner.masks, *learn_from, size)
+        gather_live_units(model, pruner.masks, next(dataset.train.batches(min(500, size)))[0])
     retrain("retrain", pruner, options.retrain_epochs)
     error = runtime.test_error(model, "retrained", dataset)
     return made("retrained", model, initial.arch, dataset, options.recorded(), error)

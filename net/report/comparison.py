@@ -13,6 +13,7 @@ from ..choose import divergence
 from ..codec.forms import patterns
 from ..encoding import TensorInfo
 from ..errors import UserError
+from ..formats import is_index, weight_map, weights_file
 from ..parameters import bias_of, shortest_name
 from ..tensors import identity
 from ..training import architectures, weights
@@ -74,7 +75,7 @@ def read(
     arch = next((model.arch for model in found.values() if model.arch), None)
     if arch and initial and not found["initial"].arch:  # a state dict that somebody else saved
         dataset = next((model.dataset for model in found.values() if model.dataset), None)
-        adopted, _ = weights.adopted(found["initial"], initial, arch)
+        adopted = weights.adopted(found["initial"], initial, arch)
         found["initial"] = replace(adopted, dataset=dataset)
     shared = found.get("weight_shared")
     untrained = shared is not None and not shared.options.get("finetune_epochs")
@@ -93,7 +94,7 @@ def read(
         missing.append(
             "the model that was shared: it was pruned anew since; run weight_share.py again"
         )
-    file_bytes = {stage: files[stage].stat().st_size for stage in found}
+    file_bytes = {stage: _bytes_at(files[stage]) for stage in found}
     if not (directory.is_file() or (directory.is_dir() and any(directory.glob("[!.]*")))):
         return Stages(found, file_bytes, missing, {}, [], None)
     state, meta, tensors = encoding.read(directory)
@@ -103,6 +104,13 @@ def read(
         )
     size = encoding.directory_bytes(directory)
     return Stages(found, file_bytes, missing, state, tensors, size)
+
+
+def _bytes_at(path: Path) -> int:
+    """Of a file, or of those of shards: a folder, or their index."""
+    file = weights_file(path)
+    files = {*weight_map(file).values()} if is_index(file) else {file}
+    return sum(each.stat().st_size for each in files)
 
 
 def _check_one_run(folder: Path, found: Mapping[str, Checkpoint]) -> None:
@@ -178,7 +186,8 @@ def latency(stages: Stages, dataset: Dataset | None) -> dict:
 
     if dataset is None or not stages.last.arch:
         raise UserError("latency needs the architecture: a bare state dict cannot be run")
-    inputs, _ = next(iter(dataset.test.batches(64)))  # as many as the greatest batch that is timed
+    inputs, _ = next(dataset.test.batches(64))  # as many as the greatest batch that is timed
+    inputs = torch.cat([inputs] * -(-64 // len(inputs)))[:64]
     return sparse.latency(weights.restored(stages.last), inputs)
 
 
@@ -359,7 +368,9 @@ def distribution(name: str, found: dict[str, Checkpoint]) -> dict:
     if low == high:  # a constant weight
         low, high = low - 1, high + 1
     beyond = sum(int(((values < low) | (values > high)).sum()) for values in histograms)
-    row: dict = {"name": shortest_name(name), "low": low, "high": high, "beyond": beyond}
+    parameters = max(m.state_dict[name].numel() for m in found.values() if name in m.state_dict)
+    row: dict = {"name": shortest_name(name), "parameters": parameters}
+    row |= {"low": low, "high": high, "beyond": beyond}
     for stage in ("initial", "retrained"):
         row[stage] = None
         if stage in weights:

@@ -252,7 +252,7 @@ def _histogram(tensor: torch.Tensor, old: torch.Tensor | None) -> dict:
     }
 
 
-def rows_of(figures: dict, every: bool = False) -> list[dict]:
+def rows_of(figures: dict) -> list[dict]:
     """The rows of table and picture: a tensor each, or those of a repeated block together, vectors
     of whatever lengths."""
     by_name = {row["name"]: row for row in figures["tensors"]}
@@ -261,7 +261,7 @@ def rows_of(figures: dict, every: bool = False) -> list[dict]:
         + (() if row["group"] == VECTORS else tuple(row["shape"]))
         for name, row in by_name.items()
     }
-    alone = every or len(keys) <= FEW
+    alone = len(keys) <= FEW
     rows = []
     for name, names in ({name: [name] for name in keys} if alone else grouped(keys)).items():
         members = [by_name[each] for each in names]
@@ -271,13 +271,12 @@ def rows_of(figures: dict, every: bool = False) -> list[dict]:
     return rows
 
 
-def table(figures: dict, every: bool = False, width: int = 100) -> str:
+def table(figures: dict, width: int = 100) -> str:
     """The figures as a table of at most `width` columns (80 or more).
 
-    Tensors of a repeated block are one row, with the least and the greatest of their figures,
-    unless `every` is to have its own.
+    Tensors of a repeated block are one row, with the least and the greatest of their figures.
     """
-    rows, size, tensors = rows_of(figures, every), figures["bytes"], figures["tensors"]
+    rows, size, tensors = rows_of(figures), figures["bytes"], figures["tensors"]
     dense: Counter[str] = Counter()
     for row in tensors:
         dense[row["dtype"]] += row["dense_bytes"]

@@ -75,9 +75,9 @@ def contents_page(figures: dict, rows: Sequence[dict]) -> "Figure":
 
 def _bars(figures: dict, rows: Sequence[dict]) -> list[dict]:
     """The rows that take most, in their order, the others summed, and what is no tensor."""
-    most = sorted(rows, key=lambda row: -row["bytes"])[:BARS]
-    bars = [row for row in rows if any(row is each for each in most)]
-    small = [row for row in rows if not any(row is each for each in most)]
+    most = {row["name"] for row in sorted(rows, key=lambda row: -row["bytes"])[:BARS]}
+    bars = [row for row in rows if row["name"] in most]
+    small = [row for row in rows if row["name"] not in most]
     if small:
         members = [each for row in small for each in row["members"]]
         size = sum(row["bytes"] for row in small)

@@ -115,12 +115,12 @@ def kilobytes(size: float) -> str:
     return f"{size:.0f} B"
 
 
-# --- the sensitivity scan -------------------------------------------------------------------------
-
-
 def legend(text: str) -> str:
     """A label that matplotlib shows, whatever it begins with."""
     return f" {text}" if text.startswith("_") else text
+
+
+# --- the sensitivity scan -------------------------------------------------------------------------
 
 
 def scan_page(figures: dict) -> "Figure":
@@ -147,8 +147,10 @@ def scan_page(figures: dict) -> "Figure":
         log_scale(axes.xaxis, axes.set_xscale)
         axes.invert_xaxis()
         axes.set_xlabel("density of the layer, percent (log scale)")
-        axes.set_ylabel(f"{label} (log scale)")
-        log_scale(axes.yaxis, axes.set_yscale)
+        axes.set_ylabel(label)
+        if all(point[key] > 0 for layer in layers for point in layer["points"]):  # no 0 % error
+            axes.set_ylabel(f"{label} (log scale)")
+            log_scale(axes.yaxis, axes.set_yscale)
         bare(axes)
     title = f"chosen (thin lines) for {100 * figures['reached']:.3g} % in total"
     lines = axes.get_legend_handles_labels()
@@ -206,9 +208,8 @@ def title(figures: dict) -> str:
 
 
 def largest(layers: list[dict], count: int) -> list[dict]:
-    """The `count` layers with the most weights before pruning, in the order of the model."""
-    sizes = [sum(layer["initial"] or layer["retrained"] or [0]) for layer in layers]
-    kept = sorted(range(len(layers)), key=lambda i: -sizes[i])[:count]
+    """The `count` layers with the most weights, in the order of the model."""
+    kept = sorted(range(len(layers)), key=lambda i: -layers[i]["parameters"])[:count]
     return [layers[i] for i in sorted(kept)]
 
 
@@ -236,10 +237,11 @@ def draw_stages(axes: "Axes", figures: dict) -> None:
     labels, sizes = zip(*stage_bars(figures), strict=True)
     axes.barh(labels, sizes, color=[GREY, *[SKY, BLUE, GREEN][1 - len(sizes) :]])
     for y, size in enumerate(sizes):
-        text = f" {kilobytes(size)}  {sizes[0] / size:.1f}x" if y else f" {kilobytes(size)}"
-        axes.text(size, y, text, va="center", fontweight="bold")
+        times = f"  {sizes[0] / size:.1f}x" if y and size else ""
+        text = f" {kilobytes(size)}{times}"
+        axes.text(max(1.0, size), y, text, va="center", fontweight="bold")
     axes.set_xscale("log")
-    axes.set_xlim(min(sizes) / 5, max(sizes) * 6)
+    axes.set_xlim(max(1.0, min(sizes)) / 5, max(sizes) * 6)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda x, _: kilobytes(x))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -336,7 +338,8 @@ def code_points(layers: list[dict], key: str) -> list[tuple[str, list[float], li
     points = []
     for layer in layers:
         shares, bits = [], []
-        for code in layer[key] if key == "gap_codes" else [layer[key]] if layer[key] else []:
+        codes = layer[key] or []
+        for code in codes if isinstance(codes, list) else [codes]:
             total = sum(code["frequencies"])
             for frequency, length in zip(code["frequencies"], code["bits"], strict=True):
                 if frequency:

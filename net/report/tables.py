@@ -15,7 +15,7 @@ import torch
 from ..codec.tensors import DTYPES, write_tensor
 from ..encoding import Encoded
 from ..errors import printable, some_names
-from ..files import atomic_write
+from ..files import atomic_write, csv_names
 from ..plan import QUANTIZED
 from ..shared_tensor import COUNTED, Clustering
 from ..tensors import info_of
@@ -413,16 +413,16 @@ def write_json(path: str | Path, figures: dict) -> None:
 
 
 def write_csv(path: str | Path, figures: dict) -> None:
-    """NAME.csv gives NAME-stages.csv and NAME-layers.csv: a table each, one head line."""
-    path = Path(path)
+    """Two tables, one head line each, into the files of `csv_names`."""
     stages = [*figures["stages"], {"stage": "encodings", "bytes": figures["encoded_bytes"]}]
     sums = [{"name": name, **figures[name]} for name in ("other", "total") if figures[name]]
-    for kind, rows in (("stages", stages), ("layers", [*figures["layers"], *sums])):
+    tables = [stages, [*figures["layers"], *sums]]
+    for file_name, rows in zip(csv_names(path), tables, strict=True):
         first = rows[0] if rows else {"name": ""}  # no layers without an encoded model
         columns = [key for key, value in first.items() if not isinstance(value, dict | list)]
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        with atomic_write(path.with_name(f"{path.stem}-{kind}{path.suffix}")) as file:
+        with atomic_write(file_name) as file:
             file.write(text.getvalue().encode(errors="backslashreplace"))

@@ -69,7 +69,10 @@ def load(
     else:
         raise UserError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
     found = adapted(found, wanted)
-    if name.startswith(FOLDER) and fraction != VAL_FRACTION:
+    divided = not name.startswith(FOLDER) or Path(name.removeprefix(FOLDER), "val").is_dir()
+    if divided and val_fraction is not None:
+        log.note(f"a part to test on has no effect: {name} has images of its own for that")
+    if not divided and fraction != VAL_FRACTION:
         found = replace(found, name=f"{found.name}(val_fraction={fraction})")
     if normalise != "auto":
         found = replace(found, name=f"{found.name}(normalise={normalise})")

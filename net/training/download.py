@@ -1,11 +1,13 @@
 """Downloads that cannot hang a run."""
 
+import io
 import socket
+import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 
 from ..errors import UserError
 from ..files import reason
@@ -24,7 +26,9 @@ def downloading(urls: Sequence[str], problem: str, hint: str) -> Iterator[None]:
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(8.0)
     try:
-        yield
+        # torchvision's bar, which is drawn into files as well
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            yield
     except MemoryError:
         raise
     except Exception as error:  # of the network, the hash or the disk

@@ -136,7 +136,7 @@ def fit(
     steps = schedule.epochs * steps_per_epoch
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
-    first = progress.restore(schedule.epochs) if progress else 0
+    first = progress.restore() if progress else 0
     network = model
     if first < schedule.epochs:
         network = distributed.parallel(model, partial(leaves_some_out, model, train))
@@ -161,7 +161,7 @@ def fit(
         log.epoch(phase, epoch + 1, schedule.epochs, float(total) / steps_per_epoch, figures)
         if progress:
             progress.save(epoch + 1)
-    if schedule.epochs and not (progress and progress.passed):
+    if schedule.epochs:
         measure_statistics(model, train, schedule.batch_size)
         distributed.agree(model)
 

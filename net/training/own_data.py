@@ -128,8 +128,20 @@ def read_image(path: str, size: tuple[int, int]) -> torch.Tensor:
 
     height, width = size
     with Image.open(path) as image:
-        fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BILINEAR)
+        grey = image.mode[0] in "IF"  # of more than 8 bits, which convert() cuts off at 255
+        usual = Image.fromarray(_in_8_bits(np.asarray(image))) if grey else image
+        fitted = ImageOps.fit(usual.convert("RGB"), (width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+
+
+def _in_8_bits(values: np.ndarray) -> np.ndarray:
+    """Of grey values of 16 bits. Raises ValueError for others, of which nobody says what white is.
+
+    Example: [0, 256, 65535] -> [0, 1, 255]
+    """
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= 1 << 16:
+        raise ValueError("grey values that are not of 8 or 16 bits")
+    return (values >> 8).astype(np.uint8)
 
 
 def _of_folder(name: str, wanted: Input, val_fraction: float) -> Parts:

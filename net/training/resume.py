@@ -101,15 +101,9 @@ class PhaseProgress:
     def __init__(self, run: RunProgress, phase: str, parts: dict[str, Any]) -> None:
         self.run, self.phase, self.parts = run, phase, parts
 
-    @property
-    def passed(self) -> bool:
-        return self.run.passed(self.phase)
-
-    def restore(self, epochs: int) -> int:
-        """Put the state back if it is of this phase; return the number of `epochs` already done."""
+    def restore(self) -> int:
+        """Put the state back if it is of this phase; return the number of epochs already done."""
         record = self.run.record
-        if self.passed:
-            return epochs
         if record is None or record["phase"] != self.phase or not record["epoch"]:  # a search
             return 0
         with one_line(self.run.path, UserError, START_AGAIN, RuntimeError):

@@ -23,6 +23,7 @@ from .reading import Streamed, drawn
 HELD_OUT = 1 / 12  # of the training images: 5,000 of MNIST's 60,000
 SEEN = 1000  # inputs of a split by which its contents are recognised
 FOLDER = "folder:"
+AT_A_TIME, OF_SIZE = 1000, 3 * 32 * 32  # inputs of CIFAR-10's size; of larger ones fewer
 IN_MEMORY = 2 << 30  # bytes of inputs that are kept; more are read or made anew in every epoch
 
 
@@ -80,6 +81,13 @@ def batch_indexes(
         rank, processes = shard
         return list(torch.arange(n).split(batch_size)[rank::processes])
     return training_batches(torch.randperm(n), batch_size, shard)
+
+
+def at_a_time(split: Split) -> int:
+    """How many inputs of a split a model may have at once outside of training: by their size, and
+    by no option, for what is drawn at random depends on it."""
+    inputs, _ = next(split.batches(1))
+    return max(1, min(AT_A_TIME, AT_A_TIME * OF_SIZE // max(1, inputs.numel())))
 
 
 def batches_in(examples: int, batch_size: int, processes: int) -> int:

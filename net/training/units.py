@@ -14,8 +14,6 @@ from torch import nn
 from .loop import Loss
 from .splits import Batches
 
-BATCH = 1000  # inputs at a time
-
 Layer = nn.Linear | nn.modules.conv._ConvNd
 Masks = Mapping[str, torch.Tensor]  # {parameter name: bool}, changed in place; net.Pruner.masks
 
@@ -31,7 +29,9 @@ def masked_layers(model: nn.Module, masks: Masks) -> dict[str, Layer]:
 
 
 @torch.no_grad()
-def fold_constant_inputs(model: nn.Module, masks: Masks, split: Batches) -> None:
+def fold_constant_inputs(
+    model: nn.Module, masks: Masks, split: Batches, batch_size: int = 1000
+) -> None:
     """Move what never changes over the inputs of `split` into the bias of the layer it feeds.
 
     A unit without inputs has a constant output c: W[:, j] c joins the bias and W[:, j] is pruned.
@@ -59,7 +59,7 @@ def fold_constant_inputs(model: nn.Module, masks: Masks, split: Batches) -> None
         for name, layer in layers.items()
     ]
     model.eval()
-    for inputs, _ in split.batches(BATCH):
+    for inputs, _ in split.batches(batch_size):
         model(inputs)
         if all((lowest[name] < highest[name]).all() for name in lowest):
             break  # nothing that could be constant is left
@@ -83,7 +83,9 @@ def can_fold(layer: Layer) -> bool:
     return not (layer.transposed or layer.groups > 1 or padded)
 
 
-def drop_idle(model: nn.Module, masks: Masks, split: Batches, loss_of: Loss) -> None:
+def drop_idle(
+    model: nn.Module, masks: Masks, split: Batches, loss_of: Loss, batch_size: int = 1000
+) -> None:
     """Prune all inputs, and zero the bias, of each unit without a gradient on any input of `split`.
 
     Such a unit has no outputs, or is never active.  (One weight alone without a gradient must
@@ -93,7 +95,7 @@ def drop_idle(model: nn.Module, masks: Masks, split: Batches, loss_of: Loss) -> 
     layers = {n: each for n, each in layers.items() if not getattr(each, "transposed", False)}
     used = {n: torch.zeros(len(each.weight), dtype=torch.bool) for n, each in layers.items()}
     model.eval()
-    for inputs, target in split.batches(BATCH):
+    for inputs, target in split.batches(batch_size):
         model.zero_grad()
         loss_of(model(inputs), target).backward()
         for name, layer in layers.items():

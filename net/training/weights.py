@@ -113,12 +113,17 @@ def downloaded(weights: "WeightsEnum") -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is damaged ({reason(error)}); delete it") from None
 
 
-def adopted(source: Checkpoint, path: str | Path, arch: str) -> tuple[Checkpoint, list[str]]:
-    """(the state dict `source`, read from `path`, as a checkpoint of the architecture `arch`; what
-    a user should know of it)."""
+def adopted(source: Checkpoint, path: str | Path, arch: str) -> Checkpoint:
+    """The state dict `source`, read from `path`, as a checkpoint of the architecture `arch`.
+
+    Raises UserError where that has another last layer, since nothing is going to train it."""
     model = architectures.build(arch)
-    notes = load_into(model, source.state_dict, str(path), arch)
-    return Checkpoint(checkpoint.copied(model.state_dict()), arch, extra=source.extra), notes
+    if load_into(model, source.state_dict, str(path), arch):
+        raise UserError(
+            f"{path} has another number of classes than {arch}; give it with the architecture, as "
+            "in resnet18(num_classes=5)"
+        )
+    return Checkpoint(checkpoint.copied(model.state_dict()), arch, extra=source.extra)
 
 
 def load_into(

@@ -90,7 +90,7 @@ def test_gaps_of_the_example() -> None:
 
     starts, columns = np.array([0, 2, 3]), np.array([1, 3, 0], np.int32)
     one, line, widths = np.ones(4, np.int64), np.arange(4), np.array([0, 4])
-    lines = one[:2], line[:2], one, line, widths
+    lines = 1, one[:2], line[:2], one, line, widths
     sizes, gaps, order = kernels.block_gaps(starts, columns, *lines)
     assert (gaps.tolist(), order.tolist(), sizes.tolist()) == ([1, 1, 0], [0, 1, 2], [3])
     begins, rows, order = kernels.transpose(starts, columns, np.array([1, 1, 0, 1]))
