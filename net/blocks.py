@@ -21,10 +21,11 @@ from .errors import UserError
 from .files import reason
 from .limits import release_freed
 from .modules import copied, evaluating, parameters_by_name
-from .pretrained import Place, places_of, put
+from .pretrained import Place, install, places_of
 from .samples import Call, on_device
 from .state_dicts import Renamed
 from .tensors import Info, TensorMap, info_of, is_computed, memory, version_of
+from .threads import SWITCHED
 
 MOST_IN_MEMORY = 1 << 26  # bytes of a run's activations; what is more goes to the disk
 ALIGNED = 64  # bytes, of which a tensor on the disk begins at a multiple
@@ -203,7 +204,7 @@ class Passage:
     def _load(self, place: int) -> None:
         for each in self._places.get(place, ()):
             on_disk = place == OUTSIDE and self.device.type == "cpu"
-            put((self._mapped if on_disk else self._read)(each), each, replace=True)
+            install((self._mapped if on_disk else self._read)(each), each, replace=True)
 
     def _read(self, place: Place) -> torch.Tensor:
         found = self._tensors[place.names[0]]
@@ -218,7 +219,7 @@ class Passage:
 
     def _free(self, place: int) -> None:
         for each in self._places.get(place, ()):
-            put(each.tensor, each, replace=True)  # on the meta device
+            install(each.tensor, each, replace=True)  # on the meta device
         if self.blocks:
             release_freed()
 
@@ -331,7 +332,7 @@ class Skeleton:
 def without_parameters() -> Iterator[None]:
     """Modules made in this block have their parameters on the meta device; their buffers, which a
     checkpoint need not have, are as always."""
-    register, own = nn.Module.register_parameter, threading.get_ident()
+    own = threading.get_ident()
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         here = threading.get_ident() == own  # other threads make modules as always
@@ -339,11 +340,13 @@ def without_parameters() -> Iterator[None]:
             param = nn.Parameter(param.to("meta"), requires_grad=False)
         register(self, name, param)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    with SWITCHED:
+        register = nn.Module.register_parameter
+        nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def repeated(model: nn.Module) -> list[str]:

@@ -11,7 +11,6 @@ convolutions. All of it would be too much, since part of the difference is chanc
 
 import copy
 import math
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
@@ -42,7 +41,7 @@ from .rounding import (
     trellis_pays,
 )
 from .samples import Call, Samples, first_that_runs
-from .threads import in_order
+from .threads import SWITCHED, in_order
 
 VECTORS = 20_000  # inputs of a layer that are looked at; no fewer than PER_INPUT per column of H
 PER_INPUT = 4
@@ -82,9 +81,6 @@ class Moments(NamedTuple):
         return bool(
             self.hessian.isfinite().all() and self.drift.isfinite().all() and (power > 0).any()
         )
-
-
-_BACKENDS = threading.RLock()  # whose switches are those of all threads
 
 
 class _Enough(Exception):
@@ -210,7 +206,7 @@ def _look(work: Passage, samples: Samples, kinds: Mapping[str, str]) -> tuple[li
 def _separate_products(model: nn.Module) -> Iterator[None]:
     """Keep fused kernels, in which products cannot be told apart, from being used."""
     with ExitStack() as stack:
-        stack.enter_context(_BACKENDS)
+        stack.enter_context(SWITCHED)
         fastpath = torch.backends.mha.get_fastpath_enabled()
         stack.enter_context(torch.no_grad())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):

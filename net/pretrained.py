@@ -102,10 +102,10 @@ def load_into(
     try:
         largest = max(map(size, jobs), default=0)
         for tensor, place, replace in in_order(decoded, jobs, size, largest):
-            put(tensor, place, replace)
+            install(tensor, place, replace)
             del tensor  # before the next is decoded
         for place in counters:
-            put(torch.zeros_like(place.tensor, device="cpu"), place, replace=True)
+            install(torch.zeros_like(place.tensor, device="cpu"), place, replace=True)
     except EncodingError as error:
         raise EncodingError(f"{error}; a part of the model is loaded already") from None
     return Loaded(missing, unexpected)
@@ -169,7 +169,7 @@ def _shown(tensor: Any) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def put(tensor: torch.Tensor, place: Place, replace: bool) -> None:
+def install(tensor: torch.Tensor, place: Place, replace: bool) -> None:
     if not replace:
         with torch.no_grad():
             place.tensor.copy_(tensor)

@@ -22,6 +22,7 @@ from .errors import first_line
 from .modules import in_evaluation, plain_name
 from .outputs import rows_of
 from .samples import Call, Samples
+from .threads import SWITCHED
 
 INPUTS = 128  # that are looked at, about
 CHUNK = 16  # of them in memory at a time, with what their gradients need
@@ -59,7 +60,7 @@ def traces(
     batches = samples.batches[:: max(1, len(samples.batches) // INPUTS)]
     reason = ""
     # The recurrent kernels of cuDNN cannot be differentiated in evaluation mode.
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+    with SWITCHED, torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         for calls in batches:
             for call in calls:  # which one the model takes
                 try:

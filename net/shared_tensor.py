@@ -15,7 +15,7 @@ from .sharded import laid, local, part, replicated, summed, total, union
 COUNTED = 1 << 22  # distinct values among more take a sort that is too long
 
 
-def put(tensor: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def put_at(tensor: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """`tensor` with values [n] at the flat indexes `positions` [n], none of which comes twice, in
     place. (Tensor.put_ refuses under torch.use_deterministic_algorithms.)"""
     if tensor.is_contiguous():
@@ -97,7 +97,7 @@ class SharedTensor:
     def _numbers(self, tensor: torch.Tensor) -> torch.Tensor:
         """int32, of the shape of `tensor`: 0 where an entry is pruned, else its label + 1."""
         numbers = torch.zeros(tensor.shape, dtype=torch.int32, device=self.labels.device)
-        return put(numbers, self.positions, self.labels.int() + 1)
+        return put_at(numbers, self.positions, self.labels.int() + 1)
 
     def _set_numbers(self, numbers: torch.Tensor) -> None:
         self.positions = local(numbers).flatten().nonzero().flatten()
@@ -129,7 +129,7 @@ class SharedTensor:
         if self.latent is not None:
             each = local(gradient).take(self.positions).to(self.latent.dtype)
             single = torch.zeros_like(local(self.latent.detach()))
-            single = put(single, self.positions, each)
+            single = put_at(single, self.positions, each)
             news.append(part(single, gradient))
         for trained, new in zip(self.trained(), news, strict=True):
             if add and (last := trained.grad) is not None:
@@ -223,7 +223,7 @@ class SharedTensor:
     def _put(self, tensor: torch.Tensor, stored: torch.Tensor) -> None:
         stored = stored.to(tensor.device, tensor.dtype)
         labels = self.labels.to(tensor.device)
-        put(local(tensor), self.positions.to(tensor.device), stored[labels])
+        put_at(local(tensor), self.positions.to(tensor.device), stored[labels])
 
     def stored_centroids(self) -> torch.Tensor:
         """The centroids [k'] in the tensor's type, rounded to float16, which halves the codebook.

@@ -51,7 +51,8 @@ def find(content: object, key: str | None = None) -> Found:
     extra, lost = _beside(content, path)
     here = extra
     for part in path:
-        here = next((inner for name, inner in here.items() if str(name) == part), {})
+        inner = (each for name, each in here.items() if str(name) == part)
+        here = next((each for each in inner if isinstance(each, dict)), {})
     kept = [str(name) for name in own if name not in state and name in here]
     other_names = [_dotted(other) for other in others]
     lost = [name for name in lost if name not in other_names]

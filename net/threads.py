@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+# For as long as something is switched that all threads share: torch's backends, nn.Module.
+SWITCHED = threading.RLock()
 IN_FLIGHT = 1 << 28  # bytes that are worked on at the same time; a larger job is alone
 
 

@@ -1,6 +1,7 @@
 """Models of repeated blocks, one of them in memory at a time: the same as with the whole model."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -71,6 +72,24 @@ def skeleton_of(model):
 
 def inputs():
     return [torch.randn(20, 8).cumsum(1) for _ in range(4)]
+
+
+def test_modules_of_other_threads_have_their_parameters():
+    with ThreadPoolExecutor(1) as pool, blocks.without_parameters():
+        assert not pool.submit(nn.Linear, 2, 2).result().weight.is_meta
+        assert nn.Linear(2, 2).weight.is_meta
+
+
+def test_two_threads_make_skeletons_one_after_the_other():
+    def other():
+        with blocks.without_parameters():
+            return nn.Linear(2, 2).weight.is_meta
+
+    with ThreadPoolExecutor(1) as pool:
+        with blocks.without_parameters():
+            waits = pool.submit(other)
+        assert waits.result()
+    assert not nn.Linear(2, 2).weight.is_meta
 
 
 @pytest.mark.parametrize("most", [0, 1 << 20])

@@ -1,4 +1,5 @@
 import copy
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -96,6 +97,51 @@ def test_the_model_and_the_inputs_stay_as_they_were():
     assert torch.equal(batch, kept)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_switches_of_all_threads_are_as_before():
+    """A thread that is in it when this one leaves it leaves it last."""
+    fastpath = torch.backends.mha
+    inside, left = threading.Event(), threading.Event()
+
+    class Waiting(nn.Linear):
+        def __init__(self, wait):
+            super().__init__(4, 4)
+            self.wait = wait
+
+        def __deepcopy__(self, memo):
+            found = Waiting(self.wait)
+            found.load_state_dict(self.state_dict())
+            return found
+
+        def forward(self, x):
+            self.wait()
+            return super().forward(x)
+
+    def here():
+        if not other.ident:
+            assert not fastpath.get_fastpath_enabled()
+            other.start()
+            inside.wait(0.2)  # it may have to wait for this one
+
+    def there():
+        inside.set()
+        left.wait()
+
+    def calibrated(wait):
+        model = Waiting(wait)
+        calibrate(model, alike(8, 4), {"weight": "linear"}, steps_of(model, ["weight"]))
+
+    other = threading.Thread(target=calibrated, args=(there,))
+    assert fastpath.get_fastpath_enabled()
+    try:
+        calibrated(here)
+        left.set()
+        other.join()
+        assert fastpath.get_fastpath_enabled()
+    finally:
+        left.set()
+        fastpath.set_fastpath_enabled(True)
 
 
 def test_the_same_values_every_time_whatever_the_global_seed(monkeypatch):

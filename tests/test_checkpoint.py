@@ -1,3 +1,4 @@
+import argparse
 import os
 import pickle
 import resource
@@ -69,6 +70,36 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, zipped):
     with pytest.raises(CheckpointError, match=r"raw\.ptmodel is "):
         checkpoint.load(tmp_path / "raw.ptmodel")
     assert not trace.exists()
+
+
+@pytest.fixture
+def with_arguments(tmp_path):
+    content = {"args": argparse.Namespace(lr=1), "model": {"w": torch.ones(2)}}
+    torch.save(content, tmp_path / "m.pt")
+    return tmp_path / "m.pt"
+
+
+def test_classes_that_the_user_allows_stay_allowed(with_arguments):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint.load(with_arguments)
+        assert torch.load(with_arguments, weights_only=True)["args"].lr == 1
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(with_arguments, weights_only=True)
+
+
+def test_a_load_that_ends_in_another_thread_meanwhile(with_arguments, monkeypatch):
+    real, others = torch.load, []
+
+    def load(*args, **options):
+        if not others:
+            others.append(threading.Thread(target=checkpoint.load, args=(with_arguments,)))
+            others[0].start()
+            others[0].join(0.2)  # which may have to wait for this one
+        return real(*args, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    assert list(checkpoint.load(with_arguments).state_dict) == ["w"]
+    others[0].join()
 
 
 def test_a_whole_module_is_refused(tmp_path):

@@ -482,6 +482,21 @@ def test_in_inference_mode(tmp_path):
     assert decoded(model, tmp_path / "m.dc")[0].weight.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_type(tmp_path, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    options = {"inputs": torch.randn(64, 8), "noise": 0.3}
+    expected = net.compress(model, tmp_path / "a.dc", **options)
+    torch.set_default_dtype(dtype)
+    try:
+        found = net.compress(model, tmp_path / "b.dc", **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (tmp_path / "a.dc").read_bytes() == (tmp_path / "b.dc").read_bytes()
+    assert found.moved == expected.moved
+
+
 class Frozen(nn.Sequential):
     """One for a model and its average."""
 
@@ -572,6 +587,24 @@ def test_what_modules_keep_beside_tensors(tmp_path, options):
     result = net.compress(Stateful(64, 64), tmp_path / "a.dc", **options)
     assert any("_extra_state" in note for note in result.notes)
     assert net.load_into(Stateful(64, 64), tmp_path / "a.dc").missing_keys == []
+
+
+class Packed(nn.Linear):
+    """As torch.ao's: its weight is in no tensor of the state dict."""
+
+    def get_extra_state(self):
+        return torch.quantize_per_tensor(self.weight, 0.1, 0, torch.qint8), self.bias
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{"noise": 0.1}, {"lossless": True}])
+def test_packed_weights_are_refused(tmp_path, options):
+    with pytest.raises(UserError, match=r"'0\._extra_state': quantized"):
+        net.compress(nn.Sequential(Packed(8, 8)), tmp_path / "a.dc", **options)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("given", [None, [1.0], {"a": 1}, torch.ones(3)])

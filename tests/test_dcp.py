@@ -153,6 +153,14 @@ class TestOneProcess:
         state = encoding.load(tmp_path / "s.dc")[0]
         assert all(torch.equal(state[name], each) for name, each in tensors().items())
 
+    def test_a_type_that_safetensors_has_not(self, tmp_path):
+        content = tensors() | {"c": torch.randn(3, 2, dtype=torch.complex128)}
+        net.compress(save(tmp_path / "s", content), tmp_path / "s.dc", lossless=True)
+        (path,) = layouts.restore(encoding.open(tmp_path / "s.dc"), tmp_path / "back")
+        back = torch.load(path, weights_only=True)
+        assert list(back) == list(content)
+        assert all(torch.equal(back[name], tensor) for name, tensor in content.items())
+
     def test_nothing_is_run(self, tmp_path):
         class Evil:
             def __reduce__(self):

@@ -344,6 +344,21 @@ def test_other_forms_of_the_weights_are_left_out_with_a_word(tmp_path: Path) -> 
     assert str(tmp_path) not in notes
 
 
+@pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx_data", "model.onnx_data_1"])
+def test_the_tensors_of_an_onnx_model_are_left_out(name: str, tmp_path: Path) -> None:
+    put(tmp_path, model_SAFE={"w": torch.ones(1)}, **{f"onnx__{name}": "duplicate"})
+    _, layout, attached = layouts.read(tmp_path)
+    assert not attached
+    assert layout["notes"] == [f"left out, {layouts.DUPLICATE}: onnx/{name}"]
+
+
+def test_an_index_of_something_else_is_a_file_like_another(tmp_path: Path) -> None:
+    beside = {"search.index.json": '{"weight_map": 3}'}
+    put(tmp_path / "m", model_SAFE={"w": torch.ones(1)}, **beside)
+    through(tmp_path / "m", tmp_path / "n")
+    assert tree(tmp_path / "n") == tree(tmp_path / "m")
+
+
 @pytest.mark.parametrize("name", ["adapter_model", "diffusion_pytorch_model.fp16"])
 def test_a_folder_of_one_part(name: str, tmp_path: Path) -> None:
     put(tmp_path / "m", adapter_config_JSON="{}")
@@ -414,6 +429,14 @@ def test_without_a_layout(tmp_path: Path) -> None:
     encoding.save(state, tmp_path / "m.dc", files={"a/config.json": b"{}"})
     layouts.restore(encoding.open(tmp_path / "m.dc"), tmp_path / "new" / "model")
     assert tree(tmp_path / "new" / "model").keys() == {"model.safetensors", "a/config.json"}
+
+
+def test_a_folder_of_a_type_that_safetensors_has_not(tmp_path: Path) -> None:
+    state = {"a": torch.ones(3), "c": torch.ones(2, dtype=torch.complex128)}
+    encoding.save(state, tmp_path / "m.dc", files={"config.json": b"{}"})
+    layouts.restore(encoding.open(tmp_path / "m.dc"), tmp_path / "m")
+    assert tree(tmp_path / "m").keys() == {"model.pth", "config.json"}
+    assert fuzz.same(loaded(tmp_path / "m" / "model.pth"), state)
 
 
 def test_as_another_kind_of_file(tmp_path: Path) -> None:

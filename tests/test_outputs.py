@@ -222,6 +222,17 @@ def test_photographs_are_what_a_network_takes():
     assert len(images.flatten(1).unique(dim=0)) == outputs.PHOTOGRAPHS
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_photographs_are_the_same_with_another_default_type(dtype):
+    expected = outputs.photographs(8, 8)
+    torch.set_default_dtype(dtype)
+    try:
+        found = outputs.photographs(8, 8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
 def test_what_takes_no_images_is_not_run():
     with pytest.raises(Unseen, match="takes no images"):
         outputs.of_module(nn.Linear(3, 2))

@@ -302,6 +302,21 @@ def test_tied_tensors_have_one_treatment(tmp_path):
     assert list(how(Shards(tmp_path / "m.safetensors")).values()) == ["round", "rate"]
 
 
+def test_a_tied_bias_is_treated_under_its_first_name():
+    """As the decoder's of BERT, which the head has, too."""
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(64))
+            self.decoder = nn.Linear(32, 64)
+            self.decoder.bias = self.bias
+
+    found = plan(Head(), AUTO)
+    assert found["bias"].how == found["decoder.bias"].how == "round"
+    assert found["decoder.bias"].tied == "bias"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -153,6 +153,15 @@ def test_one_name_of_tied_weights_is_enough_and_counters_may_be_missing(tmp_path
     assert torch.equal(model.head.weight, given["embedding.weight"])
 
 
+def test_counters_that_are_missing_begin_anew_in_a_model_without_memory(tmp_path):
+    state = nn.BatchNorm1d(3).state_dict()
+    net.encoding.save(change(state, num_batches_tracked=None), tmp_path)
+    with torch.device("meta"):
+        model = nn.BatchNorm1d(3)
+    assert net.load_into(model, tmp_path) == ([], [])
+    assert torch.equal(model.num_batches_tracked, torch.tensor(0))
+
+
 def test_equal_tensors_of_the_file_fit_one_of_the_model(tmp_path):
     given = Net().state_dict()
     net.encoding.save(change(given, **{"head.weight": given["head.weight"].clone()}), tmp_path)

@@ -1,5 +1,6 @@
 import copy
 import math
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -295,6 +296,15 @@ def test_a_pruner_made_to_go_on_takes_no_more(options, loaded_first):
     assert all(torch.equal(each, saved[0][n]) for n, each in again.state_dict().items())
 
 
+def test_a_copy_gives_back_what_a_state_had_kept(model):
+    saved = Pruner(copy.deepcopy(model), sensitivity=0.1).state_dict()
+    before = copy.deepcopy(model)
+    other, pruner = copy.deepcopy((model, Pruner(model, sensitivity=1.0)))
+    pruner.load_state_dict(saved)
+    for name, mask in pruner.masks.items():
+        assert torch.equal(other.get_parameter(name), before.get_parameter(name) * mask)
+
+
 def test_a_state_can_be_gone_back_to(model):
     optimizer = torch.optim.SGD(model.parameters(), 1e-2)
     pruner = Pruner(model, density=0.3, steps=10)
@@ -470,8 +480,13 @@ def test_constants_are_not_pruned():
     model.bank.weight.data = angles.cos()[:, None]
     model.layer_weight = nn.Parameter(torch.rand(13, 1) / 100)
     model.fc = nn.Linear(32, 32)
-    assert list(Pruner(model, density=0.2).masks) == ["fc.weight"]
-    assert list(Pruner(model, sensitivity=1.0, include="bank").masks) == ["bank.weight"]
+    with pytest.warns(UserWarning, match=r"those of tables of constants: bank\.weight; include="):
+        assert list(Pruner(model, density=0.2).masks) == ["fc.weight"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(Pruner(model, sensitivity=1.0, include="bank").masks) == ["bank.weight"]
+        model.bank.requires_grad_(False)
+        Pruner(model, sensitivity=1.0)
 
 
 @pytest.mark.parametrize(

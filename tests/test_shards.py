@@ -75,6 +75,18 @@ def test_what_is_written_tensor_by_tensor_the_library_reads(state, tmp_path):
     assert equal(load_file(tmp_path / "m.safetensors"), state)
 
 
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"é": 'a "text"\n\x7f'}])
+def test_what_is_written_is_what_the_library_writes(state, tmp_path, metadata):
+    state["ünï/\u2028x"] = torch.arange(3, dtype=torch.int8)
+    save_file(state, tmp_path / "a.safetensors", metadata)
+    order = list(Shards(tmp_path / "a.safetensors"))
+    infos = {name: info_of(state, name) for name in order}
+    tensors = (state[name] for name in order)
+    shards.write(tmp_path / "b.safetensors", infos, tensors, metadata or {})
+    same = [(tmp_path / f"{name}.safetensors").read_bytes() for name in "ab"]
+    assert same[0] == same[1]
+
+
 # Types that older versions of safetensors do not read, which take such a file for a damaged one.
 UNKNOWN = ("F8_E4M3FNUZ", "F8_E5M2FNUZ") if safetensors.__version__ < "0.8" else ()
 

@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint import checkpoint_wrapper
 from torch.nn import functional as F
 
 from net import Pruner, WeightSharing, encoding, sharing
@@ -641,6 +642,14 @@ def test_statistics_are_folded_where_vectors_are_rounded():
     assert all(torch.equal(left[1].state_dict()[name], exact[name]) for name in exact)
 
 
+def test_statistics_in_a_checkpoint_wrapper_are_folded():
+    inner = checkpoint_wrapper.checkpoint_wrapper(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
+    model = nn.Sequential(inner, nn.Linear(8, 3))
+    model.train()(torch.randn(16, 4))
+    assert WeightSharing(model, bits="auto").fold_norms() == ["0.1"]
+    assert torch.equal(inner[1].running_var, torch.ones(8))
+
+
 # Loops
 
 
@@ -932,3 +941,17 @@ def test_another_default_device():
     finally:
         torch.set_default_device(None)
     assert model.weight.isfinite().all()
+
+
+def test_values_have_the_type_that_a_model_was_given_since():
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8).bfloat16()
+    sharing = WeightSharing(model, bits=2)
+    model.float()
+    optimizer = torch.optim.SGD(sharing.parameters(), 0.1)
+    sharing.attach(optimizer)
+    model(torch.randn(4, 8)).square().sum().backward()
+    optimizer.step()
+    values = model.weight.detach().unique()
+    assert len(values) == 4
+    assert not torch.equal(values, values.bfloat16().float())

@@ -36,6 +36,10 @@ ONE, OTHER = {"a.weight": torch.ones(2, 3)}, {"a.weight": torch.zeros(2, 3)}
         ({"ema": {"v1.5": ONE}, "model": OTHER}, "ema.v1.5"),
         ({"ema": ONE, **OTHER}, "ema"),
         ({"ema": OTHER, **ONE}, "."),
+        ({"upscaler": ONE, "scaler": {"scale": torch.ones(9)}}, None),
+        ({"downscaler": ONE, "epoch": 3}, None),
+        ({"schedule_net": ONE, "model": OTHER}, "schedule_net"),
+        ({"rng": {"optimal": ONE, "scheduled": OTHER}, "model": OTHER}, "rng.optimal"),
     ],
 )
 def test_the_state_dict_that_is_meant(content, key):
@@ -76,6 +80,19 @@ def test_what_is_no_tensor_is_kept_and_named():
     found = find({"a.weight": ONE["a.weight"], "a._extra_state": None, "version": 2})
     assert found.extra == {"a._extra_state": None, "version": 2}
     assert found.notes == ["no tensors, and kept as they are: a._extra_state, version"]
+
+
+@pytest.mark.parametrize("key", ["1", 1])
+def test_it_is_named_under_a_key_that_is_a_number_too(key):
+    found = find({key: {**ONE, "version": 2}})
+    assert found.extra == {key: {"version": 2}}
+    assert found.notes == ["no tensors, and kept as they are: version"]
+
+
+def test_a_key_that_reads_alike_and_has_no_dict():
+    found = find({1: 5, "1": {**ONE, "version": 2}})
+    assert found.extra == {1: 5, "1": {"version": 2}}
+    assert found.notes == ["no tensors, and kept as they are: version"]
 
 
 def test_plain_values_stay_where_they_were():
@@ -187,6 +204,7 @@ def test_the_class_that_is_refused_is_named(tmp_path):
         (lambda: torch.ones(3, device="meta"), "'b.x': on the meta device"),
         (lambda: torch.quantize_per_tensor(torch.ones(3), 1, 0, torch.qint8), "'b.x': quantized"),
         (lambda: torch.nested.nested_tensor([torch.ones(2)]), "'b.x': a nested tensor"),
+        (lambda: (torch.quantize_per_tensor(torch.ones(3), 1, 0, torch.qint8), None), "'b.x': qua"),
     ],
 )
 def test_a_tensor_without_plain_values_is_named(tmp_path, tensor, what):

@@ -198,7 +198,7 @@ def code_levels(
                 place = (first + r) * steps[0] + c * steps[1]
 
                 # What is to be expected: a size, and from its neighbours in the kernel a sign.
-                size = log_of(row_sizes[r]) + log_of(column_size)
+                log_size = log_of(row_sizes[r]) + log_of(column_size)
                 near = near_size = np.int64(0)
                 if beside or above:
                     if beside:
@@ -209,11 +209,11 @@ def code_levels(
                         near, near_size = near + other, near_size + abs(other)
                     if beside and above:
                         near_size >>= 1
-                    size = (3 * size + 2 * log_of(near_size * UNIT + UNIT // 2)) >> 2
-                size = min(size >> 4, CLASSES - 1)
-                raw = max(0, (size - fine) >> 1)
+                    log_size = (3 * log_size + 2 * log_of(near_size * UNIT + UNIT // 2)) >> 2
+                size_class = min(log_size >> 4, CLASSES - 1)
+                raw = max(0, (size_class - fine) >> 1)
                 pull = abs(near) * 3 << 8 if beside and above else abs(near) << 10
-                expected = SIZES[size]
+                expected = SIZES[size_class]
                 sure = int(pull > expected) + int(pull > 3 * expected) + int(pull > 5 * expected)
                 quantizer = state >> 1
 
@@ -225,7 +225,7 @@ def code_levels(
                     if trellis:
                         k = (k + quantizer) >> 1
                 top = ((k - 1) >> raw) + 1 if k > 0 else 0
-                tables_of = (size * 2 + quantizer) * 3 * DEPTH
+                tables_of = (size_class * 2 + quantizer) * 3 * DEPTH
                 table = tables_of + min(sure, 2) * DEPTH
                 beyond = 0
                 while beyond < DEPTH:
@@ -282,14 +282,14 @@ def code_levels(
                         found = found << 1 | int(bit)
                     found += 1
                 k = found
-                size = 2 * k - quantizer if trellis and k > 0 else k
-                if size > MAX_LEVEL:
+                magnitude = 2 * k - quantizer if trellis and k > 0 else k
+                if magnitude > MAX_LEVEL:
                     return -1
                 if decoding:
-                    levels[place] = -size if negative else size
+                    levels[place] = -magnitude if negative else magnitude
                 if trellis:
                     state = NEXT[state, k & 1]
-                size *= UNIT
+                size = magnitude * UNIT
                 column_size += (size - column_size) >> COLUMN
                 row_sizes[r] += (size - row_sizes[r]) >> ROW
                 mean += (size - mean) >> ALL

@@ -241,7 +241,7 @@ def pack_lanes(values, low, tables, which, tails, sizes, out, at):
 
     tables[k, head] is word << 4 | length. All lanes grow at the same time, eight bytes at once, so
     that the last bytes of one are stored over the first of the next: these are kept apart. The
-    first block has so many in each.
+    first block alone gives each lane more than eight bytes (heads.LEAST).
     """
     ones = (np.uint64(1) << low) - np.uint64(1)
     ends, begun = np.empty(LANES, np.int64), np.zeros(LANES, np.uint64)

@@ -111,9 +111,9 @@ def search(
         log.result(text, event="tried", **{what: tried.value}, divergence=tried.divergence)
 
     found = choose.farthest(*span, choose.moved_by(model, batches, change), limit, tell)
-    least = math.isnan(found.divergence)
-    reason = "the least that is tried, since nothing keeps to" if least else "what keeps to"
-    reason += f" {limit:.3g} nats, by which held-out outputs may move before training"
+    reason = f"what moves held-out outputs by at most {limit:.3g} nats before training"
+    if math.isnan(found.divergence):
+        reason = f"the least change; none is {reason}"
     value = float(f"{found.value:.3g}")
     log.result(
         f"{what} {value:g}: {reason} (an error budget of {options.error_budget:g} points)",
@@ -138,7 +138,7 @@ def calibration_inputs(dataset: Dataset, options: SharingOptions) -> list[torch.
 
 def config(options: SharingOptions, reassign: int = 0) -> SharingConfig:
     """What the library takes, of options that are numbers; `reassign` in training steps."""
-    own = {field.name for field in fields(SharingConfig)} & vars(options).keys() - {"reassign"}
+    own = {field.name for field in fields(SharingConfig)} & (vars(options).keys() - {"reassign"})
     values = {name: getattr(options, name) for name in own}
     if values["noise"] == "auto":  # of k-means, or without data
         values["noise"] = NOISE

@@ -191,9 +191,6 @@ def check_overwrites(args: Namespace) -> None:
         if not path:
             what = name if name in ("model", "path", "file") else f"--{name}"
             raise UserError(f"{what} is empty")
-    folders = [os.path.realpath(path) for _, path in paths(("output", "directory"))]
-    if len(folders) == 2 and folders[0] == folders[1]:
-        raise UserError("--output and --directory are one folder; give two")
     twice: dict[str, str] = {}
     written = [
         (what, str(file))

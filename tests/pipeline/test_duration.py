@@ -46,7 +46,7 @@ def test_measuring_leaves_the_generator_alone():
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(0.1, "1 seconds"), (119, "119 seconds"), (120, "2 minutes"), (9000, "2.5 hours")],
+    [(0.1, "a second"), (119, "119 seconds"), (120, "2 minutes"), (9000, "2.5 hours")],
 )
 def test_units(seconds, told):
     assert re.fullmatch(re.escape(told), text(seconds))

@@ -75,8 +75,8 @@ def test_adopted_are_the_weights_and_what_is_beside_them():
     state = architectures.build("lenet-5").state_dict()
     given = {f"model.net.{name}": tensor for name, tensor in state.items()}
     source = checkpoint.Checkpoint(given, extra={"names": {0: "cat"}})
-    found, notes = weights.adopted(source, "m.ckpt", "lenet-5")
-    assert (found.arch, found.extra, notes) == ("lenet-5", {"names": {0: "cat"}}, [])
+    found = weights.adopted(source, "m.ckpt", "lenet-5")
+    assert (found.arch, found.extra) == ("lenet-5", {"names": {0: "cat"}})
     assert list(found.state_dict) == list(state)
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict.items())
 
