@@ -35,7 +35,7 @@ MAX_FILE_BYTES, MAX_FILES_BYTES = 1 << 30, 1 << 34
 MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255  # of a path, and of each of its parts
 PIECE = 1 << 20  # bytes that are copied at once
 
-Source = bytes | Path  # of a file beside the tensors
+Source = bytes | str | Path  # of a file beside the tensors
 Opened = tuple[io.BufferedReader, int]
 
 
@@ -342,8 +342,8 @@ def unsafe(name: object) -> str | None:
 
 def check_source(name: str, source: object) -> None:
     """Raises ManifestError for what cannot be stored, as far as that is seen without reading it."""
-    if not isinstance(source, bytes | Path):
-        raise ManifestError(f"the file {name!r}: bytes or a Path, not a {type(source).__name__}")
+    if not isinstance(source, bytes | str | Path):
+        raise ManifestError(f"the file {name!r}: bytes or a path, not a {type(source).__name__}")
     if isinstance(source, bytes) and len(source) > MAX_FILE_BYTES:
         raise ManifestError(f"the file {name!r}: more than {MAX_FILE_BYTES:,} bytes")
 

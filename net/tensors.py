@@ -81,7 +81,10 @@ def check_packed(name: object, value: object, problem: str = "") -> None:
 
 def memory(tensor: torch.Tensor) -> np.ndarray:
     """The bytes of the elements in their order, uint8[tensor.nbytes]; a view where they lie so."""
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if flat.dtype == torch.bool:  # of whose bytes a copy makes 0 and 1
+        flat = flat.view(torch.uint8)
+    flat = flat.reshape(-1)
     if flat.stride(0) != 1:  # an expanded tensor, or one element of a strided one
         flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy()

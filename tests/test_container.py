@@ -1,6 +1,7 @@
 """One file, model.dc: what it holds, and what is refused."""
 
 import errno
+import itertools
 import json
 import os
 import zlib
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from net import container, encoding
 from net.codec import manifest
 from net.codec.bits import PAD
+from net.codec.manifest import ManifestError
 from net.codec.tensors import DTYPES, patterns, write_tensor
 from net.container import Stored
 from net.encoding import EncodingError
@@ -203,6 +205,20 @@ def test_files_are_extracted(tmp_path: Path) -> None:
         found.extract(tmp_path / "file")
 
 
+def test_names_that_are_one_to_the_file_system_are_not_written_over_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_case(path: Path) -> bool:
+        return path.name.lower() in {each.name.lower() for each in tmp_path.iterdir()}
+
+    encoding.save({}, tmp_path / "m.dc", files={"README": b"1", "readme": b"2"})
+    found = encoding.open(tmp_path / "m.dc")
+    monkeypatch.setattr(os.path, "lexists", without_case)
+    with pytest.raises(EncodingError, match=r"readme is there already; give another folder"):
+        found.extract(tmp_path)
+    assert (tmp_path / "README").read_bytes() == b"1"
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 
@@ -234,10 +250,33 @@ def test_names_that_are_not_of_a_file_within_a_folder(name: Any, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("names", [["a", "a/b"], ["a/b/c", "a/b"]])
+@pytest.mark.parametrize(
+    "names", [["a", "a/b"], ["a/b/c", "a/b"], ["a", "a-b", "a/b"], ["a b", "a/b", "a/b c", "a/b/c"]]
+)
 def test_a_file_in_a_folder_that_is_a_file(names: list[str], tmp_path: Path) -> None:
     with pytest.raises(EncodingError, match="in a folder that is a file"):
         encoding.save({}, tmp_path / "m.dc", files=dict.fromkeys(names, b""))
+
+
+def test_names_are_refused_where_one_is_a_folder_of_another_and_only_there() -> None:
+    parts = [part for depth in (1, 2, 3) for part in itertools.product(["a", "a-"], repeat=depth)]
+    for some in itertools.combinations(parts, 3):
+        names = {"/".join(part): b"" for part in some}
+        if any(part[:depth] in some for part in some for depth in range(1, len(part))):
+            with pytest.raises(ManifestError, match="in a folder that is a file"):
+                container.check_names(names)
+        else:
+            container.check_names(names)
+
+
+class NotLookedUp(dict):
+    def __contains__(self, name: object) -> bool:
+        raise AssertionError(f"{name!r} is looked for")
+
+
+def test_folders_of_deep_names_are_not_looked_for_one_by_one() -> None:
+    """Of 65,536 names 500 folders deep that took minutes."""
+    container.check_names(NotLookedUp.fromkeys(f"{'a/' * 500}{i}" for i in range(9)))
 
 
 @pytest.mark.parametrize(
@@ -265,6 +304,35 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
             encoding.save({}, tmp_path / "m.dc", files={"x": tmp_path / name})
     (tmp_path / "pipe").unlink()
     assert content(tmp_path) == before
+
+
+class Unread(dict):
+    def __getitem__(self, name: str) -> torch.Tensor:
+        raise AssertionError(f"{name!r} is read")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (bytearray(b"{}"), "bytes or a path, not a bytearray"),
+        (None, "bytes or a path, not a NoneType"),
+        (b"[0]", "more than 2 bytes"),
+    ],
+)
+def test_what_is_no_source_is_refused_before_any_tensor_is_read(
+    source: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "MAX_FILE_BYTES", 2)
+    files = {"a": b"{}", "config.json": source}
+    with pytest.raises(EncodingError, match=rf"the file 'config\.json': {message}"):
+        encoding.save(Unread(state_of()), tmp_path / "m.dc", files=files)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_has_no_size_to_keep_to(tmp_path: Path) -> None:
+    with pytest.raises(EncodingError, match=r"only a \.dc file has a size to keep to"):
+        encoding.save(state_of(), tmp_path / "folder", most=1 << 20)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_holds_no_other_files(tmp_path: Path) -> None:

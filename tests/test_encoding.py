@@ -538,6 +538,18 @@ def test_small_vectors_of_a_kind_share_a_stream(name: str, tmp_path: Path) -> No
         assert found == patterns(state[name]).tolist()
 
 
+@pytest.mark.parametrize("name", ["folder", "model.dc"])
+def test_bytes_of_bools_that_are_neither_0_nor_1_come_back(name: str, tmp_path: Path) -> None:
+    octets = torch.tensor([0, 2, 255, 1] * 8, dtype=torch.uint8)
+    state = {f"{i}.mask": octets.roll(i).view(torch.bool) for i in range(9)}
+    state["odd.mask"] = octets.repeat(2).view(torch.bool)[::2]  # of a stride: torch copies 0 and 1
+    save(state, tmp_path / name)
+    opened = encoding.open(tmp_path / name)
+    assert len({opened.info(each).file_name for each in state}) == 1
+    assert fuzz.same(load(tmp_path / name)[0], state)
+    assert fuzz.same(dict(opened), state)
+
+
 def test_vectors_that_are_smaller_alone_have_streams_of_their_own(tmp_path: Path) -> None:
     """Three biases of few values each, which would be many together."""
     rng = np.random.default_rng(0)
@@ -657,6 +669,31 @@ def test_a_killed_writer_leaves_the_earlier_or_the_new_encoding(tmp_path: Path) 
     assert len(content(tmp_path)) == 3
 
 
+def test_what_a_killed_writer_left_whole_is_on_the_disk_before_a_manifest_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {"same": torch.tensor(1), "b": torch.ones(3)}
+    new = {"same": torch.tensor(1), "b": torch.zeros(3), "c": torch.arange(5)}
+    folder = tmp_path / "folder"
+    save(new, tmp_path / "whole")
+    save(old, folder)
+    before = content(folder)
+    left = content(tmp_path / "whole")
+    del left[encoding.MANIFEST]
+    for name, data in left.items():
+        (folder / name).write_bytes(data)
+    synced = []
+
+    def watched(paths: list[Path]) -> None:
+        assert content(folder)[encoding.MANIFEST] == before[encoding.MANIFEST]
+        synced.extend(path.name for path in paths)
+
+    monkeypatch.setattr(encoding, "sync_files", watched)
+    save(new, folder)
+    assert sorted(synced) == sorted(left.keys() - before.keys())
+    assert len(synced) == 2  # and what was named before is on the disk already
+
+
 def test_a_full_disk_gives_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -708,6 +745,19 @@ def test_states_that_cannot_be_encoded(state: dict, message: str, tmp_path: Path
     with pytest.raises(EncodingError, match=message):
         save(state, tmp_path)
     assert not content(tmp_path)
+
+
+class Gone(dict):
+    def __getitem__(self, name: str) -> torch.Tensor:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/model-3.bin")
+
+
+@pytest.mark.parametrize("name", ["folder", "model.dc"])
+def test_a_state_that_cannot_be_read_is_no_fault_of_what_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EncodingError, match=r"^cannot read 'a': No such file or directory"):
+        save(Gone(a=None), tmp_path / name)
 
 
 def test_meta_that_json_cannot_hold(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_malformed_streams_with_a_good_checksum(case: str) -> None:
         decode(sealed(writer))
 
 
-@pytest.mark.parametrize("given", [None, 3, "abc", [1, 2]])
+@pytest.mark.parametrize("given", [None, 3, "abc", [1, 2], np.array(["2020-02-02"], "M8[D]")])
 def test_what_is_no_stream(given):
     with pytest.raises(HuffmanError, match="pass bytes"):
         decode(given)

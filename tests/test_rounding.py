@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from net import compensation, rounding
+from net import WeightSharing, compensation, rounding
 from net.codec import adaptive
 from net.codec.tensors import write_tensor
 from net.compensation import compensate, prices, prior
@@ -346,6 +346,18 @@ def test_values_that_cannot_be_rounded_stay():
     vector = torch.tensor([0.0, float("inf"), float("-inf"), 1.0])
     assert torch.equal(round_vector(vector), vector)
     assert round_vector(torch.tensor([float("nan")])).isnan().all()
+
+
+def test_the_least_values_of_a_double_stay():
+    """As of a channel that gives nothing, after thousands of steps."""
+    norm = nn.BatchNorm1d(4).double()
+    values = torch.tensor([5e-324, 1e-321, 1.0, 3.0], dtype=torch.float64)
+    norm.running_mean.copy_(values)
+    norm.running_var.copy_(values)
+    WeightSharing(nn.Sequential(nn.Linear(4, 4).double(), norm), bits=2)
+    assert norm.running_var.tolist() == values.tolist()
+    assert norm.running_mean.isfinite().all()
+    assert round_vector(-values).tolist() == (-values).tolist()
 
 
 STATE = {

@@ -3,7 +3,7 @@ import torch
 
 from net import shared_tensor
 from net.report.tables import sharing_table
-from net.shared_tensor import Clustering, entropy
+from net.shared_tensor import Clustering, SharedTensor, entropy
 
 
 def test_what_it_says():
@@ -40,6 +40,27 @@ def test_values_before_are_not_counted_among_millions(monkeypatch):
     found = Clustering.of(torch.arange(60.0), torch.arange(60.0))
     assert found.values_before is None
     assert "  -  " in sharing_table({"fc1.weight": found})
+
+
+def test_a_centroid_that_nothing_shares_stays():
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    shared = SharedTensor.clustered(weight, bits=2, reassignable=True)
+    with torch.no_grad():
+        shared.latent.fill_(2.0)
+    shared.reassign()
+    assert shared.means(torch.tensor([3.0, 4.0, 5.0])).tolist() == [1.0, 4.0, 3.0]
+    shared.settle(torch.full((3,), 4.0))
+    assert shared.stored_centroids().tolist() == [1.0, 4.0, 3.0]
+
+
+def test_a_model_that_is_moved_to_another_type_has_its_centroids_rounded_once():
+    weight = torch.tensor([1e-6, 1.0])
+    shared = SharedTensor.clustered(weight, bits=1)
+    moved = torch.zeros(2, dtype=torch.bfloat16)
+    shared.write(moved)
+    assert torch.equal(moved, weight.bfloat16())  # and not to float16, which is coarser there
+    shared.write(weight)
+    assert torch.equal(weight, torch.tensor([1e-6, 1.0]).half().float())
 
 
 def test_entropy():

@@ -174,6 +174,19 @@ def test_the_smallest_stream() -> None:
     assert slow_decoder.tensor(data[:-16].tobytes(), "uint8", [8]) == found.tolist()
 
 
+@pytest.mark.parametrize("head", [1, 3, 4, 6, 7])
+def test_tails_of_more_bits_than_are_looked_at_at_once(head: int) -> None:
+    """Heads of a width that the encoder does not choose, 0 or 1 in a bit each, and all the rest."""
+    tail = 64 - head
+    values = np.random.default_rng(0).integers(0, 2 << tail, 16, np.uint64).tolist()
+    text = ["".join(f"{value:0{tail + 1}b}" for value in values[lane::8]) for lane in range(8)]
+    tables = f"{head:04b}", 0, "0", TWO, *symbol(tail)
+    data = bits(*START, *tables, *map(len, text[1:]), *text).finish()
+    found = read_tensor(BitReader(data), (16,), torch.uint64)
+    assert patterns(found).tolist() == values
+    assert slow_decoder.tensor(data[:-16].tobytes(), "uint64", [16]) == values
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [

@@ -199,6 +199,13 @@ def test_no_grids(values):
     assert Grid.of(patterns(torch.tensor(values, dtype=torch.float64)), torch.float64) is None
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("dtype", list(MANTISSAS))
+def test_the_greatest_value_that_there_is_gives_no_warning(dtype):
+    tensor = torch.tensor([torch.finfo(dtype).max, 1.0, 2.0] * 40, dtype=dtype).view(-1, 4)
+    assert torch.equal(read(written(tensor), (30, 4), dtype), tensor)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_grids_of_many_values_of_two_bytes(dtype):
     _, found = Grid.of(patterns((torch.arange(-100, 101) * 0.0123).to(dtype)), dtype)
