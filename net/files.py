@@ -173,12 +173,6 @@ def checksum(path: Path) -> tuple[int, int]:
     return size, crc
 
 
-def csv_names(path: str | Path) -> list[Path]:
-    """NAME-stages.csv and NAME-layers.csv, the tables that NAME.csv stands for."""
-    path = Path(path)
-    return [path.with_name(f"{path.stem}-{kind}{path.suffix}") for kind in ("stages", "layers")]
-
-
 def sync_files(paths: Sequence[Path]) -> None:
     """Have these files on the disk before what follows: one after the other, or, where they are
     many and the system waits for it (Linux does), all that it holds at once."""

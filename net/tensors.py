@@ -14,6 +14,7 @@ from .errors import UserError
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Bytes of elements that one byte of memory may be seen as, and bytes that are no matter.
 MOST_EXPANDED, SMALL_EXPANDED = 4, 1 << 24
+PACKED = 16  # of a list that is no weight, the first elements that are looked at
 
 
 class TensorError(UserError, ValueError):
@@ -74,7 +75,7 @@ def check_dense(
 def check_packed(name: object, value: object, problem: str = "") -> None:
     """The same for the tensors in a list or a tuple, as torch.ao packs quantized weights: what has
     them there is no state dict without them."""
-    for each in value if isinstance(value, list | tuple) else ():
+    for each in value[:PACKED] if isinstance(value, list | tuple) else ():
         if isinstance(each, torch.Tensor):
             check_dense(name, each, problem)
 

@@ -326,6 +326,8 @@ def read_levels(
     count = math.prod(shape)
     if not has_levels(shape, dtype):
         raise HuffmanError("levels of a shape that has none")
+    if count > VALUES_A_BIT * (reader.remaining + 64):  # before there is memory for rows of it
+        raise HuffmanError("the data ends early")
     reader.skip(14)
     reader.begin("codebook")
     grid, codebook, zero, shifts = None, None, 0, None

@@ -111,9 +111,8 @@ def search(
         log.result(text, event="tried", **{what: tried.value}, divergence=tried.divergence)
 
     found = choose.farthest(*span, choose.moved_by(model, batches, change), limit, tell)
-    reason = f"what moves held-out outputs by at most {limit:.3g} nats before training"
-    if math.isnan(found.divergence):
-        reason = f"the least change; none is {reason}"
+    which = "the least that is tried: none" if math.isnan(found.divergence) else "what"
+    reason = f"{which} moves held-out outputs by at most {limit:.3g} nats before training"
     value = float(f"{found.value:.3g}")
     log.result(
         f"{what} {value:g}: {reason} (an error budget of {options.error_budget:g} points)",

@@ -180,8 +180,9 @@ def check_overwrites(args: Namespace) -> None:
     """Raises UserError where a file that is to be written is one of a model that is read: itself,
     or weights or a part of an encoding in its folder; where a text is named as a model, which a
     script may read or write under that name; and where one file would be written twice."""
-    from ..files import csv_names, same_file
+    from ..files import same_file
     from ..formats import WEIGHTS, is_index
+    from ..report.names import csv_names
 
     def paths(names: Sequence[str]) -> Iterator[tuple[str, str]]:
         found = ((name, getattr(args, name, None)) for name in names)

@@ -45,8 +45,8 @@ def add_pruning(parser: Parser) -> None:
 
 def body(args: Namespace) -> None:
     from .. import checkpoint, container
-    from ..files import check_output, check_writable, csv_names
-    from ..report import comparison, plots, tables
+    from ..files import check_output, check_writable
+    from ..report import comparison, names, plots, tables
     from ..training import distributed
     from . import stages
 
@@ -56,7 +56,7 @@ def body(args: Namespace) -> None:
         check_writable(output)
         one_file = args.directory.endswith(container.SUFFIX)
         (check_output if one_file else check_writable)(args.directory)
-        for file in (shown.json, *(csv_names(shown.csv) if shown.csv else ()), shown.plot):
+        for file in (shown.json, *(names.csv_names(shown.csv) if shown.csv else ()), shown.plot):
             if file:
                 check_output(file)
         plot: Path | str | None = shown.plot or output / "comparison.png"

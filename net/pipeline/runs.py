@@ -161,9 +161,11 @@ class Run:
         self.check_overwrites(options, Path(path))
         options = choosing.without_auto(self.numbers(options))
         made_by = self.made_by(options) | {MADE_FROM: fingerprint(source)}
-        teacher = self.teacher(options, source) if options.finetune_epochs else None
-        if teacher:  # which may be another model in the folder by now
-            made_by[TAUGHT_BY] = fingerprint(teacher)
+        if options.finetune_epochs and not is_file_name(options.teacher):
+            dense = options.teacher in (DENSE, self.arch)
+            file, arch = (INITIAL, self.arch) if dense else (TEACHER, options.teacher)
+            if teacher := self._beside(file, arch):  # which may be another by then
+                made_by[TAUGHT_BY] = fingerprint(teacher)
         phases = sharing_phases(options.share_parts)
         progress = RunProgress(self.folder / SHARING_PROGRESS, made_by, resume, phases)
         if resume and progress.record is None and (found := self.finished(path, made_by)):
@@ -176,9 +178,7 @@ class Run:
                 return choosing.noise(model, self.dataset, options, self.runtime.log)
 
             options = replace(options, noise=progress.once("noise", search, phases[0]))
-        learn_from = None
-        if options.finetune_epochs:
-            learn_from = self.targets(options, source, teacher=teacher)
+        learn_from = self.targets(options, source) if options.finetune_epochs else None
         found, clusterings = stages.share(
             source, self.dataset, options, self.runtime, learn_from, progress
         )
@@ -193,17 +193,13 @@ class Run:
         return replace(weights.adopted(source, path, self.arch), dataset=self.dataset.name)
 
     def targets(
-        self,
-        options: CommonOptions,
-        source: Checkpoint,
-        progress: RunProgress | None = None,
-        teacher: Checkpoint | None = None,
+        self, options: CommonOptions, source: Checkpoint, progress: RunProgress | None = None
     ) -> Targets:
         """What to learn from after dense training, made once for all stages that learn the same."""
         how = options.teacher_copies, options.temperature, options.distortion, options.seed
         key = (options.teacher, *how, options.amp)
         if key not in self._targets:
-            teacher = teacher or self.teacher(options, source, progress)
+            teacher = self.teacher(options, source, progress)
             self._targets[key] = stages.targets(self.dataset, options, self.runtime, teacher)
         return self._targets[key]
 

@@ -1,6 +1,7 @@
 """Names of tensors in tables and plots: repeated blocks in one row, long names made short."""
 
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from ..errors import printable
 
@@ -157,3 +158,9 @@ def _cut(parts: list[str], width: int) -> str:
 def _ends(text: str, width: int) -> str:
     head = (width - 1) // 2
     return text if len(text) <= width else f"{text[:head]}~{text[len(text) - width + head + 1 :]}"
+
+
+def csv_names(path: str | Path) -> list[Path]:
+    """NAME-stages.csv and NAME-layers.csv, the tables that NAME.csv stands for."""
+    path = Path(path)
+    return [path.with_name(f"{path.stem}-{kind}{path.suffix}") for kind in ("stages", "layers")]

@@ -15,13 +15,13 @@ import torch
 from ..codec.tensors import DTYPES, write_tensor
 from ..encoding import Encoded
 from ..errors import printable, some_names
-from ..files import atomic_write, csv_names
+from ..files import atomic_write
 from ..plan import QUANTIZED
 from ..shared_tensor import COUNTED, Clustering
 from ..tensors import info_of
 from ..training.log import finite
 from ..treatments import Exact, Treatment, Unsigned, treated
-from .names import shorten
+from .names import csv_names, shorten
 
 NOTED = 0.01  # of the encoded bytes: what is left as it is and takes more is named
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())["networks"]
