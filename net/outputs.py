@@ -655,7 +655,8 @@ def images_for(model: nn.Module) -> Images:
     if channels not in (1, 3):
         raise Unseen("the model takes no images")
     size = _config_of(model, "image_size")
-    size = _whole(list(size.values()) if isinstance(size, Mapping) else size, 2)
+    sides = [size.get(side) for side in ("height", "width")] if isinstance(size, Mapping) else size
+    size = _whole(sides, 2)
     height, width = shape[1:] if shape else size or (USUAL_SIZE, USUAL_SIZE)
     own = ("input_mean", "input_std"), ("mean", "std")
     pairs = [(_of(model, mean), _of(model, std)) for mean, std in own]

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import compare_stages
 import weight_share
-from net import checkpoint, encoding
+from net import checkpoint, encoding, sparse
 from net.report import comparison, plots
 from net.training.architectures import build
 
@@ -255,3 +256,25 @@ def test_what_pruning_left_is_counted_in_the_pruned_model(tmp_path):
     [info] = encoding.write({"a.weight": shared}, tmp_path / "x.dc").tensors
     [row] = comparison.layer_rows(replace(stages, tensors=[info]), ["a.weight"])
     assert row["bytes_pruned"] >= 4 * 1024 > row["bytes_before_huffman"]
+
+
+def test_a_dense_model_in_shards_is_as_large_as_its_files(tmp_path):
+    state = build("lenet-5").state_dict()
+    parts = {f"{i}.safetensors": dict(list(state.items())[i::2]) for i in range(2)}
+    (tmp_path / "dense").mkdir()
+    for file, part in parts.items():
+        save_file(part, tmp_path / "dense" / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (tmp_path / "dense" / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = comparison.read(tmp_path, tmp_path / "none", tmp_path / "dense")
+    sizes = [(tmp_path / "dense" / file).stat().st_size for file in parts]
+    assert found.file_bytes == {"initial": sum(sizes)}
+
+
+def test_latency_is_of_as_many_inputs_as_it_says(blobs, monkeypatch):
+    arch = "lenet-300-100(num_classes=3)"
+    model = checkpoint.Checkpoint(build(arch).state_dict(), arch)
+    stages = comparison.Stages({"initial": model}, {}, [], {}, [], None)
+    monkeypatch.setattr(sparse, "latency", lambda _, inputs: inputs)
+    assert len(blobs.test) < 64
+    assert comparison.latency(stages, blobs).shape == (64, 1, 28, 28)

@@ -81,6 +81,17 @@ def test_unwritable_places_are_found_before_training(tmp_path, capsys, monkeypat
     assert (tmp_path / "file").read_text() == "precious"
 
 
+@pytest.mark.parametrize("table", ["stages", "layers"])
+def test_a_folder_where_a_table_is_to_be_is_found_before_training(
+    tmp_path, capsys, monkeypatch, table
+):
+    monkeypatch.setattr(runs, "load_data", lambda *_: pytest.fail("began"))
+    (tmp_path / f"x-{table}.csv").mkdir()
+    places = ["--output", str(tmp_path / "s"), "--directory", str(tmp_path / "e")]
+    assert deep_compressing.main([*FAST, *places, "--csv", str(tmp_path / "x.csv")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: cannot write {tmp_path / f'x-{table}.csv'}")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none(tmp_path, capsys):
     arguments = [*FAST, "--device", "cuda", "--output", str(tmp_path / "s")]

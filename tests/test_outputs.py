@@ -238,6 +238,30 @@ def test_what_takes_no_images_is_not_run():
         outputs.of_module(nn.Linear(3, 2))
 
 
+@pytest.mark.parametrize(
+    ("first", "says", "size"),
+    [
+        (nn.Linear(64, 10), {"input_size": 64}, None),
+        (nn.Conv1d(1, 4, 3), {"input_shape": (1, 128)}, None),
+        (nn.Conv2d(1, 4, 3), {"input_shape": (1, 128)}, (224, 224)),
+        (nn.Conv2d(3, 4, 3), {"image_size": {"width": 24, "height": 32}}, (32, 24)),
+        (nn.Conv2d(3, 4, 3), {"image_size": (32, 24)}, (32, 24)),
+        (nn.Conv2d(3, 4, 3), {"image_size": 32}, (32, 32)),
+        (nn.Linear(64, 10), {"input_size": (3, 32, 24)}, (32, 24)),
+    ],
+)
+def test_what_a_model_says_of_its_inputs_may_be_of_no_images(first, says, size):
+    model = nn.Sequential(first)
+    model.config = SimpleNamespace(**says)
+    if "input_shape" in says:
+        model.input_shape = says["input_shape"]
+    if size:
+        assert outputs.images_for(model).size == size
+    else:
+        with pytest.raises(Unseen, match=r"takes no images$"):
+            outputs.images_for(model)
+
+
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(Unseen, match="pip install scikit-learn"):

@@ -354,6 +354,8 @@ def check_arch(args: Namespace, known: str | None, path: str) -> None:
     wanted, options = architectures.parse(asked.arch or name)
     given = {"num_classes": asked.num_classes, "in_channels": asked.in_channels}
     options |= {option: value for option, value in given.items() if value is not None}
+    if wanted == name and options.get("weights"):  # DEFAULT stands for one of them
+        options["weights"] = architectures.published_weights(name, options["weights"]).name
     has = architectures.options_of(name) | own
     if wanted != name or any(has.get(option) != value for option, value in options.items()):
         shown = ", ".join(f"{option}={value}" for option, value in options.items())
@@ -402,14 +404,16 @@ def no_effect(flag: str, why: str) -> None:
 
 
 def without_effect(
-    args: Namespace, pruning: PruningOptions, sharing: SharingOptions
+    args: Namespace, pruning: PruningOptions, sharing: SharingOptions, bare: bool
 ) -> Iterator[tuple[str, bool, str]]:
-    """(options, whether they have an effect, why they have none) in the stages of the script."""
+    """(options, whether they have an effect, why they have none) in the stages of the script, of a
+    `bare` state dict in sharing alone."""
     prunes, shares = not hasattr(args, "model"), not hasattr(args, "scan")
     by_rate, tuned = sharing.bits == "auto", sharing.finetune_epochs > 0
     searches = shares and by_rate and sharing.noise == "auto"
     auto = searches or (prunes and pruning.density == "auto")
     learns = [prunes and pruning.teacher != "none", shares and tuned and sharing.teacher != "none"]
+    yield "error_budget calibration_images", not bare, "without --arch"
     yield "noise calibration_images", by_rate, "without --bits auto"
     yield "error_budget", auto, "where neither the density nor the noise is auto"
     yield "sensitivity", pruning.density is None, "beside --density"
@@ -417,7 +421,8 @@ def without_effect(
     yield "lr l1 dropout", pruning.epochs > 0, "without epochs of dense training"
     yield "share_parts finetune_lr reassign", tuned, "without epochs of fine-tuning"
     yield "teacher_copies temperature", any(learns), "without a teacher"
-    yield "largest_batch", pruning.batch_size == "auto", "beside --batch-size"
+    batch_size = (pruning if prunes else sharing).batch_size
+    yield "largest_batch", batch_size == "auto", "beside --batch-size"
 
 
 def chosen(args: Namespace, run: "Run | None" = None, recorded: str | None = None) -> Preset:
@@ -427,10 +432,13 @@ def chosen(args: Namespace, run: "Run | None" = None, recorded: str | None = Non
     asked = given(args, PruningOptions) | given(args, SharingOptions)
     found = preset(args, recorded).with_options(asked)
     pruning, sharing = found.pruning, found.sharing
-    for names, wanted, why in without_effect(args, pruning, sharing):
-        for name in (name for name in names.split() if name in asked and not wanted):
-            name = name.removeprefix("finetune_") if hasattr(args, "model") else name
-            no_effect(f"--{name.replace('_', '-')}", why)
+    reasons: dict[str, str] = {}  # the first of each
+    bare = run is None and recorded == "untrained"
+    for names, wanted, why in without_effect(args, pruning, sharing, bare):
+        reasons = {name: why for name in names.split() if name in asked and not wanted} | reasons
+    for name, why in reasons.items():
+        name = name.removeprefix("finetune_") if hasattr(args, "model") else name
+        no_effect(f"--{name.replace('_', '-')}", why)
     if run is None:
         return found
     return replace(

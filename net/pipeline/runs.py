@@ -15,6 +15,7 @@ from ..checkpoint import (
     MADE_FROM,
     RETRAINED,
     SHARED,
+    STAGE_FILES,
     TEACHER,
     Checkpoint,
     fingerprint,
@@ -75,8 +76,9 @@ class Run:
             self.check(options)
             self.try_out(options)
             if len(planned) > 1:  # of the whole pipeline
-                self.check_overwrites(options, self.folder / SHARED, self.folder / DECODED)
+                self.check_overwrites(options, SHARED, DECODED)
             if isinstance(options, PruningOptions):
+                self.check_overwrites(options, INITIAL, RETRAINED)
                 named = options.teacher in ("none", DENSE, self.arch)
                 teacher = None if named or is_file_name(options.teacher) else options.teacher
         device = self.runtime.device
@@ -94,6 +96,7 @@ class Run:
         With `resume` it goes on where a run of the same options was killed.
         """
         self.check(options)
+        self.check_overwrites(options, INITIAL, RETRAINED)
         check_writable(self.folder)
         options = self.numbers(options)
         made_by = self.made_by(options)
@@ -142,6 +145,7 @@ class Run:
 
     def initial(self, options: TrainingOptions) -> Checkpoint:
         """The dense model of an earlier run with these options, or else of one now."""
+        self.check_overwrites(options, INITIAL)
         options = self.numbers(options)
         return earlier(self.folder / INITIAL, self.made_by(options)) or self.train(options)
 
@@ -158,14 +162,14 @@ class Run:
         tensor is then told by the source and the result alone.
         """
         check_output(path)
-        self.check_overwrites(options, Path(path))
+        self.check_overwrites(options, path)
         options = choosing.without_auto(self.numbers(options))
         made_by = self.made_by(options) | {MADE_FROM: fingerprint(source)}
         if options.finetune_epochs and not is_file_name(options.teacher):
             dense = options.teacher in (DENSE, self.arch)
             file, arch = (INITIAL, self.arch) if dense else (TEACHER, options.teacher)
-            if teacher := self._beside(file, arch):  # which may be another by then
-                made_by[TAUGHT_BY] = fingerprint(teacher)
+            teacher = self._beside(file, arch)  # which may be another by then, or gone
+            made_by[TAUGHT_BY] = fingerprint(teacher) if teacher else None
         phases = sharing_phases(options.share_parts)
         progress = RunProgress(self.folder / SHARING_PROGRESS, made_by, resume, phases)
         if resume and progress.record is None and (found := self.finished(path, made_by)):
@@ -257,7 +261,6 @@ class Run:
             resolve(options.sensitivity, kinds)
             if isinstance(options.density, dict):
                 resolve(options.density, kinds)
-            self.check_overwrites(options, self.folder / INITIAL, self.folder / RETRAINED)
         else:
             kinds = compressible(model, options.include, options.exclude)
             resolve(options.bits, kinds)
@@ -289,15 +292,17 @@ class Run:
                 both = f"{options.teacher} has {outputs[0]} outputs, {self.arch} has {outputs[1]}"
                 raise UserError(f"{both}: one cannot learn from the other")
 
-    def check_overwrites(self, options: CommonOptions, *written: Path) -> None:
-        """Raises UserError where a file that is to be written is the teacher, or the weights that
-        a run begins with (which it may write again where it does not train them)."""
+    def check_overwrites(self, options: CommonOptions, *written: str | Path) -> None:
+        """Raises UserError where a file that is to be written, of the folder or a whole path, is
+        the teacher, or the weights that a run begins with (which it may write again where it does
+        not train them)."""
         begins_with, epochs = getattr(options, "weights", None), getattr(options, "epochs", 0)
         read = {"teacher": options.teacher if is_file_name(options.teacher) else None}
         read["model"] = None if begins_with and weights.is_published(begins_with) else begins_with
         for what, source in read.items():
-            for path in written:
-                again = what == "model" and path.name == INITIAL and not epochs
+            for file in written:
+                path = self.folder / file if file in STAGE_FILES.values() else file
+                again = what == "model" and file == INITIAL and not epochs
                 if source and not again and same_file(path, source):
                     raise UserError(
                         f"the {what} {source} is a file that this run writes; copy it, or give "

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from typing import TextIO
 
 from ..errors import UserError
 from ..files import reason
@@ -26,8 +27,8 @@ def downloading(urls: Sequence[str], problem: str, hint: str) -> Iterator[None]:
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(8.0)
     try:
-        # torchvision's bar, which is drawn into files as well
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        # torchvision's bar is drawn into files as well
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(_WithoutBars(sys.stderr)):
             yield
     except MemoryError:
         raise
@@ -35,6 +36,22 @@ def downloading(urls: Sequence[str], problem: str, hint: str) -> Iterator[None]:
         raise UserError(f"{problem} and cannot be downloaded ({reason(error)}); {hint}") from None
     finally:
         socket.setdefaulttimeout(previous)
+
+
+class _WithoutBars(io.TextIOBase):
+    """A stream without what tqdm draws, which begins with a return, and the line end after it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.within_line = stream, False
+
+    def write(self, text: str) -> int:
+        if "\r" not in text and (self.within_line or text != "\n"):
+            self.stream.write(text)
+            self.within_line = not text.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def reachable(urls: Sequence[str], seconds: float = 6.0) -> bool:

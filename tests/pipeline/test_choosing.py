@@ -169,3 +169,25 @@ def test_what_the_outputs_feel_is_measured_once_for_all_noises(trained, monkeypa
     options = SharingOptions(bits="auto", distortion=0.0, bias_bits=0, finetune_epochs=0)
     choosing.noise(model, data, options, SILENT)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "text"),
+    [
+        (
+            0.0,
+            "noise 0.05: the least that is tried: none moves held-out outputs by at most 0 nats",
+        ),
+        (
+            100.0,
+            "noise 6.16: what moves held-out outputs by at most 4 nats",
+        ),  # the last that is tried
+    ],
+)
+def test_what_was_chosen_is_told_with_its_reason(trained, capsys, budget, text):
+    def change(model, value):
+        model[2].weight.data.mul_(1 - value / 100)
+
+    options = SharingOptions(error_budget=budget, distortion=0.0)
+    choosing.search(*trained, options, Log(), "noise", change, choosing.NOISES)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(text)

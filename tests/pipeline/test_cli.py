@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import deep_compressing
+import pruning
+import weight_share
 from net import checkpoint
 from net.errors import UserError, printable
 from net.pipeline import cli, presets, process
@@ -115,6 +117,69 @@ def test_an_explicit_option_overrides_the_preset():
     assert preset.sharing.bits == 3
     assert preset.pruning.distortion == preset.sharing.distortion == 0.5
     assert preset.sharing.finetune_epochs == presets.load("smallest").sharing.finetune_epochs
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "why"),
+    [
+        (pruning, "--error-budget 5", "where neither the density nor the noise is auto"),
+        (pruning, "--epochs 0 --lr 1", "without epochs of dense training"),
+        (pruning, "--epochs 0 --l1 1", "without epochs of dense training"),
+        (pruning, "--temperature 3", "without a teacher"),
+        (pruning, "--batch-size 9 --largest-batch 9", "beside --batch-size"),
+        (weight_share, "m --epochs 0 --lr 1", "without epochs of fine-tuning"),
+        (weight_share, "m --epochs 0 --teacher dense --temperature 3", "without a teacher"),
+        (weight_share, "m --bits auto --noise 1 --error-budget 5", "where neither the density nor"),
+        (deep_compressing, "--finetune-epochs 0 --finetune-lr 1", "without epochs of fine-tuning"),
+        (deep_compressing, "--error-budget 5", "where neither the density nor the noise is auto"),
+        (weight_share, "m --preset NAME --largest-batch 9", None),
+        (pruning, "--density auto --error-budget 5 --lr 1 --l1 1 --largest-batch 9", None),
+        (pruning, "--teacher dense --temperature 3", None),
+        (weight_share, "m --bits auto --error-budget 5 --epochs 1 --lr 1", None),
+        (deep_compressing, "--bits auto --error-budget 5 --finetune-lr 1", None),
+    ],
+)
+def test_an_option_without_effect_is_told(script, given, why, tmp_path, capsys):
+    of_pruning = tmp_path / "of_pruning.json"
+    of_pruning.write_text('{"pruning": {"batch_size": 64}}')
+    given = given.replace("NAME", str(of_pruning))
+    cli.chosen(script.parser().parse_args(given.split()))
+    flag = given.split()[-2]
+    told = capsys.readouterr().err
+    assert told.startswith(f"NOTE: {flag} has no effect {why}") if why else told == ""
+
+
+def test_what_a_bare_state_dict_has_no_use_for_is_told(capsys):
+    given = ["m.pth", "--error-budget", "5", "--calibration-images", "9"]
+    cli.chosen(weight_share.parser().parse_args(given), recorded="untrained")
+    told = capsys.readouterr().err
+    assert told == (
+        "NOTE: --error-budget has no effect without --arch\n"
+        "NOTE: --calibration-images has no effect without --arch\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "fits"),
+    [
+        ("lenet-300-100", "--arch lenet-300-100(num_classes=3)", False),
+        ("lenet-300-100", "--num-classes 7", False),
+        ("lenet-300-100", "--in-channels 3", False),
+        ("lenet-300-100(num_classes=3)", "--arch lenet-300-100 --num-classes 10", False),
+        ("lenet-300-100", "--arch lenet-300-100(num_classes=10)", True),
+        ("lenet-300-100", "--num-classes 10", True),
+        ("lenet-300-100(num_classes=3)", "--arch lenet-300-100", True),
+        ("lenet-300-100(num_classes=3)", "--num-classes 3", True),
+        (None, "--num-classes 7", True),
+    ],
+)
+def test_options_of_an_architecture_that_are_not_the_model_s(known, asked, fits):
+    args = weight_share.parser().parse_args(["m", *asked.split()])
+    if fits:
+        cli.check_arch(args, known, "m")
+    else:
+        with pytest.raises(UserError, match=r"m is a lenet-300-100.*, not a lenet-300-100\("):
+            cli.check_arch(args, known, "m")
 
 
 def test_which_preset_holds_where_none_is_given():
@@ -341,6 +406,7 @@ def test_paths_of_another_encoding(tmp_path, capsys):
         (["--json", "saves/initial_model.ptmodel"], "the name of a model; give another --json"),
         (["--log", "new.safetensors"], "the name of a model; give another --log"),
         (["--json", "a", "--log", "./a"], "./a is given as --json and as --log"),
+        (["--csv", "y.csv", "--json", "y-stages.csv"], "is given as --json and as --csv"),
         (["--log", ""], "--log is empty"),
         (["--weights", ""], "--weights is empty"),
     ],

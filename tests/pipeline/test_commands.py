@@ -228,6 +228,32 @@ def test_what_are_no_inputs(model, here, capsys, name, content, text):
     fails(capsys, arguments, 1, text)
 
 
+def test_an_image_that_is_a_decompression_bomb(here, capsys, monkeypatch):
+    torch.save(architectures.build("lenet-5").state_dict(), "lenet.pth")
+    (here / "images").mkdir()
+    Image.new("L", (30, 30)).save(here / "images" / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    arguments = ["compress", "lenet.pth", "-o", "b.dc", "--arch", "lenet-5", "--inputs", "images"]
+    fails(capsys, arguments, 1, "a.png cannot be read: Image size (900 pixels) exceeds limit")
+
+
+@pytest.mark.parametrize("empty", [torch.zeros(0, 1, 28, 28), {}, []])
+def test_inputs_that_are_none_at_all(here, capsys, empty):
+    torch.save(architectures.build("lenet-5").state_dict(), "lenet.pth")
+    torch.save(empty, "inputs.pt")
+    arguments = ["compress", "lenet.pth", "-o", "b.dc", "--arch", "lenet-5", "--inputs"]
+    fails(capsys, [*arguments, "inputs.pt"], 1, "inputs.pt holds no inputs: it is empty")
+
+
+def test_what_is_decoded_is_not_written_over(model, here, capsys):
+    assert main(["compress", "model.pth"]) == 0
+    before = (here / "model.dc").read_bytes()
+    capsys.readouterr()
+    arguments = ["decompress", "model.dc", "-o", "model.dc", "--force"]
+    fails(capsys, arguments, 1, "model.dc is a file of the model model.dc")
+    assert (here / "model.dc").read_bytes() == before
+
+
 def test_info(model, here, capsys):
     pytest.importorskip("net.report.contents")
     assert main(["compress", "model.pth"]) == 0

@@ -83,6 +83,13 @@ def test_patterns_are_a_text_or_a_list(tmp_path):
         assert found.pruning.exclude == found.sharing.exclude == ("a", "b*")
 
 
+def test_no_patterns_are_an_empty_list_or_nothing(tmp_path):
+    content = {"options": {"exclude": [], "include": None}, "sharing": {"include": []}}
+    found = presets.load(write(tmp_path / "own.json", content))
+    for stage in (found.pruning, found.sharing):
+        assert (stage.include, stage.exclude) == (None, ())
+
+
 def test_no_such_preset(tmp_path):
     with pytest.raises(UserError, match=r"no preset 'smalest'; there are .*paper"):
         presets.load("smalest")

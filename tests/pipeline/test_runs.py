@@ -14,7 +14,7 @@ import deep_compressing
 import pruning
 import weight_share
 from net import checkpoint, files
-from net.pipeline import runs, stages
+from net.pipeline import runs, scan, stages
 from net.report import plots
 from net.training.models import LeNet300100
 from net.training.resume import PhaseProgress, RunProgress
@@ -330,3 +330,100 @@ def test_an_arch_that_is_not_the_model_s(few_digits, tmp_path, capsys):
     assert weight_share.main([*arguments, "--arch", "lenet-5"]) == 1
     assert "is a lenet-300-100, not a lenet-5" in capsys.readouterr().err
     assert weight_share.main([*arguments, "--arch", "lenet-300-100"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "epochs"),
+    [
+        (pruning, checkpoint.INITIAL, "1"),
+        (pruning, checkpoint.RETRAINED, "0"),
+        (deep_compressing, checkpoint.SHARED, "0"),
+        (deep_compressing, checkpoint.DECODED, "0"),
+    ],
+)
+def test_the_weights_that_a_run_begins_with_are_not_written_over(
+    few_digits, tmp_path, monkeypatch, capsys, script, name, epochs
+):
+    monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("began"))
+    (tmp_path / "out").mkdir()
+    weights = dense(tmp_path / "out" / name)
+    before = Path(weights).read_bytes()
+    arguments = [
+        *QUICK,
+        "--weights",
+        weights,
+        "--epochs",
+        epochs,
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    if script is deep_compressing:
+        arguments += ["--directory", str(tmp_path / "enc"), "--plot", str(tmp_path / "page.png")]
+    assert script.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error == (
+        f"error: the model {weights} is a file that this run writes; copy it, or give another "
+        "--output\n"
+    )
+    assert Path(weights).read_bytes() == before
+
+
+def test_a_teacher_of_another_architecture_with_other_outputs(
+    few_digits, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("began"))
+    arguments = ["--teacher", "lenet-5", "--num-classes", "12", "--output", str(tmp_path)]
+    assert pruning.main([*QUICK, *arguments]) == 1
+    assert "lenet-5 has 10 outputs, lenet-300-100(num_classes=12) has 12" in capsys.readouterr().err
+
+
+def test_sharing_does_not_go_on_with_what_another_dense_model_has_taught(
+    few_digits, tmp_path, monkeypatch, capsys
+):
+    source, target = dense(tmp_path / "m.ptmodel"), tmp_path / "out" / "s.ptmodel"
+    target.parent.mkdir()
+    share = [source, *FAST[:6], "--epochs", "1", "--output", str(target), "--resume"]
+    share += ["--teacher", "dense", "--teacher-copies", "1"]
+    made = []
+    for seed in (1, 2):
+        dense(target.parent / checkpoint.INITIAL, seed)
+        assert weight_share.main(share) == 0
+        made.append(target.read_bytes())
+    assert made[0] != made[1]
+    assert "s.ptmodel is of another model, data or options; this run begins anew" in (
+        capsys.readouterr().err
+    )
+    assert weight_share.main(share) == 0
+    assert "finished already" in capsys.readouterr().out
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunProgress, "finish", killed)
+        assert weight_share.main(share[:-5] + share[-4:]) == 130  # without --resume
+    dense(target.parent / checkpoint.INITIAL, 3)
+    assert weight_share.main(share) == 1
+    assert "is of a run with other options" in capsys.readouterr().err
+
+
+def test_what_is_finished_does_not_ask_for_its_teacher(few_digits, tmp_path, capsys):
+    source, target = dense(tmp_path / "m.ptmodel"), tmp_path / "out" / "s.ptmodel"
+    target.parent.mkdir()
+    dense(target.parent / checkpoint.INITIAL, 1)
+    share = [source, *FAST[:6], "--epochs", "1", "--output", str(target), "--resume"]
+    share += ["--teacher", "dense", "--teacher-copies", "1"]
+    assert weight_share.main(share) == 0
+    made = target.read_bytes()
+    (target.parent / checkpoint.INITIAL).unlink()
+    assert weight_share.main(share) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert target.read_bytes() == made
+
+
+def test_a_scan_writes_no_pruned_model(few_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "scan_initial", lambda *_: pytest.fail("reached"))
+    weights = dense(tmp_path / checkpoint.RETRAINED)
+    arguments = ["--scan", "--weights", weights, "--epochs", "0", "--output", str(tmp_path)]
+    with pytest.raises(pytest.fail.Exception, match="reached"):
+        pruning.main([*QUICK, *arguments])

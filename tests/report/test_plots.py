@@ -248,3 +248,34 @@ def test_names_that_matplotlib_cannot_draw(figures, tmp_path):
         plots.save(plots.comparison_page(figures), tmp_path / "a.png")
     assert figures["dataset"].startswith("a\x1b")  # as it was
     assert plots.drawable({"a$": ["$b\n", 1]}) == {r"a\$": [r"\$b\n", 1]}
+
+
+def test_a_model_of_which_nothing_is_left_is_drawn(figures):
+    nothing = {"bytes_pruned": 0, "bytes_before_huffman": 0}
+    figures["layers"] = [layer | nothing for layer in figures["layers"]]
+    figures["other"] |= nothing
+    axes = plots.new_figure(3).subplots()
+    plots.draw_stages(axes, figures)
+    shown = [text.get_text().split() for text in axes.texts]
+    assert [text for text in shown if text[:2] == ["0", "B"]] == [["0", "B"]] * 2
+    assert shown[-1][-1] == f"{figures['original_bytes'] / figures['encoded_bytes']:.1f}x"
+    assert 0 < axes.get_xlim()[0] < 1
+
+
+def test_the_largest_layers_of_a_model_that_was_shared_as_it_was():
+    sizes = (4, 64, 8, 100, 64)
+    found = {"decoded": Checkpoint({f"l{i}.weight": torch.ones(n) for i, n in enumerate(sizes)})}
+    layers = [comparison.distribution(name, found) for name in found["decoded"].state_dict]
+    assert [layer["name"] for layer in plots.largest(layers, 3)] == ["l1", "l3", "l4"]
+
+
+def test_a_scan_without_an_error_has_a_linear_scale():
+    points = [
+        {"density": density, "error_percent": error, "loss": 0.1 + error}
+        for density, error in ((1.0, 0.0), (0.1, 0.5))
+    ]
+    figures = {"arch": "a", "dataset": "b", "reached": 0.5, "chosen": {"fc": 0.5}}
+    figures |= {"error_percent": 0.0, "loss": 0.1, "layers": [{"name": "fc", "points": points}]}
+    error, loss = plots.scan_page(figures).axes
+    assert (error.get_yscale(), error.get_ylabel()) == ("linear", "held-out error, percent")
+    assert (loss.get_yscale(), loss.get_ylabel()) == ("log", "held-out loss, nats (log scale)")

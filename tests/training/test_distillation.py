@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from net.checkpoint import Checkpoint
+from net.pipeline import stages
+from net.pipeline.options import PruningOptions
+from net.pipeline.stages import Runtime
 from net.training import splits
+from net.training.architectures import build
 from net.training.distillation import (
     Distilled,
     Distorted,
@@ -97,3 +102,17 @@ def test_loss_against_its_definition():
     assert distillation_loss(student, teacher, 2.0).item() == pytest.approx(
         expected.item(), rel=1e-4
     )
+
+
+def test_what_a_teacher_sees_does_not_depend_on_the_test_batch_size(blobs):
+    torch.manual_seed(0)
+    teacher = Checkpoint(
+        build("lenet-300-100(num_classes=3)").state_dict(), "lenet-300-100(num_classes=3)"
+    )
+    options = PruningOptions(teacher_copies=2, batch_size=16)
+    found = [
+        stages.targets(blobs, options, Runtime(test_batch_size=size), teacher).split
+        for size in (1000, 7)
+    ]
+    assert all(isinstance(split, Distilled) for split in found)
+    assert torch.equal(found[0].logits, found[1].logits)

@@ -165,3 +165,12 @@ def test_folders_that_are_no_data_set(tmp_path, make, message):
         write_images(tmp_path / part, counts)
     with pytest.raises(UserError, match=message):
         load(tmp_path)
+
+
+def test_beside_val_a_fraction_has_no_effect(images, capsys):
+    found = load(images, val_fraction=0.5)
+    assert "NOTE: a part to test on has no effect" in capsys.readouterr().err
+    usual = load(images)
+    assert found.name == usual.name == f"folder:{images}"
+    assert torch.equal(found.test.inputs, usual.test.inputs)
+    assert capsys.readouterr().err == ""

@@ -8,11 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from net import Pruner, WeightSharing, prune
+from net.pipeline.stages import Runtime
 from net.prune import shrink
 from net.tensors import version_of
 from net.training import loop
 from net.training.architectures import build
 from net.training.distillation import Distorted, distillation_loss
+from net.training.log import Log
 from net.training.loop import Schedule, adam, evaluate, fit, learning_rate, set_dropout
 from net.training.splits import Split
 
@@ -88,8 +90,6 @@ def test_another_loss_and_its_targets(blobs):
 
 
 def test_the_held_out_figures_are_the_callers(blobs, capsys):
-    from net.training.log import Log
-
     model = linear()
     optimizer = adam(model.parameters(), 1e-2)
     fit(model, optimizer, blobs.train, Schedule(1, 48), validate=lambda: (0.5, 12.5), log=Log())
@@ -316,3 +316,14 @@ def test_denormals_are_for_the_caller_what_they_were(before):
         assert bool(torch.tensor([1e-310], dtype=torch.float64) * 1 == 0) == before
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan, math.inf])
+def test_training_that_has_diverged_is_told(blobs, capsys, value):
+    model = linear()
+    with torch.no_grad():
+        model[1].bias[0] = value
+    Runtime(log=Log()).test_error(model, "retrained", blobs)
+    told = capsys.readouterr().err
+    expected = "NOTE: retrained: training has diverged, the outputs are not finite\n"
+    assert told == ("" if value == 1 else expected)

@@ -4,13 +4,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import TensorDataset
 
 from net.errors import UserError
 from net.training import datasets, reading, splits
 from net.training.distillation import Distorted, distilled
 from net.training.inputs import Input
-from net.training.own_data import image_kind
+from net.training.own_data import image_kind, read_image
 
 
 @pytest.fixture
@@ -364,3 +365,21 @@ def test_a_factory_that_fails_is_named_with_its_line(tmp_path, monkeypatch):
 def test_a_checkpoint_cannot_name_a_librarys_code(name):
     with pytest.raises(UserError, match="is not code of your own"):
         datasets.load(name, "", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("a.png", "<u2"), ("a.tif", "<u2"), ("a.tif", ">u2"), ("a.tif", "i4")]
+)
+def test_grey_values_of_16_bits_are_scaled_to_8(tmp_path, name, dtype):
+    values = np.array([[0, 256, 300], [20000, 60000, 65535]], dtype)
+    Image.fromarray(values).save(tmp_path / name)
+    shown = read_image(str(tmp_path / name), (2, 3))
+    assert all(channel.tolist() == [[0, 1, 1], [78, 234, 255]] for channel in shown)
+
+
+def test_grey_values_of_which_nobody_says_what_white_is(tmp_path):
+    for values in (np.full((2, 3), 0.5, np.float32), np.full((2, 3), 1 << 16, np.int32)):
+        path = str(tmp_path / "a.tif")
+        Image.fromarray(values).save(path)
+        with pytest.raises(ValueError, match="grey values that are not of 8 or 16 bits"):
+            read_image(path, (2, 3))

@@ -3,7 +3,7 @@ import torch
 
 from net.errors import UserError
 from net.training.inputs import Adapt, Input
-from net.training.splits import Dataset, Split, adapted
+from net.training.splits import Dataset, Split, adapted, at_a_time
 
 
 def test_shuffled_batches_cover_every_image_once():
@@ -45,3 +45,11 @@ def test_only_images_are_adapted():
 def test_images_that_cannot_be_adapted():
     with pytest.raises(UserError, match="the model takes images of 4 channels, made has 3"):
         adapted(dataset(torch.zeros(6, 3, 9, 9), "photographs"), Input(4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((1, 28, 28), 1000), ((3, 32, 32), 1000), ((), 1000), ((3, 224, 224), 20), ((1 << 22,), 1)],
+)
+def test_large_inputs_are_fewer_at_a_time(shape, count):
+    assert at_a_time(Split(torch.zeros(2, *shape), torch.zeros(2))) == count

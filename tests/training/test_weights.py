@@ -81,6 +81,14 @@ def test_adopted_are_the_weights_and_what_is_beside_them():
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict.items())
 
 
+def test_what_nothing_is_going_to_train_is_not_adopted_with_a_last_layer_as_drawn():
+    source = checkpoint.Checkpoint(architectures.build("lenet-5(num_classes=5)").state_dict())
+    with pytest.raises(UserError, match=r"m\.pth has another number of classes than lenet-5; give"):
+        weights.adopted(source, "m.pth", "lenet-5")
+    found = weights.adopted(source, "m.pth", "lenet-5(num_classes=5)")
+    assert len(found.state_dict["fc2.bias"]) == 5
+
+
 def test_an_average_of_weights_and_its_counter(old):
     given = {f"module.{name}": tensor for name, tensor in old.items()}
     model = normed()
