@@ -48,6 +48,13 @@ def script(name, folder):
     return started(command, folder)
 
 
+def heard():
+    """Signals are ignored where the tests run in the background of a shell, or by nohup, and that
+    is inherited."""
+    for kind in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(kind, signal.SIG_DFL)
+
+
 def started(command, folder):
     return subprocess.Popen(
         command,
@@ -56,8 +63,7 @@ def started(command, folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Ignored where the tests run in the background of a shell, and inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heard,
     )
 
 
@@ -181,7 +187,7 @@ def test_while_a_script_imports(tmp_path, name):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heard,
     )
     assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGINT)
