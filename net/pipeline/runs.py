@@ -316,14 +316,10 @@ class Run:
         if found:
             self.runtime.log.result(f"{path}: finished already", event="finished")
         elif os.path.exists(path):
-            of_others = (
-                "does not say what made it"
-                if Path(path).suffix == shards.SUFFIX
-                else ("is of another model, data or options")
-            )
-            self.runtime.log.note(
-                f"--resume: {path} {of_others}; this run begins anew, and replaces it"
-            )
+            why = "is of another model, data or options"
+            if Path(path).suffix == shards.SUFFIX:
+                why = "does not say what made it"
+            self.runtime.log.note(f"--resume: {path} {why}; this run begins anew, and replaces it")
         return found
 
     def forget(self) -> None:

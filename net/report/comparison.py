@@ -368,7 +368,8 @@ def distribution(name: str, found: dict[str, Checkpoint]) -> dict:
     if low == high:  # a constant weight
         low, high = low - 1, high + 1
     beyond = sum(int(((values < low) | (values > high)).sum()) for values in histograms)
-    parameters = max(m.state_dict[name].numel() for m in found.values() if name in m.state_dict)
+    states = [model.state_dict for model in found.values()]
+    parameters = max((state[name].numel() for state in states if name in state), default=0)
     row: dict = {"name": shortest_name(name), "parameters": parameters}
     row |= {"low": low, "high": high, "beyond": beyond}
     for stage in ("initial", "retrained"):
