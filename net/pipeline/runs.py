@@ -166,9 +166,7 @@ class Run:
         options = choosing.without_auto(self.numbers(options))
         made_by = self.made_by(options) | {MADE_FROM: fingerprint(source)}
         if options.finetune_epochs and not is_file_name(options.teacher):
-            dense = options.teacher in (DENSE, self.arch)
-            file, arch = (INITIAL, self.arch) if dense else (TEACHER, options.teacher)
-            teacher = self._beside(file, arch)  # which may be another by then, or gone
+            teacher = self._known(options.teacher)  # which may be another by then, or gone
             made_by[TAUGHT_BY] = fingerprint(teacher) if teacher else None
         phases = sharing_phases(options.share_parts)
         progress = RunProgress(self.folder / SHARING_PROGRESS, made_by, resume, phases)
@@ -218,7 +216,7 @@ class Run:
         if is_file_name(options.teacher):
             return checkpoint.load(options.teacher)
         if options.teacher in (DENSE, self.arch):
-            if found := self._beside(INITIAL, self.arch):
+            if found := self._known(options.teacher):
                 return found
             if source.stage not in (None, "initial"):
                 self.runtime.log.note(
@@ -228,7 +226,7 @@ class Run:
             return source
         # Sharing has no options to train one by: it takes what pruning has left.
         if not isinstance(options, PruningOptions):
-            if found := self._beside(TEACHER, options.teacher):
+            if found := self._known(options.teacher):
                 return found
             raise UserError(
                 f"there is no teacher {options.teacher} in {self.folder}/; run pruning.py with "
@@ -241,6 +239,13 @@ class Run:
         if progress and progress.passed("teacher"):  # its file has been lost since
             progress = None
         return self.train(training, progress, options.teacher)
+
+    def _known(self, teacher: str) -> Checkpoint | None:
+        """The teacher of that name in the folders: the dense model, or one of another architecture
+        that pruning has trained."""
+        if teacher in (DENSE, self.arch):
+            return self._beside(INITIAL, self.arch)
+        return self._beside(TEACHER, teacher)
 
     def _beside(self, file: str, arch: str) -> Checkpoint | None:
         """The model of this architecture, trained on this data set, in a file of the folders."""

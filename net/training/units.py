@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from ..modules import modules_by_name
 from .loop import Loss
 from .splits import Batches
 
@@ -23,7 +24,7 @@ def masked_layers(model: nn.Module, masks: Masks) -> dict[str, Layer]:
 
     What is fed through them is a matrix product with `weight`, which the functions below count on.
     """
-    modules = dict(model.named_modules())
+    modules = modules_by_name(model)
     owners = {name: modules[name.rpartition(".")[0]] for name in masks}
     return {n: layer for n, layer in owners.items() if isinstance(layer, Layer)}
 
